@@ -1,0 +1,46 @@
+"""What can go wrong, one class a kind, each with the exit status that it ends a job with.
+
+Owns the vocabulary of failure. Knows nothing of MPI. `PeerFailed` never reaches a user: the
+framework catches it and recovers. Everything else that leaves a `with diml.init()` block ends
+all ranks with `exit_status`, its message printed once.
+"""
+
+from __future__ import annotations
+
+
+class DimlError(Exception):
+    """Base of all errors that DiML raises on purpose."""
+
+    exit_status = 1
+
+
+class Misuse(DimlError):
+    """A bad flag, a bad call or bad input: the caller can mend it. One line, exit status 2."""
+
+    exit_status = 2
+
+
+class PeerFailed(DimlError):
+    """A rank died or a communicator was revoked: whoever holds the call goes to recovery."""
+
+
+class Mismatch(DimlError):
+    """Ranks called different collectives, or a replay diverged. The message names both call sites."""
+
+
+class DeadlineExceeded(DimlError):
+    """A wait outlived its deadline. The message names who is late and where."""
+
+
+class CorruptState(DimlError):
+    """A checkpoint or a replica is damaged, foreign or incomplete."""
+
+
+class GaveUp(DimlError):
+    """Recovery is not possible: a state has no holder left, or no process can take a rank's place."""
+
+
+class Resumable(GaveUp):
+    """Stopped in good order; a durable checkpoint is there to go on from. Exit status 75."""
+
+    exit_status = 75
