@@ -1,0 +1,1 @@
+"""What several tests need: starting real MPI jobs, and nothing else."""
