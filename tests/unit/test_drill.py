@@ -1,0 +1,70 @@
+"""The drill grammar: what it reads, what it refuses, when a drill is due."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diml.drill import POINTS, SIGNALS, Drill, DrillPlan, parse_drill, parse_drills
+from diml.errors import Misuse
+
+
+@pytest.mark.parametrize(
+    ("text", "drill"),
+    [
+        ("1,2,3,0", Drill(1, 2, 3, 0, "entry", "KILL")),
+        ("1,2,3,0,inside", Drill(1, 2, 3, 0, "inside", "KILL")),
+        ("1,2,3,0,STOP", Drill(1, 2, 3, 0, "entry", "STOP")),
+        (" 10, 0,0,1, repair ,KILL", Drill(10, 0, 0, 1, "repair", "KILL")),
+    ],
+)
+def test_reads_the_grammar(text: str, drill: Drill) -> None:
+    assert parse_drill(text) == drill
+
+
+@given(
+    st.builds(
+        Drill,
+        *[st.integers(0, 10**6)] * 4,
+        st.sampled_from(POINTS),
+        st.sampled_from(SIGNALS),
+    )
+)
+def test_every_drill_reads_back_from_its_text(drill: Drill) -> None:
+    assert parse_drill(str(drill)) == drill
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "0 of the 4 numbers|1 of the 4"),
+        ("1,2,3", "3 of the 4 numbers"),
+        ("1,2,x,0", "sequence 'x'"),
+        ("-1,2,3,0", "rank '-1'"),
+        ("1,2,3,٣", "incarnation '٣'"),
+        ("1,2,3,0,middle", "point 'middle'"),
+        ("1,2,3,0,inside,TERM", "signal 'TERM'"),
+        ("1,2,3,0,STOP,inside", "nothing may follow"),
+        ("1,2,3,0,inside,KILL,1", "nothing may follow"),
+    ],
+)
+def test_refuses_in_one_line_that_names_the_word(text: str, word: str) -> None:
+    with pytest.raises(Misuse, match=word) as failure:
+        parse_drill(text)
+    assert "\n" not in str(failure.value)
+
+
+def test_a_plan_strikes_at_its_coordinates_only() -> None:
+    plan = DrillPlan(parse_drills("1,2,3,0 1,2,3,1,checkpoint,STOP"))
+    assert plan.strike(1, 2, 3, 0, "entry") == "KILL"
+    assert plan.strike(1, 2, 3, 1, "checkpoint") == "STOP"
+    for miss in [(0, 2, 3, 0), (1, 1, 3, 0), (1, 2, 2, 0), (1, 2, 3, 1), (1, 2, 3, 2)]:
+        assert plan.strike(*miss, "entry") is None
+    assert plan.strike(1, 2, 3, 0, "inside") is None
+    assert DrillPlan().strike(0, 0, 0, 0, "entry") is None
+
+
+def test_two_signals_at_one_place_are_refused() -> None:
+    with pytest.raises(Misuse, match="another signal"):
+        DrillPlan(parse_drills("1,2,3,0,KILL 1,2,3,0,STOP"))
