@@ -23,11 +23,12 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from diml.config import OPTIONS, Option
 from diml.errors import DimlError, Misuse
+from diml.world.launch import speaks
 
 INTERRUPTED = 130
 
@@ -117,15 +118,6 @@ def real(
         return number
 
     return read
-
-
-def speaks(env: Mapping[str, str]) -> bool:
-    """Whether this process says what all ranks would say: rank 0, or without a launcher.
-
-    For use before MPI is up. A process that was spawned later is nobody's rank 0 here.
-    """
-    rank = env.get("OMPI_COMM_WORLD_RANK") or env.get("PMIX_RANK") or env.get("PMI_RANK") or "0"
-    return rank == "0"
 
 
 def run_job(main: Callable[[Sequence[str]], int | None]) -> NoReturn:

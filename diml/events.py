@@ -1,0 +1,116 @@
+"""The event log: what happened in a run, one JSON line an event, all processes into one file.
+
+Owns the schema and the file. Must not know ranks' communication; it is given who the process is.
+Invariant: a line is one `write` to a file opened for appending, so that lines of several
+processes on one host do not mix (on a network file system give each host its own file).
+
+Schema. Every line has these, then fields of its own kind:
+
+    time         float   seconds since 1970, by the clock of `host`
+    run          str     the same on all ranks of one run
+    uid          int     the process, for the whole run (the rank that the launcher gave it)
+    role         str     "worker", "server" or "spare" at this moment
+    rank         int     logical rank within the role
+    incarnation  int     how often that rank has died
+    epoch        int     how often the world has been repaired
+    host, pid    str, int
+    what         str     the kind of event
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diml.errors import Misuse
+
+FIXED = ("time", "run", "uid", "role", "rank", "incarnation", "epoch", "host", "pid", "what")
+
+
+class EventLog:
+    """A process's pen. Without a path it writes nothing, at the cost of one comparison a call."""
+
+    def __init__(self, path: Path | None, *, run: str, uid: int) -> None:
+        """Open (or create) the log. Raises Misuse if the file cannot be written."""
+        self._descriptor: int | None = None
+        if path is not None:
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+                self._descriptor = os.open(path, flags, 0o600)
+            except OSError as error:
+                raise Misuse(f"event log {path}: {error.strerror}") from None
+        self._process = {"host": socket.gethostname(), "pid": os.getpid()}
+        self._run = {"run": run, "uid": uid}
+        self._place: dict[str, Any] = {"role": "spare", "rank": 0, "incarnation": 0, "epoch": 0}
+
+    def stand(self, *, role: str, rank: int, incarnation: int, epoch: int) -> None:
+        """From now on this process is that rank. To be called after each repair."""
+        self._place = {"role": role, "rank": rank, "incarnation": incarnation, "epoch": epoch}
+
+    def __call__(self, what: str, **fields: Any) -> None:
+        """Write one event. NumPy values are taken; NaN and infinities become null.
+
+        A log that can no longer be written (a full disk) is given up with one line on stderr: it
+        must not end the run that it tells of.
+        """
+        if self._descriptor is None:
+            return
+        assert not set(fields) & set(FIXED), fields
+        event = {"time": time.time(), **self._run, **self._place, **self._process, "what": what}
+        line = json.dumps(_plain({**event, **fields}), separators=(",", ":"), allow_nan=False)
+        try:
+            os.write(self._descriptor, line.encode() + b"\n")
+        except OSError as error:
+            self.close()
+            print(f"diml: the event log ends here: {error.strerror}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Close the file; later events are dropped."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All events of a log, as they stand in it.
+
+    A last line without its end is left out: its writer died. Raises Misuse naming the file and
+    the line for anything else that is no event.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Misuse(f"event log {path}: {error.strerror}") from None
+    events = []
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        try:
+            event = json.loads(line)
+            missing = [name for name in FIXED if name not in event]
+        except (ValueError, TypeError):
+            raise Misuse(f"event log {path}, line {number}: not JSON") from None
+        if missing:
+            raise Misuse(f"event log {path}, line {number}: no {missing[0]!r}")
+        events.append(event)
+    return events
+
+
+def _plain(value: Any) -> Any:
+    """The value in the types that JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str | bool | int) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # NumPy's scalars and arrays, without importing NumPy
+        return _plain(value.tolist())
+    return str(value)
