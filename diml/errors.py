@@ -44,3 +44,7 @@ class Resumable(GaveUp):
     """Stopped in good order; a durable checkpoint is there to go on from. Exit status 75."""
 
     exit_status = 75
+
+
+class CallFailed(DimlError):
+    """MPI refused or broke a call for a reason other than a death (a truncated message, say)."""

@@ -1,0 +1,217 @@
+"""The job as its program sees it: one object for all three ways, from `init` to the end.
+
+Owns roles at start-up (a server and a spare stay inside `init`), the way out, and how an error of
+one rank becomes one message and one exit status of all. Must not know how anything is recovered:
+that is the world's, the engine's and the parameter server's.
+
+Invariant: no rank leaves the `with` block before every worker has finished, unless all leave.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from diml.config import settings_from
+from diml.errors import DimlError, Misuse, PeerFailed
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from diml.allreduce.engine import Engine
+    from diml.ps.client import ParameterServer
+    from diml.ps.node import Node
+    from diml.world.world import World
+
+_INTERRUPTED = 130
+_current: Job | None = None
+
+
+def init(
+    *, comm: MPI.Intracomm | None = None, flags: Mapping[str, Any] | None = None, **arguments: Any
+) -> Job:
+    """Take this process's place in the job. Collective over all processes of mpirun.
+
+    A worker gets its `Job`. A server serves and a spare waits inside this call; a spare that takes
+    a dead worker's seat returns from it as that worker, and the others leave the program from
+    here with status 0 when the workers are done.
+
+    Args:
+        comm: run on this communicator instead of COMM_WORLD. It stays the caller's.
+        flags: values by setting name from a command line (`vars` of a parsed one will do).
+        arguments: any field of `diml.config.Settings` (spares=1, servers=1, seed=7, ...). A flag
+            wins over the environment (DIML_SPARES and so on), that over an argument. In a single
+            process the arguments `servers` and `spares` do not count: it is its own server.
+
+    Raises:
+        SystemExit: 2 for impossible settings, with one line on stderr; 0 on servers and spares
+            when the job is done; and the job's status when a rank's error ends it.
+        Misuse: `init` was called twice in this process.
+    """
+    if _current is not None:
+        raise Misuse("diml.init was called twice in one process")
+    from diml.world.launch import singleton, speaks
+    from diml.world.world import World
+
+    servers_default = arguments.pop("servers", None) or 0
+    if singleton(os.environ) and comm is None:
+        arguments.pop("spares", None)
+    try:
+        settings = settings_from(os.environ, flags or {}, arguments)
+        world = World.start(settings, servers_default, comm)
+    except Misuse as error:
+        if speaks(os.environ):
+            print(f"diml: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_status) from None
+    return _seated(world)
+
+
+def _seated(world: World) -> Job:
+    """The Job of this process once it is a worker; does not return where it never becomes one."""
+    global _current
+    from diml.ps.node import Node
+    from diml.world.membership import Role
+
+    node = Node(world)
+    try:
+        while world.role is not Role.WORKER:
+            if node.serve() == "leave":
+                raise SystemExit(0)
+    except KeyboardInterrupt:
+        raise SystemExit(_INTERRUPTED) from None
+    _current = Job(world, node)
+    return _current
+
+
+class Job:
+    """A worker's view of the job. Made by `init`; used as a context manager."""
+
+    def __init__(self, world: World, node: Node) -> None:
+        from diml.allreduce.engine import Engine
+
+        self._world = world
+        self._node = node
+        self._engine: Engine = Engine(world)
+        engine = self._engine
+        self.allreduce = engine.allreduce
+        self.broadcast = engine.broadcast
+        self.allgather = engine.allgather
+        self.barrier = engine.barrier
+        self.checkpoint = engine.checkpoint
+        self.load_checkpoint = engine.load_checkpoint
+        self._open = True
+
+    @property
+    def rank(self) -> int:
+        """Logical rank of this worker, 0..size-1; stable for the whole run."""
+        return self._world.rank
+
+    @property
+    def size(self) -> int:
+        """Number of workers (servers and spares are not counted)."""
+        return len(self._world.membership.workers)
+
+    @property
+    def version(self) -> int:
+        """Number of committed checkpoints."""
+        return self._engine.version
+
+    @property
+    def incarnation(self) -> int:
+        """How often this rank has died before this process took its place."""
+        return self._world.incarnation
+
+    @property
+    def epoch(self) -> int:
+        """How often the world has been repaired."""
+        return self._world.epoch
+
+    @property
+    def comm(self) -> Any:
+        """An mpi4py communicator of the workers, ordered by rank. It changes at a repair."""
+        assert self._world.workers is not None
+        return self._world.workers.comm
+
+    @property
+    def settings(self) -> Any:
+        """The settings of the run (`diml.config.Settings`)."""
+        return self._world.settings
+
+    def log(self, text: str) -> None:
+        """Print one line, once, from the rank that says it (nothing with --quiet)."""
+        if not self._world.settings.quiet:
+            print(f"[{self.rank}] {text}", flush=True)
+
+    def event(self, what: str, **fields: Any) -> None:
+        """Write one line into the event log, if the job keeps one."""
+        self._world.event(what, **fields)
+
+    def parameter_server(self, staleness: int = 0, **options: Any) -> ParameterServer:
+        """The parameter server, the same object at every call (see `diml.ps`)."""
+        return self._node.client(staleness=staleness, **options)
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._open:
+            return
+        self._open = False
+        if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+            self._finish()
+        else:
+            self._fail(error)
+
+    def _finish(self) -> None:
+        """Leave in good order; until all have, this rank still helps the others to recover."""
+        try:
+            self._retrying(self._last_steps)
+        except DimlError as error:
+            self._fail(error)
+
+    def _last_steps(self) -> None:
+        self._node.close()
+        self._engine.finish()
+        self._world.leave()
+
+    def _retrying(self, attempt: Callable[[], None]) -> None:
+        while True:
+            try:
+                attempt()
+                return
+            except PeerFailed:
+                self._world.recover()
+
+    def _fail(self, error: BaseException) -> NoReturn:
+        """End the whole job for this error: its reason printed once, one status for all."""
+        from diml.world.world import JobEnded
+
+        if isinstance(error, JobEnded):
+            raise error
+        status, text = _verdict(error)
+        ended = self._world.end(status)
+        if ended.speaker and text:
+            print(text, file=sys.stderr, flush=True)
+        raise ended
+
+
+def _verdict(error: BaseException) -> tuple[int, str]:
+    """Exit status and words for what left the `with` block."""
+    if isinstance(error, DimlError):
+        return error.exit_status, f"diml: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED, ""
+    if isinstance(error, SystemExit):
+        if isinstance(error.code, int):
+            return error.code, ""
+        return 1, str(error.code)
+    return 1, "".join(traceback.format_exception(error)).rstrip()

@@ -1,0 +1,288 @@
+"""A communicator whose calls say `PeerFailed` when somebody has died.
+
+Owns the translation of MPI's error classes and the shape of every call that DiML makes of MPI.
+Must not know roles, repair or what the bytes mean. A Link is dead for good once a call on it has
+raised PeerFailed: the world makes a new one.
+
+Invariants: no call outlives a revoke, but for `agree` (an agreement cannot be interrupted); a
+buffer that is being sent stays alive until MPI has let go of it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+from numpy.typing import NDArray
+
+from diml.errors import CallFailed, DimlError, PeerFailed
+
+Array = NDArray[Any]
+Bytes = NDArray[np.uint8]
+
+ANY = MPI.ANY_SOURCE
+# The world's own tags; users of a link keep below 1 << 14.
+LEAVE_TAG = 1 << 14
+
+_DEATH = frozenset({MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED})
+_OPS = {"sum": MPI.SUM, "prod": MPI.PROD, "max": MPI.MAX, "min": MPI.MIN, "bitor": MPI.BOR}
+# Open MPI 5.0 counts elements in an int: longer arrays go in pieces of this many elements.
+_PIECE = 1 << 30
+
+# How a wait polls: yield the core while an answer may be due, then sleep longer and longer.
+_YIELD_S = 300e-6
+_NAP_S = 50e-6
+_IDLE_AFTER_S = 10e-3
+_IDLE_NAP_S = 1e-3
+
+
+def _translated(error: MPI.Exception) -> DimlError:
+    if error.Get_error_class() in _DEATH:
+        return PeerFailed(error.Get_error_string())
+    return CallFailed(error.Get_error_string())
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A received message: its bytes (uint8, owned by the caller), sender's link rank, tag."""
+
+    data: Bytes
+    source: int
+    tag: int
+
+
+class Sending:
+    """A send under way; holds the buffer until MPI is done with it."""
+
+    __slots__ = ("_buffer", "_request")
+
+    def __init__(self, request: MPI.Request, buffer: object) -> None:
+        self._request = request
+        self._buffer = buffer
+
+    def done(self) -> bool:
+        """Whether the buffer may be used again. A send to the dead counts as done."""
+        try:
+            return bool(self._request.Test())
+        except MPI.Exception:
+            return True
+
+
+class Link:
+    """One communicator, its errors translated. Ranks are those of the communicator.
+
+    Raises (every method but `agree` and `revoke`):
+        PeerFailed: a member has died, or the communicator was revoked.
+        CallFailed: any other MPI error.
+    """
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        comm.Set_errhandler(MPI.ERRORS_RETURN)
+        self.comm = comm
+        self.rank: int = comm.Get_rank()
+        self.size: int = comm.Get_size()
+        self._status = MPI.Status()
+        self._sendings: list[Sending] = []
+
+    # Collectives -----------------------------------------------------------------------------
+
+    def allreduce(self, send: Array, recv: Array, op: str) -> None:
+        """Elementwise reduction of C-contiguous arrays of one shape and dtype into `recv`."""
+        try:
+            if send.size <= _PIECE:
+                self.comm.Allreduce(send, recv, _OPS[op])
+            else:
+                for a, b in _pieces(send, recv):
+                    self.comm.Allreduce(a, b, _OPS[op])
+        except MPI.Exception as error:
+            raise _translated(error) from None
+
+    def allreduce_custom(self, send: Array, recv: Array, fn: Callable[[Array, Array], Any]) -> None:
+        """Reduction with a function of two arrays, folded in rank order at rank 0.
+
+        The order is fixed, so that all ranks hold the same bits although `fn` need be neither
+        commutative nor, in floating point, associative.
+        """
+        try:
+            if self.rank == 0:
+                total = send.copy()
+                part = np.empty_like(send)
+                for source in range(1, self.size):
+                    self._recv_array(part, source)
+                    total = np.asarray(fn(total, part), dtype=send.dtype).reshape(send.shape)
+                recv[...] = total
+            else:
+                for (piece,) in _pieces(send):
+                    self.comm.Send(piece, 0, LEAVE_TAG + 1)
+            self._broadcast(recv, 0)
+        except MPI.Exception as error:
+            raise _translated(error) from None
+
+    def _recv_array(self, array: Array, source: int) -> None:
+        for (piece,) in _pieces(array):
+            self.comm.Recv(piece, source, LEAVE_TAG + 1)
+
+    def broadcast(self, buffer: Array, root: int) -> None:
+        """Copy the root's C-contiguous array into everybody's of the same shape and dtype."""
+        try:
+            self._broadcast(buffer, root)
+        except MPI.Exception as error:
+            raise _translated(error) from None
+
+    def _broadcast(self, buffer: Array, root: int) -> None:
+        if buffer.size <= _PIECE:
+            self.comm.Bcast(buffer, root)
+        else:
+            for (piece,) in _pieces(buffer):
+                self.comm.Bcast(piece, root)
+
+    def allgatherv(self, send: Array, recv: Array, counts: Sequence[int]) -> None:
+        """Concatenate everybody's flat array in rank order; `counts` are elements by rank."""
+        try:
+            if sum(counts) <= 2**31 - 1:
+                self.comm.Allgatherv(send, [recv, counts])
+            else:
+                start = 0
+                for root, count in enumerate(counts):
+                    part = recv[start : start + count]
+                    if root == self.rank:
+                        part[...] = send
+                    self._broadcast(part, root)
+                    start += count
+        except MPI.Exception as error:
+            raise _translated(error) from None
+
+    def allgather_objects(self, value: Any) -> list[Any]:
+        """Everybody's small object by rank (pickled; for repair and set-up, not for data)."""
+        try:
+            return list(self.comm.allgather(value))
+        except MPI.Exception as error:
+            raise _translated(error) from None
+
+    def broadcast_object(self, value: Any, root: int) -> Any:
+        """The root's small object (pickled; for repair and set-up, not for data)."""
+        try:
+            return self.comm.bcast(value, root)
+        except MPI.Exception as error:
+            raise _translated(error) from None
+
+    def sendrecv(self, send: Array, dest: int, recv: Array, source: int, tag: int) -> None:
+        """Send one array and receive another at the same time, without deadlock on a ring."""
+        try:
+            for (a,), (b,) in zip(_pieces(send), _pieces(recv), strict=True):
+                self.comm.Sendrecv(a, dest, tag, b, source, tag)
+        except MPI.Exception as error:
+            raise _translated(error) from None
+
+    def barrier(self) -> None:
+        """Wait for all members."""
+        try:
+            self.comm.Barrier()
+        except MPI.Exception as error:
+            raise _translated(error) from None
+
+    # Point to point --------------------------------------------------------------------------
+
+    def isend(self, buffer: Any, dest: int, tag: int = 0) -> Sending:
+        """Start to send bytes; the link keeps the buffer alive until they are gone."""
+        try:
+            sending = Sending(self.comm.Isend([buffer, MPI.BYTE], dest, tag), buffer)
+        except MPI.Exception as error:
+            raise _translated(error) from None
+        if len(self._sendings) >= 32:
+            self._sendings = [s for s in self._sendings if not s.done()]
+        self._sendings.append(sending)
+        return sending
+
+    def poll(self, source: int = ANY, tag: int = MPI.ANY_TAG) -> Message | None:
+        """The next waiting message, or None."""
+        status = self._status
+        try:
+            handle = self.comm.Improbe(source, tag, status)
+            if handle is None:
+                return None
+            sender, its_tag = status.Get_source(), status.Get_tag()
+            data = np.empty(status.Get_count(MPI.BYTE), dtype=np.uint8)
+            handle.Recv([data, MPI.BYTE])
+            return Message(data, sender, its_tag)
+        except MPI.Exception as error:
+            raise _translated(error) from None
+
+    def receive(
+        self, source: int = ANY, tag: int = MPI.ANY_TAG, timeout_s: float | None = None
+    ) -> Message | None:
+        """Wait for a message; None once `timeout_s` has passed.
+
+        The wait yields the core at once and sleeps when nothing comes, so that a process that
+        waits does not slow down the ones that compute on the same cores.
+        """
+        message = self.poll(source, tag)
+        if message is not None:
+            return message
+        begun = time.monotonic()
+        while True:
+            waited = time.monotonic() - begun
+            if timeout_s is not None and waited >= timeout_s:
+                return None
+            if waited < _YIELD_S:
+                os.sched_yield()
+            else:
+                time.sleep(_NAP_S if waited < _IDLE_AFTER_S else _IDLE_NAP_S)
+            message = self.poll(source, tag)
+            if message is not None:
+                return message
+
+    # Failure ---------------------------------------------------------------------------------
+
+    def is_revoked(self) -> bool:
+        """Whether a member has revoked the communicator."""
+        return bool(self.comm.Is_revoked())
+
+    def ack_deaths(self) -> None:
+        """Accept the deaths known so far: receiving from anyone works again among the living."""
+        self.comm.Ack_failed()
+
+    def revoke(self) -> None:
+        """Make every member's calls on this link end with PeerFailed."""
+        try:
+            self.comm.Revoke()
+        except MPI.Exception as error:
+            raise _translated(error) from None
+
+    def agree(self, ok: bool) -> bool:
+        """The AND of the living members' values; False as well if anyone has died.
+
+        All the living get the same answer (MPI_Comm_agree). Works on a revoked link. It waits for
+        every living member and cannot be interrupted.
+        """
+        try:
+            return bool(self.comm.Agree(1 if ok else 0))
+        except MPI.Exception:
+            return False
+
+    def close(self) -> None:
+        """Let go of the communicator; what is still being sent stays alive with the process."""
+        unfinished = [s for s in self._sendings if not s.done()]
+        _GRAVEYARD.extend(unfinished)
+        self._sendings = []
+        # A communicator that belonged to the dead may refuse; nothing depends on the answer.
+        try:
+            self.comm.Free()
+        except MPI.Exception:
+            return
+
+
+_GRAVEYARD: list[Sending] = []
+
+
+def _pieces(*arrays: Array) -> list[tuple[Array, ...]]:
+    """Equal flat pieces of arrays of one size, each short enough for one MPI call."""
+    flat = [a.reshape(-1) for a in arrays]
+    size = flat[0].size
+    starts = range(0, max(size, 1), _PIECE)
+    return [tuple(a[s : s + _PIECE] for a in flat) for s in starts]

@@ -1,0 +1,345 @@
+"""This process's place in the job: its role, its links, and how both are got back after a death.
+
+Owns the life of a process between start and exit: gates, recovery, leaving, ending in error.
+Must not know collectives' logs, tables or checkpoints; whoever holds such state registers a hook.
+
+Invariants ("one gate"): commit, leaving and repair each begin with one agreement on the link that
+they concern, so that no process is in an agreement while another one shrinks. After the workers
+have agreed to leave, the next agreement of each is the one on `full`, whatever goes wrong between.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable
+
+from diml.config import Settings
+from diml.drill import DrillPlan
+from diml.errors import GaveUp, Misuse, PeerFailed
+from diml.events import EventLog
+from diml.world.launch import refuse_singleton
+from diml.world.link import LEAVE_TAG, Link
+from diml.world.membership import Membership, Role
+from diml.world.mpi import MPI, host_identity, world_comm
+from diml.world.repair import Footing, Unfilled, first_footing, rebuild
+from diml.world.watchdog import Watchdog
+
+
+class JobEnded(SystemExit):
+    """The whole job leaves: an error of one rank, or a gap that nothing can fill.
+
+    A SystemExit, so that it passes through a user's `except Exception` and ends the process with
+    the status that all the others end with.
+
+    Attributes:
+        code: the exit status of every process.
+        speaker: whether this process is the one that prints the reason.
+    """
+
+    def __init__(self, status: int, speaker: bool) -> None:
+        super().__init__(status)
+        self.speaker = speaker
+
+
+class World:
+    """The process among its peers. Made by `World.start`, collectively.
+
+    Attributes:
+        settings: the job's settings.
+        footing: links and membership; replaced as a whole by a repair.
+        uid: this process's number for the whole run.
+        event: writes one line into the event log (`event("what", field=...)`), if there is one.
+        at_repair: hooks that restore state, run by `recover` in this order, collectively on
+            `full` over workers, servers and spares; they may raise PeerFailed.
+    """
+
+    def __init__(
+        self, settings: Settings, footing: Footing, events: EventLog, neighbours: tuple[int, ...]
+    ) -> None:
+        self.settings = settings
+        self.footing = footing
+        self.uid = footing.uids[footing.full.rank]
+        self.at_repair: list[Callable[[], None]] = []
+        self._drills = DrillPlan(settings.drills)
+        self._workers_gate_failed = False
+        self._full_gate_failed = False
+        self._ending: int = 0
+        self.watchdog = Watchdog(settings.frozen_deadline_s, neighbours)
+        self.event = events
+        self._record_place()
+        self.event("start", size=footing.full.size)
+
+    @classmethod
+    def start(
+        cls, settings: Settings, servers_default: int, comm: MPI.Intracomm | None = None
+    ) -> World:
+        """Take a seat among the processes of `comm` (COMM_WORLD by default). Collective.
+
+        Raises:
+            Misuse: the processes are too few for the servers and spares, or a launcher started
+                each one on its own.
+        """
+        comm = comm if comm is not None else world_comm()
+        refusal = refuse_singleton(os.environ, comm.Get_size())
+        if refusal is not None:
+            raise Misuse(refusal)
+        servers = settings.servers
+        if servers is None:
+            # A single process is its own server.
+            servers = servers_default if comm.Get_size() > 1 else 0
+        spares = settings.spares if isinstance(settings.spares, int) else 0
+        try:
+            membership = Membership.start(comm.Get_size(), servers, spares)
+        except ValueError as error:
+            raise Misuse(str(error)) from None
+        footing = first_footing(comm, membership)
+        events = _shared_log(settings, footing.full)
+        me = (host_identity(), os.getpid())
+        peers = footing.full.allgather_objects(me)
+        neighbours = tuple(pid for host, pid in peers if host == me[0] and pid != me[1])
+        return cls(settings, footing, events, neighbours)
+
+    # Who is who ------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> Link:
+        """Everyone living. Changes at a repair."""
+        return self.footing.full
+
+    @property
+    def workers(self) -> Link | None:
+        """The workers by logical rank; None on servers and spares. Changes at a repair."""
+        return self.footing.workers
+
+    @property
+    def membership(self) -> Membership:
+        """Who holds which seat."""
+        return self.footing.membership
+
+    @property
+    def role(self) -> Role:
+        """What this process does now."""
+        return self.membership.place_of(self.uid)[0]
+
+    @property
+    def rank(self) -> int:
+        """This process's logical index within its role."""
+        return self.membership.place_of(self.uid)[1]
+
+    @property
+    def incarnation(self) -> int:
+        """How many earlier holders of this seat have died."""
+        return self.membership.incarnation_of(self.uid)
+
+    @property
+    def epoch(self) -> int:
+        """How often the world has been repaired."""
+        return self.membership.epoch
+
+    def address(self, role: Role, index: int) -> int:
+        """Rank in `full` of a logical worker, server or spare."""
+        return self.footing.uids.index(self.membership.uid_at(role, index))
+
+    # Gates, recovery, leaving ----------------------------------------------------------------
+
+    def gate(self) -> None:
+        """The commit gate: returns when every worker has come here and none has failed.
+
+        Collective over the workers.
+
+        Raises:
+            PeerFailed: on all of them alike; recovery is next.
+        """
+        assert self.workers is not None
+        with self.watchdog.limit(self.settings.deadline_s, "the gate of the workers"):
+            if not self.workers.agree(True):
+                self._workers_gate_failed = True
+                raise PeerFailed("a worker failed before the gate")
+
+    def recover(self) -> None:
+        """Go from a failure to a whole world: links, seats, and the state that hooks restore.
+
+        Called by whoever caught PeerFailed; all the others follow as soon as they touch a link.
+        Role and membership may have changed when it returns.
+
+        Raises:
+            JobEnded: a rank leaves in error, nobody can take a dead one's seat, or a state has no
+                holder left: on everyone alike, the reason printed once.
+        """
+        clock = _PhaseClock()
+        before = self.membership
+        self._shut_gates()
+        try:
+            while True:
+                with self.watchdog.limit(self.settings.repair_deadline_s, "the repair"):
+                    self.footing = rebuild(self.footing, clock.phase)
+                    clock.phase("restore")
+                    if self._restore():
+                        break
+        except Unfilled as error:
+            raise self._ended(error, error.speaker) from None
+        except GaveUp as error:
+            raise self._ended(error, self.full.rank == 0) from None
+        self._workers_gate_failed = False
+        self._full_gate_failed = False
+        clock.phase("done")
+        self._record_place()
+        lost = [seat.uid for seat in (*before.workers, *before.servers)]
+        lost = [uid for uid in (*lost, *before.spares) if uid not in self.footing.uids]
+        self.event("repair", lost=lost, seconds=clock.total_s(), phases=clock.seconds)
+
+    def _ended(self, error: GaveUp, speaker: bool) -> JobEnded:
+        """The end that every process comes to alike; one says why."""
+        if speaker:
+            print(f"diml: {error}", file=sys.stderr, flush=True)
+        return JobEnded(error.exit_status, speaker)
+
+    def _shut_gates(self) -> None:
+        """Get everyone out of what they are in, and meet them at the gates with "error"."""
+        with self.watchdog.limit(self.settings.deadline_s, "everyone's arrival at the repair"):
+            if self.workers is not None:
+                self.workers.revoke()
+            self.full.revoke()
+            if self.workers is not None and not self._workers_gate_failed:
+                self.workers.agree(False)
+            if not self._full_gate_failed:
+                self.full.agree(False)
+
+    def _restore(self) -> bool:
+        """Run the hooks; whether everyone came through them alive."""
+        ok = True
+        try:
+            endings = self.full.allgather_objects(self._ending)
+            if any(endings):
+                speaker = next(rank for rank, status in enumerate(endings) if status)
+                raise JobEnded(endings[speaker], self.full.rank == speaker)
+            for hook in self.at_repair:
+                hook()
+        except PeerFailed:
+            ok = False
+            self.full.revoke()
+        return self.full.agree(ok)
+
+    def leave(self) -> None:
+        """The last gate of a worker: all workers are finished, servers and spares may go.
+
+        Collective over everyone; the workers must have passed `gate` just before.
+
+        Raises:
+            PeerFailed: someone died on the way out; recover, finish and leave again.
+        """
+        ok = True
+        try:
+            if self.rank == 0:
+                others = set(range(self.full.size)) - {
+                    self.address(Role.WORKER, i) for i in range(len(self.membership.workers))
+                }
+                sendings = [self.full.isend(b"", other, LEAVE_TAG) for other in sorted(others)]
+                while not all(sending.done() for sending in sendings):
+                    os.sched_yield()
+        except PeerFailed:
+            ok = False
+        self.leave_as_told(ok)
+
+    def leave_as_told(self, ok: bool = True) -> None:
+        """The last gate of a server or spare that has received LEAVE_TAG. Raises PeerFailed."""
+        with self.watchdog.limit(self.settings.deadline_s, "the last gate"):
+            if not self.full.agree(ok):
+                self._full_gate_failed = True
+                raise PeerFailed("a process failed before the last gate")
+        self.event("leave")
+        self.watchdog.stop()
+
+    def wait_as_spare(self) -> None:
+        """Stay until there is a seat for this process, or until the job is over.
+
+        Returns with `role` changed, or as a spare after the last gate.
+        """
+        while self.role is Role.SPARE:
+            try:
+                message = self._idle_receive()
+                if message:
+                    self.leave_as_told()
+                    return
+            except PeerFailed:
+                self.recover()
+
+    def _idle_receive(self) -> bool:
+        """Whether the word to leave has come, within a second. Raises PeerFailed if revoked."""
+        try:
+            message = self.full.receive(timeout_s=1.0)
+        except PeerFailed:
+            # The death of another spare is nobody's business until a seat is empty, and then
+            # those who work on the dead one's behalf revoke the link.
+            if self.full.is_revoked():
+                raise
+            self.full.ack_deaths()
+            return False
+        return message is not None and message.tag == LEAVE_TAG
+
+    def end(self, status: int) -> JobEnded:
+        """Take the whole job down with an exit status; the caller raises what it returns.
+
+        Everyone else gets JobEnded out of `recover`. Those who do not come within a few seconds
+        are ended by MPI_Abort.
+        """
+        self._ending = status
+        try:
+            with self.watchdog.limit(10.0, "everyone to leave", abort_status=status):
+                self.recover()
+        except JobEnded as ended:
+            return ended
+        except PeerFailed:
+            pass
+        return JobEnded(status, True)
+
+    # Drills and events -----------------------------------------------------------------------
+
+    def drill(self, version: int, sequence: int, point: str = "entry") -> None:
+        """End or stop this process if a drill says so here and now."""
+        if not self.settings.drills:
+            return
+        number = self.membership.drill_number(self.uid)
+        name = self._drills.strike(number, version, sequence, self.incarnation, point)
+        if name is not None:
+            self.event("drill", version=version, sequence=sequence, point=point, signal=name)
+            os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
+
+    def _record_place(self) -> None:
+        role, rank = self.membership.place_of(self.uid)
+        self.event.stand(role=role.value, rank=rank, incarnation=self.incarnation, epoch=self.epoch)
+
+
+def _shared_log(settings: Settings, full: Link) -> EventLog:
+    """This process's pen for the event log. Raises Misuse on all if one cannot write it."""
+    run = full.broadcast_object(uuid.uuid4().hex[:12], 0)
+    log, problem = None, None
+    try:
+        log = EventLog(settings.events, run=run, uid=full.rank)
+    except Misuse as error:
+        problem = str(error)
+    problems = [text for text in full.allgather_objects(problem) if text]
+    if problems or log is None:
+        raise Misuse(problems[0])
+    return log
+
+
+class _PhaseClock:
+    """Seconds spent in each named phase of a repair."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._name = "gate"
+        self._since = time.perf_counter()
+
+    def phase(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._since
+        self._name, self._since = name, now
+
+    def total_s(self) -> float:
+        return sum(self.seconds.values())
