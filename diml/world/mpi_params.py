@@ -1,0 +1,100 @@
+"""The settings that make plain `mpirun -n N python ...` fault tolerant, and where they live.
+
+Owns their names, values and reasons, and the block that this project writes into the two
+parameter files of Open MPI below an environment's prefix. Must not import mpi4py. Invariants:
+writing twice changes nothing, and what others wrote into these files stays.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from diml.errors import Misuse
+
+MPI_SETTINGS: Mapping[str, str] = {
+    # ULFM: a dead rank is an error to catch, not the end of all.
+    "mpi_ft_enable": "1",
+    # MPI_Finalize would wait for ranks that are dead.
+    "async_mpi_finalize": "1",
+    # These collectives do not return when a peer dies.
+    "coll": "^han,cuda,hcoll,portals4",
+}
+LAUNCHER_SETTINGS: Mapping[str, str] = {
+    # The launcher keeps the job when a process, also a spawned one, dies.
+    "state_base_recoverable": "1",
+    "state_base_notify_errors": "1",
+    # More ranks than cores, as on a laptop; servers and spares are idle most of the time.
+    "rmaps_default_mapping_policy": ":oversubscribe",
+    # Ranks that share cores must not be tied to one.
+    "hwloc_default_binding_policy": "none",
+}
+_FILES = (("openmpi-mca-params.conf", MPI_SETTINGS), ("prte-mca-params.conf", LAUNCHER_SETTINGS))
+_BEGIN = "# >>> DiML: fault tolerance (written by `diml doctor --fix`)"
+_END = "# <<< DiML"
+
+
+def as_environment() -> dict[str, str]:
+    """The same settings as variables, for an MPI whose parameter files cannot be written."""
+    mpi = {f"OMPI_MCA_{name}": value for name, value in MPI_SETTINGS.items()}
+    launcher = {f"PRTE_MCA_{name}": value for name, value in LAUNCHER_SETTINGS.items()}
+    return {**mpi, **launcher}
+
+
+def missing(prefix: Path, env: Mapping[str, str]) -> list[str]:
+    """Settings that neither the files below `prefix` nor the environment has, as `name=value`."""
+    lacking = []
+    for name, settings in _FILES:
+        in_file = _read(prefix / "etc" / name)
+        scheme = "OMPI_MCA_" if settings is MPI_SETTINGS else "PRTE_MCA_"
+        for key, value in settings.items():
+            # A variable wins over the file.
+            if env.get(scheme + key, in_file.get(key)) != value:
+                lacking.append(f"{scheme}{key}={value}")
+    return lacking
+
+
+def write(prefix: Path) -> list[Path]:
+    """Put the settings into the parameter files below `prefix`; returns the files that changed.
+
+    Raises Misuse if a file cannot be written.
+    """
+    changed = []
+    for name, settings in _FILES:
+        path = prefix / "etc" / name
+        try:
+            old = path.read_text() if path.exists() else ""
+            new = with_block(old, settings)
+            if new == old:
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Renamed into place: an mpirun that starts meanwhile reads the old or the new file.
+            temporary = path.with_name(f"{name}.{os.getpid()}")
+            temporary.write_text(new)
+            temporary.replace(path)
+        except OSError as error:
+            raise Misuse(f"{path}: {error.strerror}") from None
+        changed.append(path)
+    return changed
+
+
+def with_block(text: str, settings: Mapping[str, str]) -> str:
+    """The file's text with this project's block at its end, where it wins, and nowhere else."""
+    head, begin, rest = text.partition(_BEGIN)
+    if begin:
+        _, end, tail = rest.partition(_END)
+        text = head + (tail if end else "")
+    lines = [_BEGIN, *(f"{name} = {value}" for name, value in settings.items()), _END]
+    kept = text.rstrip("\n")
+    return (kept + "\n\n" if kept else "") + "\n".join(lines) + "\n"
+
+
+def _read(path: Path) -> dict[str, str]:
+    """The settings of a parameter file; the last line of a name counts."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    return {name.strip(): value.strip() for name, value in pairs}

@@ -1,0 +1,85 @@
+"""The command `diml`, and the block that it writes into MPI's parameter files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diml.cli import main
+from diml.errors import Misuse
+from diml.world import doctor, mpi_params
+from diml.world.doctor import Finding
+
+
+def test_an_unknown_word_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["operate"], ["doctor", "--cure"], []):
+        assert main(words) == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith("diml: ")
+        assert printed.err.count("\n") == 1
+        assert printed.out == ""
+
+
+@pytest.mark.parametrize(("fine", "status", "last"), [(True, 0, "all fine"), (False, 1, "1 to")])
+def test_doctor_says_what_it_found_and_counts(
+    fine: bool,
+    status: int,
+    last: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    findings = [Finding("this", "is so"), Finding("that", "is not", fine, "" if fine else "do it")]
+    monkeypatch.setattr(doctor, "examine", lambda env: iter(findings))
+    assert main(["doctor"]) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ok      this: is so"
+    assert lines[-1].startswith(last)
+    assert ("        -> do it" in lines) != fine
+
+
+def test_settings_are_written_once_and_the_rest_stays(tmp_path: Path) -> None:
+    path = tmp_path / "etc" / "openmpi-mca-params.conf"
+    path.parent.mkdir()
+    path.write_text("# a site's own\nbtl_tcp_if_include = eth1\ncoll = ^ucc\n")
+    before = mpi_params.missing(tmp_path, {})
+    assert "OMPI_MCA_mpi_ft_enable=1" in before
+    assert any(line.startswith("OMPI_MCA_coll=") for line in before)
+    assert len(mpi_params.write(tmp_path)) == 2
+    written = path.read_text()
+    assert written.startswith("# a site's own\nbtl_tcp_if_include = eth1\ncoll = ^ucc\n")
+    assert mpi_params.missing(tmp_path, {}) == []
+    assert mpi_params.write(tmp_path) == []
+    assert path.read_text() == written
+
+
+def test_an_older_block_is_replaced() -> None:
+    old = mpi_params.with_block("first = 1\n", {"a": "1"}) + "last = 2\n"
+    new = mpi_params.with_block(old, {"b": "2"})
+    assert "a = 1" not in new
+    for kept in ("first = 1", "last = 2", "b = 2"):
+        assert new.count(kept) == 1
+    assert mpi_params.with_block(new, {"b": "2"}) == new
+
+
+def test_a_variable_wins_over_the_file(tmp_path: Path) -> None:
+    mpi_params.write(tmp_path)
+    off = {"OMPI_MCA_mpi_ft_enable": "0"}
+    assert mpi_params.missing(tmp_path, off) == ["OMPI_MCA_mpi_ft_enable=1"]
+    assert mpi_params.missing(tmp_path / "absent", mpi_params.as_environment()) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "etc").write_text("a file where a directory should be")
+    with pytest.raises(Misuse, match=r"etc/openmpi-mca-params.conf"):
+        mpi_params.write(tmp_path)
+
+
+def test_what_is_missing_comes_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_launcher", lambda: None)
+    env = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "NUMBA_CACHE_DIR": "/proc/none"}
+    findings = {finding.topic: finding for finding in doctor.examine(env)}
+    assert "fault tolerance" not in findings
+    for topic in ("MPI", "launcher"):
+        assert not findings[topic].fine
+        assert findings[topic].remedy
