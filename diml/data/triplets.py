@@ -1,0 +1,232 @@
+"""Sparse matrices of known entries, from `row col value` text or MatrixMarket coordinate files.
+
+Owns files, byte ranges, line numbers and what a bad file is told; the grammar of a line is
+`diml.data.parse`'s. Must not know MPI: a caller with several ranks gives each its part.
+
+Invariants: a line belongs to the part in which its first byte lies, so parts cut anywhere give
+each line exactly once. Every line is validated. An entry that stands twice is kept twice (two
+observations of one cell). Ids are 0-based inside, whatever the file has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from diml.data import parse
+from diml.errors import Misuse
+
+FORMATS = ("auto", "text", "matrixmarket")
+_CHUNK_BYTES = 1 << 24
+_BANNER = b"%%MatrixMarket"
+_BOM = b"\xef\xbb\xbf"
+_SHOWN = 40
+_WRONG = {
+    parse.FEW_FIELDS: "fewer than the three fields `row col value`",
+    parse.MANY_FIELDS: "more than the three fields `row col value`",
+    parse.BAD_ROW: "the row id is not a whole number from 0 on",
+    parse.BAD_COL: "the column id is not a whole number from 0 on",
+    parse.HUGE_ROW: "the row id is too large",
+    parse.HUGE_COL: "the column id is too large",
+    parse.BAD_VALUE: "the value is not a finite number",
+    parse.INFINITE_VALUE: "the value is too large for float32",
+}
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """Known entries of an n_rows x n_cols matrix, in file order.
+
+    Attributes:
+        rows, cols: int64 (entries,), 0-based.
+        values: float32 (entries,), finite.
+        n_rows, n_cols: the shape: as a MatrixMarket header gives it, else one more than the
+            largest id that was read.
+    """
+
+    rows: npt.NDArray[np.int64]
+    cols: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float32]
+    n_rows: int
+    n_cols: int
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the entries of a file begin, its first id, and what its header promises."""
+
+    start: int = 0
+    first_id: int = 0
+    shape: tuple[int, int] | None = None
+    entries: int | None = None
+
+
+def read_triplets(
+    path: str | os.PathLike[str],
+    part: int = 0,
+    parts: int = 1,
+    *,
+    one_based: bool = False,
+    format: str = "auto",
+) -> Triplets:
+    """Read the lines that begin in the part-th of `parts` equal byte ranges of a file.
+
+    Args:
+        path: text with a line `row col value` for each entry, separated by spaces or tabs, with
+            LF or CRLF; empty lines and lines that begin with # or % are passed over. Or
+            MatrixMarket "coordinate real|integer general".
+        one_based: ids of a text file begin at 1 (those of MatrixMarket always do).
+        format: "auto" takes a file for MatrixMarket when it begins with %%MatrixMarket.
+
+    Raises:
+        Misuse: the file cannot be read, has no entries, or has a bad line: one line of text with
+            file, line number and what is wrong.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            layout = _layout(path, file, one_based, format)
+            begin = max(layout.start, size * part // parts)
+            chunks = list(_parsed(path, file, begin, size * (part + 1) // parts, layout))
+    except OSError as error:
+        raise Misuse(f"{path}: cannot read it: {error.strerror or error}") from None
+    rows = np.concatenate([chunk[0] for chunk in chunks] or [np.empty(0, np.int64)])
+    cols = np.concatenate([chunk[1] for chunk in chunks] or [np.empty(0, np.int64)])
+    values = np.concatenate([chunk[2] for chunk in chunks] or [np.empty(0, np.float32)])
+    if parts == 1 and not len(values):
+        raise Misuse(f"{path}: no entries in it")
+    if parts == 1 and layout.entries not in (None, len(values)):
+        raise Misuse(f"{path}: its header promises {layout.entries} entries, it has {len(values)}")
+    n_rows, n_cols = layout.shape or (_extent(rows), _extent(cols))
+    return Triplets(rows, cols, values, n_rows, n_cols)
+
+
+def _extent(ids: npt.NDArray[np.int64]) -> int:
+    return int(ids.max()) + 1 if len(ids) else 0
+
+
+def _parsed(
+    path: Path, file: BinaryIO, begin: int, end: int, layout: _Layout
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """The entries of the lines that begin in [begin, end), a chunk at a time."""
+    room = (_CHUNK_BYTES + 1) // parse.SHORTEST_LINE + 1
+    rows, cols = np.empty(room, np.int64), np.empty(room, np.int64)
+    values = np.empty(room, np.float32)
+    for start, lines in _whole_lines(path, file, begin, end, layout.start):
+        text = np.frombuffer(lines, np.uint8)
+        count, bad, wrong = parse.parse_lines(text, rows, cols, values)
+        if wrong:
+            raise _bad_line(path, file, start + bad, _WRONG[wrong])
+        limits = layout.shape or (2**63 - 1, 2**63 - 1)
+        for ids, limit in ((rows[:count], limits[0]), (cols[:count], limits[1])):
+            ids -= layout.first_id
+            outside = np.flatnonzero((ids < 0) | (ids >= limit))
+            if len(outside):
+                where = start + _offset_of_entry(lines, int(outside[0]))
+                raise _bad_line(path, file, where, _outside(layout))
+        yield rows[:count].copy(), cols[:count].copy(), values[:count].copy()
+
+
+def _outside(layout: _Layout) -> str:
+    if layout.shape is None:
+        return "an id 0 in data whose ids begin at 1"
+    return f"an id outside 1..{layout.shape[0]} x 1..{layout.shape[1]}, the size in the header"
+
+
+def _whole_lines(
+    path: Path, file: BinaryIO, begin: int, end: int, floor: int
+) -> Iterator[tuple[int, bytes]]:
+    """Cut the lines that begin in [begin, end) into chunks: (offset of the first line, bytes)."""
+    if begin > floor:
+        file.seek(begin - 1)
+        begin += len(_line(path, file, begin - 1)) - 1
+    file.seek(begin)
+    while begin < end:
+        chunk = file.read(min(_CHUNK_BYTES, end - begin))
+        if not chunk:
+            return
+        if begin + len(chunk) >= end and not chunk.endswith(b"\n"):
+            chunk += _line(path, file, begin + len(chunk))
+        cut = chunk.rfind(b"\n") + 1 or len(chunk)
+        if begin + len(chunk) < end and not chunk.endswith(b"\n"):
+            if b"\n" not in chunk:
+                raise _bad_line(path, file, begin, f"a line of more than {_CHUNK_BYTES} bytes")
+            chunk = chunk[:cut]
+            file.seek(begin + cut)
+        yield begin, chunk
+        begin += len(chunk)
+
+
+def _line(path: Path, file: BinaryIO, offset: int) -> bytes:
+    """The rest of the line that the file stands in, with its newline if it has one."""
+    line = file.readline(_CHUNK_BYTES)
+    if len(line) == _CHUNK_BYTES:
+        raise _bad_line(path, file, offset, f"a line of more than {_CHUNK_BYTES} bytes")
+    return line
+
+
+def _offset_of_entry(lines: bytes, entry: int) -> int:
+    """Where in `lines` the line of the entry-th entry begins."""
+    at = 0
+    for line in lines.splitlines(keepends=True):
+        bare = line.strip()
+        if bare and bare[:1] not in (b"#", b"%"):
+            if entry == 0:
+                break
+            entry -= 1
+        at += len(line)
+    return at
+
+
+def _bad_line(path: Path, file: BinaryIO, offset: int, wrong: str) -> Misuse:
+    """The error for the line that holds byte `offset`, with its number and its text."""
+    file.seek(0)
+    number, left = 1, offset
+    while left > 0:
+        block = file.read(min(_CHUNK_BYTES, left))
+        if not block:
+            break
+        number += block.count(b"\n")
+        left -= len(block)
+    text = file.readline(4 * _SHOWN).decode("utf-8", "replace").strip()
+    shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return Misuse(f"{path}, line {number}: {wrong}: {shown!r}")
+
+
+def _layout(path: Path, file: BinaryIO, one_based: bool, format: str) -> _Layout:
+    """Look at the head of a file. Raises Misuse for a header that is not understood."""
+    if format not in FORMATS:
+        raise Misuse(f"format {format!r} is none of {', '.join(FORMATS)}")
+    head = file.readline(1024)
+    if format == "text" or (format == "auto" and not head.startswith(_BANNER)):
+        if head.startswith(_BOM):
+            raise Misuse(f"{path}, line 1: it begins with a byte order mark; save it without one")
+        return _Layout(first_id=1 if one_based else 0)
+    banner = head.decode("latin-1").lower().split()
+    good = banner[1:3] == ["matrix", "coordinate"] and len(banner) == 5
+    if not good or banner[0] != _BANNER.decode().lower():
+        raise Misuse(
+            f"{path}, line 1: not a header `%%MatrixMarket matrix coordinate real general`"
+        )
+    if banner[3] not in ("real", "integer") or banner[4] != "general":
+        raise Misuse(f"{path}, line 1: of MatrixMarket only real or integer and general is read")
+    number = 1
+    while line := file.readline(_CHUNK_BYTES):
+        number += 1
+        if line.strip() and not line.lstrip().startswith(b"%"):
+            fields = line.split()
+            if len(fields) != 3 or not all(field.isdigit() for field in fields):
+                raise Misuse(f"{path}, line {number}: not a size line `rows columns entries`")
+            n_rows, n_cols, entries = map(int, fields)
+            return _Layout(file.tell(), 1, (n_rows, n_cols), entries)
+    raise Misuse(f"{path}: the line with its size is missing")
