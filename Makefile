@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml diml/world/mpi_params.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "$(VENV) has a Python older than 3.10: remove it" >&2; exit 1; }
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip -q
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PYTHON) -m pip install --quiet --quiet --disable-pip-version-check --editable '.[dev]'
 	@$(PYTHON) -m diml.cli doctor --fix
 	@touch $(STAMP)
 

@@ -1,0 +1,108 @@
+"""Progress: plain lines at intervals, a live line on a terminal, nothing when quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diml.report.progress import Progress, terminal_width
+from tests.helpers.mpi import CHECKOUT, mpirun, start_mpi
+
+STEPS = """
+    from diml.report.progress import Progress
+    with Progress("demo", 40) as progress:
+        for step in range(41):
+            progress.update(step, rmse=1 / (1 + step))
+            if step == 20:
+                progress.note("worker 1 died")
+"""
+
+
+def test_plain_lines_come_at_intervals_and_tell_the_time_left() -> None:
+    stream, now = io.StringIO(), 0.0
+    with Progress("mf", 10, stream=stream, every_s=5, clock=lambda: now) as progress:
+        for step in range(11):
+            now = 2.0 * step
+            progress.update(step, rmse=0.123456, rate="3 M/s")
+        progress.note("that was it")
+    assert stream.getvalue().splitlines() == [
+        "mf: 0/10 (0 %)  rmse 0.1235  rate 3 M/s",
+        "mf: 3/10 (30 %)  rmse 0.1235  rate 3 M/s  14 s left",
+        "mf: 6/10 (60 %)  rmse 0.1235  rate 3 M/s  8 s left",
+        "mf: 9/10 (90 %)  rmse 0.1235  rate 3 M/s  2 s left",
+        "mf: 10/10 (100 %)  rmse 0.1235  rate 3 M/s",
+        "that was it",
+    ]
+
+
+def test_a_replacement_reckons_with_its_own_steps_only() -> None:
+    stream, now = io.StringIO(), 100.0
+    with Progress("mf", 100, stream=stream, every_s=0, clock=lambda: now) as progress:
+        progress.update(50)
+        now = 110.0
+        progress.update(60)
+    assert stream.getvalue().splitlines()[-1] == "mf: 60/100 (60 %)  40 s left"
+
+
+def test_quiet_prints_nothing() -> None:
+    stream = io.StringIO()
+    with Progress("mf", 2, quiet=True, stream=stream) as progress:
+        progress.update(2, loss=0.5)
+        progress.note("a repair")
+    assert stream.getvalue() == ""
+
+
+def _on_a_terminal(command: list[str], env: dict[str, str]) -> str:
+    """What a program writes to a terminal of its own (80 columns)."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env):
+        os.close(theirs)
+        written = b""
+        # Linux says by an error that the other side has closed.
+        with contextlib.suppress(OSError):
+            while block := os.read(ours, 4096):
+                written += block
+    os.close(ours)
+    return written.decode()
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_terminal_gets_one_live_line(launched: bool, tmp_path: Path) -> None:
+    program = tmp_path / "steps.py"
+    program.write_text("\n".join(line[4:] for line in STEPS.splitlines()))
+    launcher = [str(mpirun()), "-n", "1"] if launched else []
+    command = [*launcher, sys.executable, str(program)]
+    env = {
+        **os.environ,
+        "TERM": "xterm",
+        "PYTHONPATH": str(CHECKOUT),
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+    written = _on_a_terminal(command, env)
+    assert "40/40" in written
+    assert "worker 1 died\r\n" in written
+    assert "\x1b[2K" in written  # the line was drawn over, not repeated below
+    assert written.count("\n") <= 4
+
+
+def test_a_pipe_gets_plain_lines_under_mpirun() -> None:
+    with start_mpi(1, STEPS, env={"TERM": "xterm"}) as job:
+        done = job.wait(timeout_s=60).expect(0)
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("demo: 0/40 (0 %)")
+    assert lines[-1].startswith("demo: 40/40 (100 %)")
+    assert "\x1b" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_no_terminal_without_a_fitting_stream() -> None:
+    assert terminal_width(io.StringIO(), {"TERM": "xterm"}) is None
+    assert terminal_width(sys.__stderr__ or sys.stderr, {"TERM": "dumb"}) is None
