@@ -73,8 +73,12 @@ def find(mark: str) -> list[Process]:
 
 def send(mark: str, pid: int, signal_number: int) -> bool:
     """Signal `pid` if it still belongs to the run; False if it is gone."""
+    entry = Path(f"/proc/{pid}")
     try:
-        if _environment(Path(f"/proc/{pid}")).get(MARK) != mark:
+        deadline = time.monotonic() + 0.1
+        while not (variables := _environment(entry)) and time.monotonic() < deadline:
+            time.sleep(0.005)  # between fork and exec a process has none for a moment
+        if variables.get(MARK) != mark:
             return False
         os.kill(pid, signal_number)
     except OSError:
