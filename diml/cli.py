@@ -9,7 +9,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from diml.errors import DimlError, Misuse
@@ -41,7 +40,10 @@ def _doctor(*, fix: bool) -> int:
     from diml.world import doctor, mpi_params
 
     if fix:
-        for path in mpi_params.write(Path(sys.prefix)):
+        prefix = doctor.settings_prefix()
+        if prefix is None:
+            raise Misuse("--fix writes only into this environment's own MPI, and it has none")
+        for path in mpi_params.write(prefix):
             print(f"written {path}")
     problems = 0
     for finding in doctor.examine(os.environ):

@@ -65,6 +65,16 @@ def find_launcher() -> Path | None:
     return Path(found) if found else None
 
 
+def settings_prefix() -> Path | None:
+    """The prefix below which the launcher's parameter files are this project's to write.
+
+    None for a site's MPI, which many share: its settings can come from the environment only.
+    """
+    launcher = find_launcher()
+    own = launcher is not None and launcher.parent == Path(sys.executable).parent
+    return Path(sys.prefix) if own else None
+
+
 def _python() -> Finding:
     return Finding("Python", f"{platform.python_version()} at {sys.executable}")
 
@@ -83,9 +93,11 @@ def _mpi(launcher: Path | None, env: Mapping[str, str]) -> Iterator[Finding]:
         what = "not on the path" if typed is None else f"another MPI's ({typed})"
         remedy = f"`source {launcher.parent}/activate`, or type {launcher}"
         yield Finding("command", f"the bare word mpirun is {what}", True, remedy)
-    lacking = mpi_params.missing(Path(sys.prefix), env)
+    prefix = settings_prefix()
+    lacking = mpi_params.missing(prefix, env)
     if lacking:
-        remedy = f"`diml doctor --fix`, or `export {' '.join(lacking)}`"
+        fix = "" if prefix is None else "`diml doctor --fix`, or "
+        remedy = f"{fix}`export {' '.join(lacking)}`"
         yield Finding("settings", f"{len(lacking)} for fault tolerance missing", False, remedy)
     else:
         yield Finding("settings", "fault tolerance is on for a plain mpirun")
@@ -187,7 +199,7 @@ def try_fault_tolerance(launcher: Path, env: Mapping[str, str]) -> Finding:
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-        remedy = "`diml doctor --fix`, then try again"
+        remedy = "mend what stands above, then try again"
         return Finding(topic, "tried: three ranks, one killed: the others hang", False, remedy)
     recovered = re.search(r"recovered in (\S+ ms)", out)
     if recovered and process.returncode == 0:
@@ -195,4 +207,4 @@ def try_fault_tolerance(launcher: Path, env: Mapping[str, str]) -> Finding:
         return Finding(topic, text)
     said = next((line.strip() for line in err.splitlines() if line.strip(" -\t")), "nothing said")
     text = f"off (tried: three ranks, one killed: mpirun returned {process.returncode}, {said!r})"
-    return Finding(topic, text, False, "`diml doctor --fix`, then try again")
+    return Finding(topic, text, False, "mend what stands above, then try again")

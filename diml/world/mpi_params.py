@@ -42,11 +42,11 @@ def as_environment() -> dict[str, str]:
     return {**mpi, **launcher}
 
 
-def missing(prefix: Path, env: Mapping[str, str]) -> list[str]:
+def missing(prefix: Path | None, env: Mapping[str, str]) -> list[str]:
     """Settings that neither the files below `prefix` nor the environment has, as `name=value`."""
     lacking = []
     for name, settings in _FILES:
-        in_file = _read(prefix / "etc" / name)
+        in_file = {} if prefix is None else _read(prefix / "etc" / name)
         scheme = "OMPI_MCA_" if settings is MPI_SETTINGS else "PRTE_MCA_"
         for key, value in settings.items():
             # A variable wins over the file.

@@ -75,6 +75,19 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         mpi_params.write(tmp_path)
 
 
+def test_a_sites_mpi_is_not_written_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "find_launcher", lambda: Path("/opt/site/bin/mpirun"))
+    assert doctor.settings_prefix() is None
+    assert main(["doctor", "--fix"]) == 2
+    assert "this environment's own MPI" in capsys.readouterr().err
+    found = {finding.topic: finding for finding in doctor._mpi(doctor.find_launcher(), {})}
+    assert not found["settings"].fine
+    assert found["settings"].remedy.startswith("`export OMPI_MCA_mpi_ft_enable=1 ")
+    assert not found["MPI"].fine
+
+
 def test_what_is_missing_comes_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_launcher", lambda: None)
     env = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "NUMBA_CACHE_DIR": "/proc/none"}
