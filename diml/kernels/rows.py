@@ -1,0 +1,75 @@
+"""Rows of a parameter shard: find, add, mark and check them in single passes over memory.
+
+Owns the loops that touch every row of a message. Knows arrays only: no tables, no messages.
+Invariant: the caller has checked that ids lie in the shard; `base` is the shard's first id, so
+that row `ids[i] - base` of the shard is meant. All kernels release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Rows: TypeAlias = NDArray[Any]
+Ids: TypeAlias = NDArray[np.int64]
+
+
+@njit(cache=True, nogil=True)
+def scatter_add(values: Rows, base: int, ids: Ids, deltas: Rows) -> None:
+    """values[ids - base] += deltas, one after the other: ids may repeat. Shapes (n, w), (m, w)."""
+    for i in range(ids.shape[0]):
+        row = ids[i] - base
+        for k in range(values.shape[1]):
+            values[row, k] += deltas[i, k]
+
+
+@njit(cache=True, nogil=True)
+def scatter(values: Rows, base: int, ids: Ids, rows: Rows) -> None:
+    """values[ids - base] = rows. Shapes (n, w) and (m, w)."""
+    for i in range(ids.shape[0]):
+        row = ids[i] - base
+        for k in range(values.shape[1]):
+            values[row, k] = rows[i, k]
+
+
+@njit(cache=True, nogil=True)
+def mark_new(flags: NDArray[np.uint8], base: int, ids: Ids, new: Ids) -> int:
+    """Flag the rows of `ids`; write those that were not flagged before into `new`; their number."""
+    count = 0
+    for i in range(ids.shape[0]):
+        row = ids[i] - base
+        if flags[row] == 0:
+            flags[row] = 1
+            new[count] = ids[i]
+            count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def sum_by_row(slots: NDArray[np.int64], base: int, ids: Ids, deltas: Rows, sums: Rows) -> None:
+    """sums[slots[ids - base]] += deltas, where `slots` gives each row of the shard its place."""
+    for i in range(ids.shape[0]):
+        place = slots[ids[i] - base]
+        for k in range(sums.shape[1]):
+            sums[place, k] += deltas[i, k]
+
+
+@njit(cache=True, nogil=True)
+def first_outside(ids: Ids, rows: int) -> int:
+    """Index of the first id that is not in 0..rows-1, or -1."""
+    for i in range(ids.shape[0]):
+        if ids[i] < 0 or ids[i] >= rows:
+            return i
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def first_unsorted(ids: Ids) -> int:
+    """Index of the first id that is not greater than the one before it, or -1."""
+    for i in range(1, ids.shape[0]):
+        if ids[i] <= ids[i - 1]:
+            return i
+    return -1

@@ -1,0 +1,305 @@
+"""What a worker remembers and says: its clock, what is not acknowledged, what it waits for. Pure.
+
+Owns the worker's half of "exactly once". Must not know MPI or time: the driver sends what is
+returned here and calls `handle` for what comes.
+
+Invariants: an update is retained until it cannot be needed again: until its server acknowledged
+it, or, where clocks are transactions, until every server has acknowledged its clock (a server
+that goes back a clock needs it anew). A server answers one worker's messages in the order sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from diml.errors import Misuse
+from diml.ps.consistency import Consistency
+from diml.ps.message import (
+    NO_IDS,
+    Address,
+    Bytes,
+    Flag,
+    Ids,
+    Kind,
+    Message,
+    Rows,
+    Send,
+    blob_rows,
+    text_of,
+    text_rows,
+)
+from diml.ps.pending import Pending, Segment
+from diml.ps.recovery import Plan
+from diml.ps.tables import TableSpec, row_bounds
+
+# More than any n.
+_END = 2**32
+
+
+class Piece(NamedTuple):
+    """The part of a list of ids that one server holds; `places` are their indices in the list."""
+
+    server: int
+    ids: Ids
+    places: slice | Ids
+
+
+@dataclass(slots=True)
+class Request:
+    """A question to one or more servers, and the answers so far."""
+
+    messages: dict[int, Message]
+    replies: dict[int, Message] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether every server has answered."""
+        return len(self.replies) == len(self.messages)
+
+
+class ClientCore:
+    """One worker.
+
+    Attributes:
+        clock: clocks that it has finished.
+        specs: by id, the tables that are there.
+        answered: whether any server has ever answered: from then on a lost shard is a loss.
+    """
+
+    def __init__(self, worker: int, servers: int, consistency: Consistency) -> None:
+        self.worker, self.servers, self.consistency = worker, servers, consistency
+        self.clock = 0
+        self.specs: dict[int, TableSpec] = {}
+        self.answered = False
+        self._n = 0
+        self._requests: dict[int, Request] = {}
+        self._next_request = 0
+        self._pending: dict[int, tuple[TableSpec, Pending]] = {}
+        self._retained: list[deque[Message]] = [deque() for _ in range(servers)]
+        self._acknowledged = [(0, 0)] * servers
+
+    # Questions -------------------------------------------------------------------------------
+
+    def open(self) -> tuple[int, list[Send]]:
+        """Ask where to go on."""
+        config = text_rows(json.dumps({"consistency": str(self.consistency)}))
+        return self._ask_all(Message(Kind.OPEN, values=config))
+
+    def opened(self, request: int) -> tuple[int, Bytes] | None:
+        """Take the answer of OPEN: set the clock; returns the newest own state and its clock.
+
+        Raises Misuse if other workers opened it in another way.
+        """
+        replies = self._requests.pop(request).replies
+        for reply in replies.values():
+            if reply.kind is Kind.REFUSED:
+                raise Misuse(text_of(reply))
+        home = replies[self.worker % self.servers]
+        self.clock = home.clock
+        self._acknowledged = [(home.clock, 0)] * self.servers
+        return (home.n, home.values.reshape(-1)) if home.values.size else None
+
+    def define(self, spec: TableSpec) -> tuple[int, list[Send]]:
+        """Ask for a table to be there."""
+        return self._ask_all(Message(Kind.DEFINE, values=text_rows(spec.to_json())))
+
+    def defined(self, spec: TableSpec, request: int) -> None:
+        """Take the answers of `define`. Raises Misuse if a server knows another definition."""
+        for reply in self._requests.pop(request).replies.values():
+            if reply.kind is Kind.REFUSED:
+                raise Misuse(text_of(reply))
+        self.specs[spec.id] = spec
+
+    def get(self, spec: TableSpec, ids: Ids) -> tuple[int, list[Send], list[Piece]]:
+        """Ask for rows. `rows_of` wants the pieces back."""
+        pieces = self.split(spec, ids)
+        template = Message(Kind.GET, clock=self.clock, table=spec.id)
+        messages = {piece.server: template._replace(ids=piece.ids) for piece in pieces}
+        return (*self._ask(messages), pieces)
+
+    def synchronise(self) -> tuple[int, list[Send]]:
+        """Ask every server to answer once all workers have finished this worker's clocks."""
+        return self._ask_all(Message(Kind.GET, clock=self.clock, flags=Flag.EXACT))
+
+    def _ask_all(self, message: Message) -> tuple[int, list[Send]]:
+        return self._ask(dict.fromkeys(range(self.servers), message))
+
+    def _ask(self, messages: dict[int, Message]) -> tuple[int, list[Send]]:
+        request = self._next_request
+        self._next_request = (request + 1) % 2**32
+        asked = {
+            server: message._replace(worker=self.worker, request=request)
+            for server, message in messages.items()
+        }
+        self._requests[request] = Request(asked)
+        return request, [Send(Address("server", server), asked[server]) for server in asked]
+
+    def done(self, request: int) -> bool:
+        """Whether every server has answered."""
+        return self._requests[request].done
+
+    def silent(self, request: int) -> list[int]:
+        """Servers that have not answered."""
+        asked = self._requests[request]
+        return [server for server in asked.messages if server not in asked.replies]
+
+    def answers(self, request: int) -> dict[int, Message]:
+        """Take the answers by server; the request is over."""
+        return self._requests.pop(request).replies
+
+    def rows_of(
+        self, spec: TableSpec, ids: Ids, request: int, pieces: list[Piece]
+    ) -> tuple[Rows, int]:
+        """Take the answers of `get`: rows (len(ids), cols) with the own pending updates, and the
+        clock of the slowest worker when they were read."""
+        asked = self._requests.pop(request)
+        if len(pieces) == 1:
+            rows = asked.replies[pieces[0].server].values
+        else:
+            rows = np.empty((len(ids), spec.cols), spec.numpy_dtype)
+            for piece in pieces:
+                rows[piece.places] = asked.replies[piece.server].values
+        if spec.id in self._pending:
+            pending = self._pending[spec.id][1]
+            if pending:
+                pending.overlay(ids, rows)
+        slowest = min((reply.clock for reply in asked.replies.values()), default=self.clock)
+        return rows, slowest
+
+    def split(self, spec: TableSpec, ids: Ids) -> list[Piece]:
+        """Cut a list of ids into the servers' parts; order within a part is kept."""
+        if self.servers == 1:
+            return [Piece(0, ids, slice(0, len(ids)))] if len(ids) else []
+        bounds = row_bounds(spec.rows, self.servers)
+        if len(ids) < 2 or bool((ids[1:] >= ids[:-1]).all()):
+            cuts = np.searchsorted(ids, bounds)
+            spans = ((server, cuts[server], cuts[server + 1]) for server in range(self.servers))
+            return [
+                Piece(s, ids[low:high], slice(low, high)) for s, low, high in spans if high > low
+            ]
+        owners = np.searchsorted(bounds, ids, side="right") - 1
+        order = np.argsort(owners, kind="stable")
+        cuts = np.searchsorted(owners[order], np.arange(self.servers + 1))
+        pieces = []
+        for server in range(self.servers):
+            places = order[cuts[server] : cuts[server + 1]]
+            if len(places):
+                pieces.append(Piece(server, ids[places], places))
+        return pieces
+
+    # Updates ---------------------------------------------------------------------------------
+
+    def update(self, spec: TableSpec, ids: Ids, values: Rows) -> None:
+        """Add to rows; it is sent when the clock ends."""
+        if spec.id not in self._pending:
+            self._pending[spec.id] = (spec, Pending(spec.cols, spec.numpy_dtype))
+        self._pending[spec.id][1].add(ids, values)
+
+    @property
+    def has_pending(self) -> list[str]:
+        """Names of the tables that have updates of the open clock."""
+        return [spec.name for spec, pending in self._pending.values() if pending]
+
+    @property
+    def may_clock(self) -> bool:
+        """Whether the window leaves room for one more clock."""
+        window = self.consistency.window_clocks
+        return window is None or self.clock - self.watermark < window
+
+    @property
+    def watermark(self) -> int:
+        """Clocks that every server has acknowledged."""
+        return min(clock for clock, _ in self._acknowledged)
+
+    def finish_clock(self, local: Bytes | None) -> list[Send]:
+        """End the clock: what is pending goes to the servers, the own state to the home server."""
+        assert self.may_clock, f"worker {self.worker} is a window ahead at clock {self.clock}"
+        by_server: list[list[Message]] = [[] for _ in range(self.servers)]
+        for key in sorted(self._pending):
+            spec, pending = self._pending[key]
+            for segment in pending.take():
+                self._spread(spec, segment, by_server)
+        if local is not None:
+            home = by_server[self.worker % self.servers]
+            home.append(Message(Kind.LOCAL, n=self._n, values=blob_rows(local)))
+            self._n += 1
+        sends = []
+        for server, messages in enumerate(by_server):
+            if not messages:
+                messages.append(Message(Kind.UPDATE, n=self._n, ids=NO_IDS))
+            messages[-1] = messages[-1]._replace(flags=Flag.LAST)
+            sends += [self._retain(server, message) for message in messages]
+        self.clock += 1
+        self._n = 0
+        return sends
+
+    def _spread(self, spec: TableSpec, segment: Segment, by_server: list[list[Message]]) -> None:
+        """One segment's messages, one a server, under one n."""
+        template = Message(Kind.UPDATE, n=self._n, table=spec.id)
+        self._n += 1
+        pieces = self.split(spec, segment.ids)
+        for piece in pieces:
+            ids, values, buffer = segment
+            if len(pieces) == 1:
+                message = template._replace(ids=ids, values=values, frame=buffer)
+            else:
+                message = template._replace(ids=piece.ids, values=values[piece.places])
+            by_server[piece.server].append(message)
+
+    def _retain(self, server: int, message: Message) -> Send:
+        message = message._replace(worker=self.worker, clock=self.clock, mark=self.watermark)
+        self._retained[server].append(message)
+        return Send(Address("server", server), message)
+
+    @property
+    def all_acknowledged(self) -> bool:
+        """Whether every server has acknowledged every update sent."""
+        return all(at >= (self.clock, self._n) for at in self._acknowledged)
+
+    # What comes back -------------------------------------------------------------------------
+
+    def handle(self, server: int, message: Message) -> None:
+        """Take a server's message."""
+        self.answered = True
+        if message.kind is Kind.ACK:
+            self._acknowledged[server] = (message.clock, message.n)
+            self._trim()
+        else:
+            self._requests[message.request].replies[server] = message
+
+    def _trim(self) -> None:
+        for server, retained in enumerate(self._retained):
+            needed = (
+                (self.watermark, 0) if self.consistency.buffered else self._acknowledged[server]
+            )
+            while retained and (retained[0].clock, retained[0].n) < needed:
+                retained.popleft()
+
+    def recovered(self, plan: Plan) -> list[Send]:
+        """After a repair: everything that a server does not have, and all open questions, anew."""
+        sends = []
+        for server, ledger in enumerate(plan.ledgers):
+            self._acknowledged[server] = ledger[self.worker]
+            to = Address("server", server)
+            for message in self._retained[server]:
+                if _key(message) >= ledger[self.worker]:
+                    sends.append(Send(to, message))
+        for asked in self._requests.values():
+            for server, message in asked.messages.items():
+                if server not in asked.replies:
+                    sends.append(Send(Address("server", server), message))
+        return sends
+
+
+def _key(message: Message) -> tuple[int, int]:
+    """Until when an update is needed, to be compared with a ledger's (clock, n).
+
+    The end of a clock counts whatever its n: a replacement may need fewer updates for a clock
+    than the ledger has of it.
+    """
+    return message.clock, _END if message.flags & Flag.LAST else message.n

@@ -1,0 +1,74 @@
+"""When a worker may read: the consistency models and the vector clock. Pure.
+
+Owns the bound on staleness and nothing else. A worker's clock is the number of clocks that it has
+finished. A read at clock c under staleness s sees every update of the clocks 0..c-s-1 of all
+workers (Ho et al., NIPS 2013), so it may be answered once the slowest worker has finished c-s.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diml.errors import Misuse
+
+MODELS = ("bsp", "ssp", "asp")
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """A model and its bound.
+
+    bsp: each clock is a transaction of all workers (staleness 0). ssp: bounded staleness; updates
+    may be seen early. asp: no bound.
+    """
+
+    model: str
+    staleness: int
+
+    def __str__(self) -> str:
+        return f"ssp({self.staleness})" if self.model == "ssp" else self.model
+
+    @property
+    def buffered(self) -> bool:
+        """Whether updates wait at the server until the clock closes."""
+        return self.model == "bsp"
+
+    @property
+    def window_clocks(self) -> int | None:
+        """Clocks that a worker may have finished and not yet seen acknowledged. None: any."""
+        if self.model == "asp":
+            return None
+        return 1 if self.buffered else self.staleness + 2
+
+    def readable(self, clock: int, slowest: int) -> bool:
+        """Whether a read at `clock` may be answered when the slowest worker stands at `slowest`."""
+        return self.model == "asp" or slowest >= clock - self.staleness
+
+
+def parse_consistency(text: str | None, staleness: int) -> Consistency:
+    """Read a model: bsp, ssp, ssp(s) or asp; None stands for bsp at staleness 0, else ssp.
+
+    Raises Misuse for anything else, and for a staleness that contradicts the model.
+    """
+    if not isinstance(staleness, int) or isinstance(staleness, bool) or staleness < 0:
+        raise Misuse(f"staleness {staleness!r} is not a whole number from 0 on")
+    match = re.fullmatch(r"(\w+?)(?:\(([0-9]+)\))?", text or "ssp")
+    model = match[1] if match else ""
+    if match is None or model not in MODELS:
+        raise Misuse(f"consistency {text!r} is none of bsp, ssp(s), asp")
+    if match[2] is not None:
+        if model != "ssp" or staleness not in (0, int(match[2])):
+            raise Misuse(f"consistency {text!r} contradicts staleness {staleness}")
+        staleness = int(match[2])
+    if model == "bsp" and staleness:
+        raise Misuse(f"consistency bsp has staleness 0, not {staleness}")
+    if model == "ssp" and staleness == 0:
+        model = "bsp"
+    return Consistency(model, 0 if model == "asp" else staleness)
+
+
+def slowest(clocks: Sequence[int]) -> int:
+    """Clocks that every worker has finished."""
+    return min(clocks)

@@ -1,0 +1,204 @@
+"""What workers and servers say to each other, and how it looks on the wire.
+
+Owns the kinds of messages and their one framing: a header of 64 bytes, then int64 ids, then the
+rows, in one uint8 buffer in native byte order. Must not know who sends what when: that is the
+cores' business. Invariants: encode and decode both validate; nothing on the wire is ever run.
+
+kind       from -> to         ids, values                  other fields
+OPEN       worker -> server   -, JSON                      request
+OPENED     server -> worker   -, local state or nothing    request, clock (where to go on),
+                                                           n (clock of the local state or -1)
+DEFINE     worker -> server   -, JSON                      request
+DEFINED    server -> worker                                request
+REFUSED    server -> worker   -, text                      request
+UPDATE     worker -> server   ids, rows to apply           clock, n, mark, flags (LAST)
+LOCAL      worker -> server   -, the worker's own state    clock, n, mark
+GET        worker -> server   ids                          clock, request, flags (EXACT)
+VALUES     server -> worker   -, rows                      request, clock (of the slowest)
+ACK        server -> worker                                clock, n: all before is safe
+TABLE      server -> replica  -, JSON                      shard
+ROWS       server -> replica  ids, new values              shard, table
+RULE       server -> replica  ids, new state of the rule   shard, table, clock (its steps)
+KEEP       server -> replica  -, a worker's own state      shard, worker, clock
+COMMIT     server -> replica  ledger (clock, n by worker)  shard, mark (version)
+COMMITTED  replica -> server                               shard, mark (version)
+
+`mark` of UPDATE and LOCAL: as many of the worker's clocks every server has acknowledged.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum, IntFlag
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diml.errors import CorruptState
+
+Bytes: TypeAlias = NDArray[np.uint8]
+Ids: TypeAlias = NDArray[np.int64]
+Rows: TypeAlias = NDArray[Any]
+
+HEADER_BYTES = 64
+# magic, kind, dtype, flags, format, worker, clock, mark, ids, rows, n, width, table, shard, request
+_HEADER = struct.Struct("<4sBBBBiqqqqIIIHHI")
+_MAGIC = b"DMPS"
+_FORMAT = 1
+DTYPES = tuple(np.dtype(name) for name in ("uint8", "float32", "float64", "int32", "int64"))
+_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
+assert _HEADER.size <= HEADER_BYTES
+
+
+class Kind(IntEnum):
+    """What a message says."""
+
+    OPEN = 1
+    OPENED = 2
+    DEFINE = 3
+    DEFINED = 4
+    REFUSED = 5
+    UPDATE = 6
+    LOCAL = 7
+    GET = 8
+    VALUES = 9
+    ACK = 10
+    TABLE = 11
+    ROWS = 12
+    RULE = 13
+    KEEP = 14
+    COMMIT = 15
+    COMMITTED = 16
+
+
+class Flag(IntFlag):
+    """LAST: nothing more comes for this clock. EXACT: a GET that allows no staleness. ACK: an
+    UPDATE whose sender waits for its acknowledgement."""
+
+    NONE = 0
+    LAST = 1
+    EXACT = 2
+    ACK = 4
+
+
+NO_IDS: Ids = np.empty(0, np.int64)
+NO_ROWS: Rows = np.empty((0, 0), np.uint8)
+
+
+class Address(NamedTuple):
+    """A process by role ("worker", "server" or "spare") and its number among them."""
+
+    role: str
+    number: int
+
+
+class Message(NamedTuple):
+    """One message as a value. `ids` is (m,) int64; `values` is (rows, width) of one of DTYPES.
+
+    `frame`, if there is one, is the wire buffer of which ids and values are views.
+    """
+
+    kind: Kind
+    worker: int = 0
+    clock: int = 0
+    n: int = 0
+    table: int = 0
+    ids: Ids = NO_IDS
+    values: Rows = NO_ROWS
+    flags: Flag = Flag.NONE
+    mark: int = 0
+    shard: int = 0
+    request: int = 0
+    frame: Bytes | None = None
+
+    def __str__(self) -> str:
+        """The one rendering of a message, for logs and traces."""
+        rows = f" {self.values.shape[0]}x{self.values.shape[1]} {self.values.dtype}"
+        return (
+            f"{self.kind.name} worker {self.worker} clock {self.clock} n {self.n} "
+            f"table {self.table:08x} ids {len(self.ids)}{rows if self.values.size else ''} "
+            f"flags {int(self.flags)} mark {self.mark} shard {self.shard} request {self.request}"
+        )
+
+
+class Send(NamedTuple):
+    """What a core wants done: a message on its way."""
+
+    to: Address
+    message: Message
+
+
+def text_rows(text: str) -> Rows:
+    """A text as the values of a message."""
+    return blob_rows(np.frombuffer(text.encode(), np.uint8))
+
+
+def blob_rows(blob: Bytes) -> Rows:
+    """Bytes as the values of a message: one row."""
+    return blob.reshape(1, -1)
+
+
+def text_of(message: Message) -> str:
+    """The text that a message carries."""
+    return message.values.tobytes().decode()
+
+
+def frame(ids: int, rows: int, width: int, dtype: np.dtype[Any]) -> tuple[Bytes, Ids, Rows]:
+    """An empty wire buffer, and the views into it that ids (ids,) and values (rows, width) are."""
+    start = HEADER_BYTES + 8 * ids
+    buffer = np.empty(start + rows * width * dtype.itemsize, np.uint8)
+    return buffer, buffer[HEADER_BYTES:start].view(np.int64), _rows(buffer, start, width, dtype)
+
+
+def _rows(buffer: Bytes, start: int, width: int, dtype: np.dtype[Any]) -> Rows:
+    return buffer[start:].view(dtype).reshape(-1, width) if width else NO_ROWS
+
+
+def encode(message: Message) -> Bytes:
+    """The message as one buffer: its own frame where it has one, else a new one (one copy)."""
+    ids, values = message.ids, message.values
+    assert ids.dtype == np.int64 and ids.ndim == 1 and values.ndim == 2, str(message)
+    rows, width = values.shape
+    buffer = message.frame
+    if buffer is None:
+        buffer, its_ids, its_values = frame(len(ids), rows, width, values.dtype)
+        its_ids[:] = ids
+        if values.size:
+            its_values[:] = values
+    assert len(buffer) == HEADER_BYTES + 8 * len(ids) + values.nbytes, str(message)
+    _HEADER.pack_into(
+        buffer.data, 0, _MAGIC, message.kind, _CODES[values.dtype], message.flags, _FORMAT,
+        message.worker, message.clock, message.mark, len(ids), rows, message.n, width,
+        message.table, message.shard, 0, message.request,
+    )  # fmt: skip
+    return buffer
+
+
+def decode(buffer: Bytes) -> Message:
+    """The message in a received buffer; ids and values are views of it.
+
+    Raises CorruptState if the buffer is not a whole message.
+    """
+    if len(buffer) < HEADER_BYTES:
+        raise CorruptState(f"a message of {len(buffer)} bytes has no room for its header")
+    (magic, kind, code, flags, version, worker, clock, mark, ids, rows, n, width, table, shard, _,
+     request) = _HEADER.unpack_from(buffer.data)  # fmt: skip
+    if magic != _MAGIC or version != _FORMAT:
+        raise CorruptState(f"a message begins with {magic!r} {version}, not {_MAGIC!r} {_FORMAT}")
+    if code >= len(DTYPES) or ids < 0 or rows < 0:
+        raise CorruptState(f"a message has dtype code {code}, {ids} ids and {rows} rows")
+    dtype, start = DTYPES[code], HEADER_BYTES + 8 * ids
+    if len(buffer) != start + rows * width * dtype.itemsize:
+        raise CorruptState(
+            f"a message of {len(buffer)} bytes announces {ids} ids, {rows} rows of {width} {dtype}"
+        )
+    try:
+        its_kind = Kind(kind)
+    except ValueError:
+        raise CorruptState(f"a message has the unknown kind {kind}") from None
+    values = _rows(buffer, start, width, dtype) if rows else np.empty((0, width), dtype)
+    return Message(
+        its_kind, worker, clock, n, table, buffer[HEADER_BYTES:start].view(np.int64), values,
+        Flag(flags), mark, shard, request, buffer,
+    )  # fmt: skip

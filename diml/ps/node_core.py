@@ -1,0 +1,139 @@
+"""One process's part in the parameter server: the shard it serves and the copies it keeps. Pure.
+
+Owns what a process holds, from the start through repairs, whatever its role is at the time. Must
+not know MPI: the driver carries messages and transfers, the simulator does the same in memory.
+Invariant: a copy changes only by a whole commit, so it always equals some version of its shard.
+"""
+
+from __future__ import annotations
+
+from diml.ps.client_core import ClientCore
+from diml.ps.consistency import parse_consistency
+from diml.ps.message import Address, Kind, Message, Send
+from diml.ps.recovery import Holding, Plan, Report, placement
+from diml.ps.server_core import ServerCore
+from diml.ps.shard import CLOCK, N, Shard, Tree
+
+_OF_REPLICA = frozenset({Kind.TABLE, Kind.ROWS, Kind.RULE, Kind.KEEP, Kind.COMMIT})
+
+
+class NodeCore:
+    """What one process holds.
+
+    Attributes:
+        place: its role and index now.
+        server: the shard that it serves, or None.
+        copies: by shard number, the replicas that it keeps.
+    """
+
+    def __init__(
+        self, place: Address, workers: int, servers: int, spares: int, replicas: int
+    ) -> None:
+        self.place = place
+        self.server: ServerCore | None = None
+        self.copies: dict[int, Shard] = {}
+        self._parts: dict[int, list[Message]] = {}
+        self._workers, self._servers = workers, servers
+        for shard in range(servers):
+            owner, *others = placement(shard, servers, spares, replicas)
+            if place == owner:
+                self._serve(Shard(shard, servers, workers), tuple(others), (0,) * workers)
+            elif place in others:
+                self.copies[shard] = Shard(shard, servers, workers)
+
+    def _serve(self, shard: Shard, replicas: tuple[Address, ...], resume: tuple[int, ...]) -> None:
+        shard.forget_changes()
+        self.server = ServerCore(shard, replicas, resume)
+
+    def handle(self, sender: Address, message: Message) -> list[Send]:
+        """Take one message; returns what to send."""
+        if message.kind in _OF_REPLICA:
+            return self._replicate(sender, message)
+        assert self.server is not None, f"{self.place} got {message}"
+        if message.kind is Kind.COMMITTED:
+            return self.server.committed(sender, message.mark)
+        return self.server.handle(message)
+
+    def flush(self) -> list[Send]:
+        """To be called when no message is waiting: start the next commit."""
+        return self.server.flush() if self.server else []
+
+    def _replicate(self, sender: Address, message: Message) -> list[Send]:
+        parts = self._parts.setdefault(message.shard, [])
+        parts.append(message)
+        if message.kind is not Kind.COMMIT:
+            return []
+        shard = self.copies[message.shard]
+        shard.install(parts)
+        self._parts[message.shard] = []
+        self._arm(shard)
+        done = Message(Kind.COMMITTED, shard=message.shard, mark=message.mark)
+        return [Send(sender, done)]
+
+    def _arm(self, shard: Shard) -> None:
+        """Let a copy keep what going back needs, once it knows that clocks are transactions."""
+        buffered = bool(shard.config) and parse_consistency(shard.config, 0).buffered
+        shard.undoable = buffered and self._servers > 1
+        shard.track = False
+
+    # Repair ----------------------------------------------------------------------------------
+
+    def _held(self) -> dict[int, Shard]:
+        own = {self.server.shard.index: self.server.shard} if self.server else {}
+        return {**self.copies, **own}
+
+    def report(self, place: Address, client: ClientCore | None = None) -> Report:
+        """What this process holds and knows, under the place that it has from now on."""
+        self.place = place
+        held = self._held()
+        holdings = tuple(
+            Holding(
+                shard.index,
+                shard.version,
+                shard.closed,
+                shard.revertible,
+                tuple((int(row[CLOCK]), int(row[N])) for row in shard.ledger),
+            )
+            for shard in held.values()
+        )
+        specs = {key: table.spec for shard in held.values() for key, table in shard.tables.items()}
+        config = next((shard.config for shard in held.values() if shard.config), "")
+        if client is not None and client.answered:
+            specs |= client.specs
+            config = str(client.consistency)
+        return Report(place, holdings, tuple(specs.values()), config)
+
+    def go_back(self, plan: Plan) -> None:
+        """Take back the clock that is not closed everywhere, in every copy that is to stay."""
+        if plan.closed is None:
+            return
+        for shard in self._held().values():
+            if shard.closed > plan.closed and shard.revertible:
+                shard.revert()
+
+    def tree_of(self, shard: int) -> Tree:
+        """A whole shard, to be sent."""
+        return self._held()[shard].to_tree()
+
+    def finish(self, plan: Plan, rank: int, received: dict[int, Shard]) -> None:
+        """Take up the places of the plan: `received` are the shards that came as transfers.
+
+        Called once every transfer has arrived everywhere; what is not placed here is dropped.
+        """
+        held = {**self._held(), **received}
+        self.server, self.copies, self._parts = None, {}, {}
+        for index, ranks in enumerate(plan.placed):
+            if rank not in ranks:
+                continue
+            shard = held.get(index)
+            if shard is None or index in plan.fresh:
+                shard = Shard(index, self._servers, self._workers)
+            if plan.closed is not None:
+                assert shard.closed == plan.closed, f"shard {index} is at {shard.closed}"
+            if rank != ranks[0]:
+                self._arm(shard)
+                self.copies[index] = shard
+                continue
+            owner, *others = placement(index, self._servers, len(ranks) - 1, len(ranks) - 1)
+            assert owner == self.place, f"{self.place} is to serve shard {index}"
+            self._serve(shard, tuple(others), plan.resume)

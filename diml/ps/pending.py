@@ -1,0 +1,80 @@
+"""A worker's updates of one table that it has not sent yet: the open clock's write log. Pure.
+
+Owns the order of a worker's own updates and how it reads its own writes. Must not know servers.
+Invariant: what `overlay` adds is what the servers will add once the clock is sent; merging
+depends only on the sequence of calls, so that a replayed clock gives the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diml.kernels import rows as kernels
+from diml.ps.message import Bytes, Ids, Rows, frame
+
+# More than so many calls are merged into one: a message each would cost more than the merge.
+_SEGMENTS_MAX = 16
+
+
+class Segment(NamedTuple):
+    """Updates of some rows, in the wire buffer that they will be sent in."""
+
+    ids: Ids
+    values: Rows
+    buffer: Bytes
+
+
+class Pending:
+    """The updates of one table since the last clock."""
+
+    def __init__(self, cols: int, dtype: np.dtype[Any]) -> None:
+        self._cols, self._dtype = cols, dtype
+        self._segments: list[Segment] = []
+        self._merged = False
+
+    def __bool__(self) -> bool:
+        return bool(self._segments)
+
+    def add(self, ids: Ids, values: NDArray[Any]) -> None:
+        """Remember an update; both arrays are copied. Shapes (m,) and (m, cols)."""
+        buffer, its_ids, its_values = frame(len(ids), len(ids), self._cols, self._dtype)
+        its_ids[:] = ids
+        its_values[:] = values
+        self._segments.append(Segment(its_ids, its_values, buffer))
+        self._merged = False
+        if len(self._segments) > _SEGMENTS_MAX:
+            self._merge()
+
+    def overlay(self, ids: Ids, rows: Rows) -> None:
+        """Add the pending updates of `ids` to `rows`, in place."""
+        self._merge()
+        own = self._segments[0]
+        places = np.minimum(np.searchsorted(own.ids, ids), len(own.ids) - 1)
+        hits = np.flatnonzero(own.ids[places] == ids)
+        if len(hits):
+            kernels.scatter_add(rows, 0, hits, own.values[places[hits]])
+
+    def take(self) -> list[Segment]:
+        """The updates in the order in which they were made; they are no longer pending."""
+        segments, self._segments = self._segments, []
+        return segments
+
+    def _merge(self) -> None:
+        """Make one segment of all, with each row once and in the order of ids."""
+        if self._merged:
+            return
+        ids = np.concatenate([segment.ids for segment in self._segments])
+        unique, places = np.unique(ids, return_inverse=True)
+        buffer, its_ids, sums = frame(len(unique), len(unique), self._cols, self._dtype)
+        its_ids[:] = unique
+        sums[:] = 0
+        start = 0
+        for segment in self._segments:
+            end = start + len(segment.ids)
+            kernels.scatter_add(sums, 0, places[start:end], segment.values)
+            start = end
+        self._segments = [Segment(its_ids, sums, buffer)]
+        self._merged = True

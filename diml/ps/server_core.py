@@ -1,0 +1,237 @@
+"""What a server does with each message: decide, and say what to send. Pure.
+
+Owns the order of things at one shard: what is buffered, applied, replicated, acknowledged and
+shown. Must not know MPI, time or how rows are stored. The driver calls `handle` for each message
+from a worker, `committed` for each answer of a replica, and `flush` whenever nothing is waiting.
+
+Invariants (design: "The parameter server, exactly once"): between the first change after a commit
+and the last replica's COMMITTED nothing is acknowledged or shown, so whatever a worker has seen
+survives this server. While a commit is on its way, messages wait in `_deferred`, so that rows
+and ledger cannot move between the two. Each (worker, clock, n) is applied once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+
+from diml.errors import Misuse
+from diml.ps.consistency import Consistency, parse_consistency
+from diml.ps.message import (
+    NO_IDS,
+    Address,
+    Flag,
+    Kind,
+    Message,
+    Send,
+    blob_rows,
+    text_of,
+    text_rows,
+)
+from diml.ps.shard import CLOCK, N, Shard
+from diml.ps.tables import TableSpec
+
+
+class ServerCore:
+    """The server of one shard.
+
+    Args:
+        shard: its content.
+        replicas: who must hold every change before it is shown; empty: nobody.
+        resume: by worker, the clock where a process that opens as that worker goes on.
+    """
+
+    def __init__(
+        self, shard: Shard, replicas: tuple[Address, ...], resume: tuple[int, ...]
+    ) -> None:
+        self.shard = shard
+        self.replicas = replicas
+        self._resume = resume
+        self._consistency: Consistency | None = None
+        self._configure()
+        self._staged = False
+        self._waiting: set[Address] = set()
+        self._deferred: deque[Message] = deque()
+        self._parked: list[Message] = []
+        self._replies: list[Send] = []
+        self._to_acknowledge: set[int] = set()
+        # BSP: the open clock's updates by worker, the next n of each, and who has finished it.
+        self._buffers: list[list[Message]] = [[] for _ in range(shard.workers)]
+        self._finished: set[int] = set()
+
+    def _configure(self) -> None:
+        if self.shard.config:
+            self._consistency = parse_consistency(self.shard.config, 0)
+        buffered = self._consistency is not None and self._consistency.buffered
+        self.shard.track = bool(self.replicas)
+        self.shard.undoable = buffered and self.shard.shards > 1
+
+    # Messages of workers ---------------------------------------------------------------------
+
+    def handle(self, message: Message) -> list[Send]:
+        """Take a worker's message; returns what can be sent at once."""
+        if self._waiting:
+            self._deferred.append(message)
+            return []
+        self._process(message)
+        return self._released()
+
+    def _process(self, message: Message) -> None:
+        if message.kind is Kind.GET:
+            self._parked.append(message)
+        elif message.kind in (Kind.UPDATE, Kind.LOCAL):
+            assert self._consistency is not None, f"{message} before OPEN"
+            if self._consistency.buffered:
+                self._buffer(message)
+            else:
+                self._apply(message)
+        else:
+            self._set_up(message)
+
+    def _set_up(self, message: Message) -> None:
+        """OPEN and DEFINE: idempotent, refused where they contradict what is there."""
+        try:
+            if message.kind is Kind.OPEN:
+                reply = self._open(message)
+            else:
+                assert message.kind is Kind.DEFINE, f"a server cannot handle {message}"
+                if self.shard.define(TableSpec.from_json(text_of(message))):
+                    self._stage()
+                reply = Message(Kind.DEFINED)
+        except Misuse as error:
+            reply = Message(Kind.REFUSED, values=text_rows(str(error)))
+        self._reply(message, reply)
+
+    def _open(self, message: Message) -> Message:
+        config = str(json.loads(text_of(message))["consistency"])
+        if not self.shard.config:
+            self.shard.config = config
+            self._configure()
+            self._stage()
+        elif self.shard.config != config:
+            raise Misuse(
+                f"worker {message.worker} opens the parameter server with consistency {config}, "
+                f"another worker with {self.shard.config}"
+            )
+        clock = self._resume[message.worker]
+        local = self.shard.local_at(message.worker, clock)
+        if local is None:
+            return Message(Kind.OPENED, clock=clock)
+        return Message(Kind.OPENED, clock=clock, n=local[0], values=blob_rows(local[1]))
+
+    def _apply(self, message: Message) -> None:
+        """SSP and ASP: apply at once what was not applied, and remember who to acknowledge."""
+        worker, last = message.worker, bool(message.flags & Flag.LAST)
+        clock, n = (int(x) for x in self.shard.ledger[worker, (CLOCK, N)])
+        if last or message.flags & Flag.ACK:
+            self._to_acknowledge.add(worker)
+        if (message.clock, message.n) < (clock, n):
+            if not (last and message.clock == clock):
+                return
+            # A replacement that reads fresher rows may send less; its clock ends all the same.
+            message = message._replace(kind=Kind.UPDATE, ids=NO_IDS, n=n)
+        assert message.clock == clock, f"{message} leaves out clocks from {clock} on"
+        self._stage()
+        self.shard.apply(message, last)
+
+    def _buffer(self, message: Message) -> None:
+        """BSP: keep until all workers have finished the clock, then apply all in worker order."""
+        worker = message.worker
+        if message.clock < self.shard.closed:
+            self._to_acknowledge.add(worker)
+            return
+        assert message.clock == self.shard.closed, f"{message} at clock {self.shard.closed}"
+        assert worker not in self._finished, f"{message} after the end of the clock"
+        self._buffers[worker].append(message)
+        if not message.flags & Flag.LAST:
+            return
+        self._finished.add(worker)
+        if len(self._finished) == self.shard.workers:
+            self._stage()
+            self.shard.close(message for buffer in self._buffers for message in buffer)
+            self._buffers = [[] for _ in range(self.shard.workers)]
+            self._finished = set()
+            self._to_acknowledge.update(range(self.shard.workers))
+
+    # Commits ---------------------------------------------------------------------------------
+
+    def _stage(self) -> None:
+        """The content changes: nothing is shown before the next commit."""
+        if not self._staged:
+            self._staged = True
+            self.shard.version += 1
+        if not self.replicas:
+            self._staged = False
+
+    def flush(self) -> list[Send]:
+        """Start to replicate what has changed since the last commit, if anything has."""
+        if self._waiting or not self._staged:
+            return []
+        self._staged = False
+        self._waiting = set(self.replicas)
+        parts = self.shard.changes()
+        return [Send(replica, part) for replica in self.replicas for part in parts]
+
+    def committed(self, replica: Address, version: int) -> list[Send]:
+        """A replica holds a commit. Once all do, it is shown, and what waited is taken up."""
+        assert version == self.shard.version, f"{replica} committed {version}"
+        self._waiting.discard(replica)
+        if self._waiting:
+            return []
+        sends = self._released()
+        while self._deferred:
+            self._process(self._deferred.popleft())
+        return sends + self._released()
+
+    def _reply(self, request: Message, reply: Message) -> None:
+        to = Address("worker", request.worker)
+        self._replies.append(Send(to, reply._replace(request=request.request)))
+
+    def _released(self) -> list[Send]:
+        """All that may be said now: nothing while a change is not safe yet."""
+        if self._staged or self._waiting:
+            return []
+        parked, self._parked = self._parked, []
+        for message in parked:
+            if self._readable(message):
+                self._reply(message, self._values(message))
+            else:
+                self._parked.append(message)
+        acks = [self._ack(worker) for worker in sorted(self._to_acknowledge)]
+        sends = acks + self._replies
+        self._replies = []
+        self._to_acknowledge = set()
+        return sends
+
+    def _ack(self, worker: int) -> Send:
+        clock, n = (int(x) for x in self.shard.ledger[worker, (CLOCK, N)])
+        return Send(Address("worker", worker), Message(Kind.ACK, worker, clock, n))
+
+    def _readable(self, message: Message) -> bool:
+        if message.flags & Flag.EXACT:
+            return self.shard.closed >= message.clock
+        assert self._consistency is not None, f"{message} before OPEN"
+        return self._consistency.readable(message.clock, self.shard.closed)
+
+    def _values(self, message: Message) -> Message:
+        """The rows that a GET asks for, stamped with the clock of the slowest worker."""
+        if not len(message.ids):
+            return Message(Kind.VALUES, clock=self.shard.closed)
+        table = self.shard.tables[message.table]
+        rows = table.rows_message(table.values, message.ids, False)
+        return rows._replace(kind=Kind.VALUES, clock=self.shard.closed)
+
+    # For those who watch ---------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is waiting for a replica."""
+        return not self._waiting and not self._staged
+
+    def late(self) -> str:
+        """Who keeps the others waiting, in words."""
+        clocks = [int(clock) for clock in self.shard.ledger[:, CLOCK]]
+        if self._consistency is not None and self._consistency.buffered:
+            clocks = [clock + (worker in self._finished) for worker, clock in enumerate(clocks)]
+        slow = [worker for worker, clock in enumerate(clocks) if clock == min(clocks)]
+        return f"worker {', '.join(map(str, slow))} at clock {min(clocks)}"

@@ -1,0 +1,338 @@
+"""The rows that one server owns, with all that must survive with them.
+
+Owns the content of a shard: rows, state of the rules, the ledger of what was applied, and the
+workers' own states; how updates change it, what a replica must be told, and how the last clock is
+taken back. Pure. Must not know who talks to whom.
+
+Invariants: equal (version, closed) of two living copies of a shard means equal content. The
+ledger names for each worker the first (clock, n) that has not been applied, and only ever names
+later ones, but for `revert`. A worker's own states are kept from the newest one that all servers
+have acknowledged, because a replacement never goes on from an earlier clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diml.kernels import rows as kernels
+from diml.ps.message import Bytes, Ids, Kind, Message, Rows, blob_rows, frame, text_of, text_rows
+from diml.ps.rules import rule_of
+from diml.ps.tables import TableSpec, first_values, row_range, same_definition
+
+Tree: TypeAlias = dict[str, Any]
+
+# Columns of the ledger: the first (clock, n) not applied, and the worker's acknowledged clocks.
+CLOCK, N, ACKNOWLEDGED = 0, 1, 2
+
+
+class TableShard:
+    """The rows [low, high) of one table: values (n, cols), state (n, slots·cols), step count."""
+
+    def __init__(self, spec: TableSpec, low: int, high: int) -> None:
+        self.spec, self.low, self.high = spec, low, high
+        self.rule = rule_of(spec)
+        self.values: Rows = first_values(spec, low, high)
+        self.state: Rows = np.zeros((high - low, self.rule.slots * spec.cols), spec.numpy_dtype)
+        self.steps = 0
+        self._flags = np.zeros(high - low, np.uint8)
+        self._touched: list[Ids] = []
+
+    def rows_message(self, array: Rows, ids: Ids, name_ids: bool) -> Message:
+        """A message with the rows `ids` of values or state, gathered straight into its frame."""
+        named = len(ids) if name_ids else 0
+        buffer, its_ids, rows = frame(named, len(ids), array.shape[1], array.dtype)
+        if name_ids:
+            its_ids[:] = ids
+        _take(array, self.low, ids, rows)
+        return Message(Kind.ROWS, table=self.spec.id, ids=its_ids, values=rows, frame=buffer)
+
+    def saved(self, ids: Ids) -> Saved:
+        """A copy of rows as they are now."""
+        values = np.empty((len(ids), self.values.shape[1]), self.values.dtype)
+        state = np.empty((len(ids), self.state.shape[1]), self.state.dtype)
+        _take(self.values, self.low, ids, values)
+        _take(self.state, self.low, ids, state)
+        return Saved(self.spec.id, ids, values, state, self.steps)
+
+    def apply(self, ids: Ids, updates: Rows) -> None:
+        """One step of the rule."""
+        self.steps += 1
+        self.rule.apply(self.values, self.state, self.low, ids, updates, self.steps)
+
+    def apply_clock(self, messages: list[Message]) -> None:
+        """One clock's updates in the order given: one by one if the rule adds, else their sum."""
+        if self.rule.additive:
+            for message in messages:
+                self.apply(message.ids, message.values)
+            return
+        ids = np.unique(np.concatenate([message.ids for message in messages]))
+        slots = np.zeros(self.high - self.low, np.int64)
+        slots[ids - self.low] = np.arange(len(ids))
+        sums = np.zeros((len(ids), self.spec.cols), self.values.dtype)
+        for message in messages:
+            kernels.sum_by_row(slots, self.low, message.ids, message.values, sums)
+        self.apply(ids, sums)
+
+    def touch(self, ids: Ids) -> Ids:
+        """Remember rows as changed since the last commit; returns those that were not yet."""
+        new = np.empty(len(ids), np.int64)
+        new = new[: kernels.mark_new(self._flags, self.low, ids, new)]
+        if len(new):
+            self._touched.append(new)
+        return new
+
+    def touched(self) -> Ids:
+        """Rows changed since the last commit; they are forgotten here."""
+        if not self._touched:
+            return np.empty(0, np.int64)
+        ids = self._touched[0] if len(self._touched) == 1 else np.concatenate(self._touched)
+        self._flags[ids - self.low] = 0
+        self._touched = []
+        return ids
+
+
+class Saved(NamedTuple):
+    """Rows of one table as they were before the last clock."""
+
+    table: int
+    ids: Ids
+    values: Rows
+    state: Rows
+    steps: int
+
+
+@dataclass(slots=True)
+class Shard:
+    """Shard `index` of `shards`, for `workers` workers.
+
+    Attributes:
+        track: whether changes are remembered, for a replica to be told.
+        undoable: whether the last closed clock can be taken back (there are other servers).
+        version: counts changes of the content; a replica holds the version it was last told.
+        config: the consistency model that the workers opened with, or "".
+        ledger: (workers, 3) int64: see CLOCK, N, ACKNOWLEDGED.
+        locals: by worker, its own states by clock.
+    """
+
+    index: int
+    shards: int
+    workers: int
+    track: bool = False
+    undoable: bool = False
+    version: int = 0
+    config: str = ""
+    ledger: NDArray[np.int64] = field(init=False)
+    locals: dict[int, dict[int, Bytes]] = field(init=False)
+    tables: dict[int, TableShard] = field(init=False, default_factory=dict)
+    _undo: list[Saved] | None = field(init=False, default=None)
+    _new_tables: list[int] = field(init=False, default_factory=list)
+    _new_locals: list[tuple[int, int]] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ledger = np.zeros((self.workers, 3), np.int64)
+        self.locals = {worker: {} for worker in range(self.workers)}
+
+    @property
+    def closed(self) -> int:
+        """Clocks that every worker has finished."""
+        return int(self.ledger[:, CLOCK].min())
+
+    def define(self, spec: TableSpec) -> bool:
+        """Make a table; False if it is there already. Raises Misuse if it is another one."""
+        known = self.tables.get(spec.id)
+        if known is not None:
+            same_definition(known.spec, spec)
+            return False
+        self.tables[spec.id] = TableShard(spec, *row_range(spec.rows, self.index, self.shards))
+        if self.track:
+            self._new_tables.append(spec.id)
+        return True
+
+    def _keep(self, worker: int, clock: int, blob: Bytes) -> None:
+        """Remember a worker's own state as it was after so many clocks."""
+        self.locals[worker][clock] = blob
+        if self.track:
+            self._new_locals.append((worker, clock))
+
+    def _forget(self) -> None:
+        """Drop the states that no replacement can need."""
+        for worker, states in self.locals.items():
+            acknowledged = self.ledger[worker, ACKNOWLEDGED]
+            newest = max((clock for clock in states if clock <= acknowledged), default=-1)
+            for clock in [clock for clock in states if clock < newest]:
+                del states[clock]
+
+    def local_at(self, worker: int, clock: int) -> tuple[int, Bytes] | None:
+        """The newest state of a worker that is no newer than `clock`, with its clock."""
+        fitting = [at for at in self.locals[worker] if at <= clock]
+        return (max(fitting), self.locals[worker][max(fitting)]) if fitting else None
+
+    # Updates ---------------------------------------------------------------------------------
+
+    def apply(self, message: Message, last: bool) -> None:
+        """Apply one UPDATE or LOCAL at once; `last` if the worker finishes its clock with it."""
+        worker = message.worker
+        if message.kind is Kind.LOCAL:
+            self._keep(worker, message.clock + 1, message.values.reshape(-1))
+        elif len(message.ids):
+            table = self.tables[message.table]
+            if self.track:
+                table.touch(message.ids)
+            table.apply(message.ids, message.values)
+        clock, n = (message.clock + 1, 0) if last else (message.clock, message.n + 1)
+        acknowledged = max(int(self.ledger[worker, ACKNOWLEDGED]), message.mark)
+        self.ledger[worker] = (clock, n, acknowledged)
+        self._forget()
+
+    def close(self, updates: Iterable[Message]) -> None:
+        """Apply one clock of all workers as a whole, in worker order and each worker's in turn."""
+        by_table: dict[int, list[Message]] = {}
+        for message in updates:
+            seen = int(self.ledger[message.worker, ACKNOWLEDGED])
+            self.ledger[message.worker, ACKNOWLEDGED] = max(seen, message.mark)
+            if message.kind is Kind.LOCAL:
+                self._keep(message.worker, message.clock + 1, message.values.reshape(-1))
+            elif len(message.ids):
+                by_table.setdefault(message.table, []).append(message)
+        self._undo = [] if self.undoable else None
+        for key in sorted(by_table):
+            table, messages = self.tables[key], by_table[key]
+            if self.track or self.undoable:
+                fresh = np.concatenate([table.touch(message.ids) for message in messages])
+                if self._undo is not None:
+                    self._undo.append(table.saved(fresh))
+                if not self.track:
+                    table.touched()
+            table.apply_clock(messages)
+        self.ledger[:, CLOCK] += 1
+        self.ledger[:, N] = 0
+        self._forget()
+
+    @property
+    def revertible(self) -> bool:
+        """Whether the last clock can be taken back."""
+        return self._undo is not None
+
+    def revert(self) -> None:
+        """Take the last closed clock back: rows, ledger and the workers' states of its end."""
+        assert self._undo is not None, f"shard {self.index} cannot take clock {self.closed} back"
+        for saved in self._undo:
+            table = self.tables[saved.table]
+            kernels.scatter(table.values, table.low, saved.ids, saved.values)
+            kernels.scatter(table.state, table.low, saved.ids, saved.state)
+            table.steps = saved.steps
+        for states in self.locals.values():
+            states.pop(self.closed, None)
+        self.ledger[:, CLOCK] -= 1
+        self._undo = None
+
+    # What a replica is told ------------------------------------------------------------------
+
+    def changes(self) -> list[Message]:
+        """The messages that bring a replica from the last commit to this one; COMMIT is last."""
+        parts = [
+            Message(Kind.TABLE, shard=self.index, values=text_rows(self.tables[key].spec.to_json()))
+            for key in self._new_tables
+        ]
+        for key in sorted(self.tables):
+            parts += self._changed_rows(self.tables[key])
+        for worker, clock in self._new_locals:
+            if clock in self.locals[worker]:
+                blob = blob_rows(self.locals[worker][clock])
+                parts.append(Message(Kind.KEEP, worker, clock, shard=self.index, values=blob))
+        self.forget_changes()
+        ledger, config = self.ledger.reshape(-1).copy(), text_rows(self.config)
+        commit = Message(Kind.COMMIT, shard=self.index, ids=ledger, values=config)
+        return [*parts, commit._replace(mark=self.version)]
+
+    def _changed_rows(self, table: TableShard) -> list[Message]:
+        ids = table.touched()
+        if not len(ids):
+            return []
+        parts = [table.rows_message(table.values, ids, True)._replace(shard=self.index)]
+        if table.rule.slots:
+            state = table.rows_message(table.state, ids, True)
+            parts.append(state._replace(kind=Kind.RULE, clock=table.steps, shard=self.index))
+        return parts
+
+    def forget_changes(self) -> None:
+        """Start anew what a replica is to be told: it has everything so far."""
+        self._new_tables, self._new_locals = [], []
+        for table in self.tables.values():
+            table.touched()
+
+    def install(self, parts: list[Message]) -> None:
+        """Bring a replica up to a commit; `parts` end with COMMIT."""
+        commit = parts[-1]
+        ledger = commit.ids.reshape(-1, 3)
+        closes = int(ledger[:, CLOCK].min()) > self.closed
+        if closes:
+            self._undo = [] if self.undoable else None
+        for part in parts[:-1]:
+            self._install(part, closes)
+        self.ledger[:] = ledger
+        self.version = commit.mark
+        self.config = text_of(commit)
+        self._forget()
+
+    def _install(self, part: Message, closes: bool) -> None:
+        if part.kind is Kind.TABLE:
+            self.define(TableSpec.from_json(text_of(part)))
+            return
+        if part.kind is Kind.KEEP:
+            self._keep(part.worker, part.clock, part.values.reshape(-1))
+            return
+        table = self.tables[part.table]
+        if part.kind is Kind.ROWS:
+            if closes and self._undo is not None:
+                self._undo.append(table.saved(part.ids))
+            kernels.scatter(table.values, table.low, part.ids, part.values)
+        else:
+            assert part.kind is Kind.RULE, f"a replica cannot install {part}"
+            kernels.scatter(table.state, table.low, part.ids, part.values)
+            table.steps = part.clock
+
+    # Whole, for a transfer -------------------------------------------------------------------
+
+    def to_tree(self) -> Tree:
+        """All of it but the undo, as a state tree (see `diml.checkpoint.codec`)."""
+        tables = [
+            {"spec": t.spec.to_json(), "values": t.values, "state": t.state, "steps": t.steps}
+            for t in self.tables.values()
+        ]
+        return {
+            "place": (self.index, self.shards, self.workers),
+            "version": self.version,
+            "config": self.config,
+            "ledger": self.ledger,
+            "locals": self.locals,
+            "tables": tables,
+        }
+
+    @classmethod
+    def from_tree(cls, tree: Tree) -> Shard:
+        """A shard of its own like the one that `to_tree` described."""
+        index, shards, workers = tree["place"]
+        shard = cls(index, shards, workers, version=tree["version"], config=tree["config"])
+        shard.ledger[:] = tree["ledger"]
+        for worker, states in tree["locals"].items():
+            shard.locals[worker] = {clock: blob.copy() for clock, blob in states.items()}
+        for item in tree["tables"]:
+            spec = TableSpec.from_json(item["spec"])
+            shard.define(spec)
+            table = shard.tables[spec.id]
+            table.values[:] = item["values"]
+            table.state[:] = item["state"]
+            table.steps = item["steps"]
+        return shard
+
+
+def _take(array: Rows, low: int, ids: Ids, out: Rows) -> None:
+    """Gather rows of a shard; `clip` spares NumPy a check that the sender has made already."""
+    if out.size:
+        np.take(array, ids - low if low else ids, axis=0, out=out, mode="clip")

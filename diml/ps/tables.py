@@ -1,0 +1,146 @@
+"""What a table is: its definition, which server holds which rows, and its first values.
+
+Owns the definition that every process must share to make the same table by itself. Pure. Must
+not know messages. Invariant: the first values depend on (seed, table, row) only, not on the
+number of servers or workers, nor on the range that is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from diml.errors import Misuse
+
+DTYPES = ("float32", "float64", "int32", "int64")
+_WORDS_PER_BLOCK = 4
+# Distributions and the numbers that they take.
+_INITS = {"zeros": 0, "constant": 1, "uniform": 2, "normal": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class TableSpec:
+    """Definition of a table. Raises Misuse where it makes no sense.
+
+    Attributes:
+        name: its name; the id on the wire is the CRC-32 of it.
+        rows, cols: its shape.
+        dtype: float32, float64, int32 or int64.
+        init: ("zeros",), ("constant", x), ("uniform", low, high) or ("normal", mean, deviation).
+        seed: of the first values.
+        rule: what the server does with an update (see `diml.ps.rules`).
+        options: numbers of the rule, by name.
+    """
+
+    name: str
+    rows: int
+    cols: int
+    dtype: str = "float32"
+    init: tuple[str | float, ...] = ("zeros",)
+    seed: int = 0
+    rule: str = "add"
+    options: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        for what, number in (("rows", self.rows), ("cols", self.cols)):
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise Misuse(f"table {self.name!r}: {what} = {number!r} is not a positive number")
+        if self.dtype not in DTYPES:
+            raise Misuse(
+                f"table {self.name!r}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}"
+            )
+        kind, *numbers = self.init
+        if kind not in _INITS or len(numbers) != _INITS[str(kind)]:
+            raise Misuse(
+                f"table {self.name!r}: init {self.init!r} is none of ('zeros',), ('constant', x), "
+                "('uniform', low, high), ('normal', mean, deviation)"
+            )
+        if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
+            raise Misuse(f"table {self.name!r}: init {self.init!r} has a number that is not finite")
+
+    @property
+    def id(self) -> int:
+        """The table's number on the wire."""
+        return zlib.crc32(self.name.encode())
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype as NumPy has it."""
+        return np.dtype(self.dtype)
+
+    def to_json(self) -> str:
+        """The definition as it travels."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> TableSpec:
+        """A definition that has travelled."""
+        fields = json.loads(text)
+        fields["init"] = tuple(fields["init"])
+        fields["options"] = tuple((name, value) for name, value in fields["options"])
+        return cls(**fields)
+
+
+def spec_of_init(init: Any) -> tuple[str | float, ...]:
+    """What a caller gave as `init`, as a tuple: a name, a number, or a sequence."""
+    if isinstance(init, str):
+        return (init,)
+    if isinstance(init, int | float):
+        return ("constant", float(init))
+    return (str(init[0]), *(float(x) for x in init[1:]))
+
+
+def row_range(rows: int, shard: int, shards: int) -> tuple[int, int]:
+    """The ids [low, high) that a shard holds."""
+    return shard * rows // shards, (shard + 1) * rows // shards
+
+
+def row_bounds(rows: int, shards: int) -> NDArray[np.int64]:
+    """The limits of all shards: shard p holds [bounds[p], bounds[p + 1])."""
+    return np.array([p * rows // shards for p in range(shards + 1)], np.int64)
+
+
+def first_values(spec: TableSpec, low: int, high: int) -> NDArray[Any]:
+    """Start values of the rows [low, high): (high - low, cols).
+
+    Row r takes the words r·b.. of a Philox counter stream keyed by (seed, table id), b being the
+    words of a row rounded up to whole blocks: any range can be made without the ones before.
+    """
+    shape = (high - low, spec.cols)
+    kind, *numbers = spec.init
+    if kind in ("zeros", "constant"):
+        return np.full(shape, numbers[0] if numbers else 0, spec.numpy_dtype)
+    blocks = -(-spec.cols // _WORDS_PER_BLOCK)
+    stream = np.random.Philox(key=[spec.seed % 2**64, spec.id], counter=[low * blocks, 0, 0, 0])
+    words = stream.random_raw((high - low) * blocks * _WORDS_PER_BLOCK)
+    words = words.reshape(high - low, blocks * _WORDS_PER_BLOCK)[:, : spec.cols]
+    # 53 bits, in the middle of their interval: never 0 and never 1.
+    unit = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    a, b = (float(x) for x in numbers)
+    values = a + (b - a) * unit if kind == "uniform" else a + b * ndtri(unit)
+    return np.ascontiguousarray(values, dtype=spec.numpy_dtype)
+
+
+def same_definition(known: TableSpec, asked: TableSpec) -> None:
+    """Raise Misuse, naming both, if one name has two definitions or one id two names."""
+    if known == asked:
+        return
+    if known.name != asked.name:
+        raise Misuse(f"tables {known.name!r} and {asked.name!r} share an id: rename one of them")
+    pairs = zip(asdict(known).items(), asdict(asked).values(), strict=True)
+    apart = [f"{field} {a!r} against {b!r}" for (field, a), b in pairs if a != b]
+    raise Misuse(f"table {known.name!r} is defined in two ways: {'; '.join(apart)}")
+
+
+def union(groups: Sequence[Sequence[TableSpec]]) -> tuple[TableSpec, ...]:
+    """All definitions that anyone has, each once, by id."""
+    found = {spec.id: spec for group in groups for spec in group}
+    return tuple(found[key] for key in sorted(found))

@@ -1,0 +1,211 @@
+"""Processes, channels and deaths for the parameter server's simulation.
+
+Owns what MPI and the world do in a real run: messages that keep their order between two processes
+and nothing else, deaths at any moment, seats refilled from spares, and the repair step by step,
+which another death may interrupt anywhere. The cores that it drives are the ones that run under
+mpirun. One seed draws everything.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Generator
+
+from diml.ps.client_core import ClientCore
+from diml.ps.consistency import Consistency
+from diml.ps.message import Address, Bytes, Message, Rows, Send, decode, encode
+from diml.ps.node_core import NodeCore
+from diml.ps.recovery import Plan, Report, make_plan
+from diml.ps.shard import Shard
+from diml.ps.tables import TableSpec
+
+Steps = Generator[None, None, None]
+
+
+class Died(Exception):
+    """A process died in the middle of a repair, which begins anew."""
+
+
+class Process:
+    """A process: a node, and once it works, a client with its program."""
+
+    def __init__(self, uid: int, node: NodeCore) -> None:
+        self.uid = uid
+        self.node = node
+        self.worker: Worker | None = None
+
+
+class Worker:
+    """The blocking calls of a program, as generators that yield until an answer is there."""
+
+    def __init__(self, cluster: Cluster, number: int) -> None:
+        self.cluster, self.number = cluster, number
+        self.core = ClientCore(number, cluster.servers, cluster.consistency)
+        self.finished = False
+        self.steps: Steps = iter(())  # type: ignore[assignment]
+
+    def _post(self, sends: list[Send]) -> None:
+        self.cluster.post(Address("worker", self.number), sends)
+
+    def _wait(self, request: int) -> Steps:
+        while not self.core.done(request):
+            yield
+
+    def open(self) -> Generator[None, None, Bytes | None]:
+        request, sends = self.core.open()
+        self._post(sends)
+        yield from self._wait(request)
+        local = self.core.opened(request)
+        assert local is None or local[0] == self.core.clock, "not the own state of this clock"
+        return None if local is None else local[1]
+
+    def define(self, spec: TableSpec) -> Steps:
+        request, sends = self.core.define(spec)
+        self._post(sends)
+        yield from self._wait(request)
+        self.core.defined(spec, request)
+
+    def get(self, spec: TableSpec, ids: Rows) -> Generator[None, None, Rows]:
+        request, sends, pieces = self.core.get(spec, ids)
+        self._post(sends)
+        yield from self._wait(request)
+        rows, slowest = self.core.rows_of(spec, ids, request, pieces)
+        assert self.core.consistency.readable(self.core.clock, slowest), "a stale read"
+        return rows
+
+    def clock(self, local: Bytes) -> Steps:
+        while not self.core.may_clock:
+            yield
+        self._post(self.core.finish_clock(local))
+
+    def barrier(self) -> Steps:
+        request, sends = self.core.synchronise()
+        self._post(sends)
+        yield from self._wait(request)
+        self.core.answers(request)
+
+
+class Cluster:
+    """All processes and what is on its way between them."""
+
+    def __init__(
+        self,
+        rng: random.Random,
+        workers: int,
+        servers: int,
+        spares: int,
+        replicas: int,
+        consistency: Consistency,
+        on_wire: bool,
+    ) -> None:
+        self.rng = rng
+        self.workers, self.servers, self.replicas = workers, servers, replicas
+        self.consistency = consistency
+        self.on_wire = on_wire
+        places = [Address("worker", i) for i in range(workers)]
+        places += [Address("server", i) for i in range(servers)]
+        places += [Address("spare", i) for i in range(spares)]
+        self.seats = {
+            place: Process(uid, NodeCore(place, workers, servers, spares, replicas))
+            for uid, place in enumerate(places)
+        }
+        self.channels: dict[tuple[Address, Address], deque[Message]] = {}
+        self.slowness = {uid: rng.choice((1, 1, 1, 10)) for uid in range(len(places))}
+        self.repairs = 0
+        self.deaths: list[str] = []
+
+    # Messages --------------------------------------------------------------------------------
+
+    def post(self, sender: Address, sends: list[Send]) -> None:
+        for send in sends:
+            message = decode(encode(send.message).copy()) if self.on_wire else send.message
+            self.channels.setdefault((sender, send.to), deque()).append(message)
+
+    def deliver(self, pair: tuple[Address, Address]) -> None:
+        channel = self.channels[pair]
+        message = channel.popleft()
+        if not channel:
+            del self.channels[pair]
+        sender, to = pair
+        process = self.seats[to]
+        if to.role == "worker":
+            assert process.worker is not None
+            process.worker.core.handle(sender.number, message)
+        else:
+            self.post(to, process.node.handle(sender, message))
+
+    def flush(self, place: Address) -> None:
+        self.post(place, self.seats[place].node.flush())
+
+    # Deaths ----------------------------------------------------------------------------------
+
+    def spares(self) -> list[Address]:
+        return [place for place in self.seats if place.role == "spare"]
+
+    def kill(self, victims: list[Address]) -> None:
+        """End processes at once, and give their seats to spares as the membership does."""
+        for victim in victims:
+            self.deaths.append(f"{victim.role} {victim.number}")
+        living = {p: process for p, process in self.seats.items() if p not in victims}
+        pool = [living.pop(p) for p in sorted(p for p in living if p.role == "spare")]
+        for victim in sorted(victims):
+            if victim.role == "server":
+                living[victim] = pool.pop(0)
+        for victim in sorted(victims):
+            if victim.role == "worker":
+                living[victim] = pool.pop()
+        for number, process in enumerate(pool):
+            living[Address("spare", number)] = process
+        self.seats = living
+        self.channels = {}
+
+    def repair(self, newcomer: Callable[[int], Worker], interrupt: float) -> None:
+        """Repair until no death interrupts. `interrupt` is the chance of a death at each step."""
+        while True:
+            self.repairs += 1
+            try:
+                self._repair(newcomer, interrupt)
+                return
+            except Died:
+                interrupt /= 2
+
+    def _perhaps_die(self, chance: float) -> None:
+        if self.spares() and self.rng.random() < chance:
+            self.kill([self.rng.choice(sorted(self.seats))])
+            raise Died
+
+    def _repair(self, newcomer: Callable[[int], Worker], chance: float) -> None:
+        places = sorted(self.seats)
+        reports = [self._report(place) for place in places]
+        plan = make_plan(reports, self.replicas)
+        for place in self.rng.sample(places, len(places)):
+            self.seats[place].node.go_back(plan)
+            self._perhaps_die(chance)
+        received: dict[Address, dict[int, Shard]] = {place: {} for place in places}
+        for transfer in plan.transfers:
+            tree = self.seats[places[transfer.source]].node.tree_of(transfer.shard)
+            received[places[transfer.dest]][transfer.shard] = Shard.from_tree(tree)
+            self._perhaps_die(chance)
+        for place in self.rng.sample(places, len(places)):
+            self.seats[place].node.finish(plan, places.index(place), received[place])
+            self._perhaps_die(chance)
+        for place in self.rng.sample(places, len(places)):
+            self._resume(place, plan, newcomer)
+            self._perhaps_die(chance)
+
+    def _report(self, place: Address) -> Report:
+        process = self.seats[place]
+        if process.worker is None:
+            return process.node.report(place)
+        assert place == Address("worker", process.worker.number)
+        return process.node.report(place, process.worker.core)
+
+    def _resume(self, place: Address, plan: Plan, newcomer: Callable[[int], Worker]) -> None:
+        process = self.seats[place]
+        if place.role != "worker":
+            return
+        if process.worker is None:
+            process.worker = newcomer(place.number)
+        else:
+            self.post(place, process.worker.core.recovered(plan))

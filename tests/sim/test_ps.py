@@ -1,0 +1,93 @@
+"""The parameter server under seeded schedules of delays and deaths, and mutants that it catches."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from diml.ps import client_core, server_core
+from diml.ps.message import Message, Send
+from diml.ps.recovery import Plan
+from diml.ps.shard import Shard
+from tests.sim.ps_schedule import Schedule, check
+
+SCHEDULES = 600
+
+
+def test_every_update_once_no_stale_read_and_progress() -> None:
+    deaths: Counter[str] = Counter()
+    gave_up = 0
+    for seed in range(SCHEDULES):
+        outcome = check(seed)
+        deaths += outcome.deaths
+        gave_up += outcome.gave_up
+    roles = Counter(place.split()[0] for place in deaths.elements())
+    assert min(roles["worker"], roles["server"], roles["spare"]) > SCHEDULES / 20
+    assert gave_up < SCHEDULES / 10
+
+
+def test_a_seed_draws_everything() -> None:
+    first, second = Schedule(7), Schedule(7)
+    assert first.run().deaths == second.run().deaths
+    assert first.rng.getstate() == second.rng.getstate()
+
+
+def _caught() -> bool:
+    for seed in range(400):
+        try:
+            check(seed)
+        except Exception:
+            return True
+    return False
+
+
+def test_a_server_that_acknowledges_before_its_replica_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hasty(self: server_core.ServerCore) -> list[Send]:
+        self._staged = False
+        return self._released()
+
+    monkeypatch.setattr(server_core.ServerCore, "flush", hasty)
+    assert _caught()
+
+
+def test_a_server_that_applies_twice_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(self: server_core.ServerCore, message: Message) -> None:
+        self.shard.ledger[message.worker, :2] = (message.clock, message.n)
+        apply(self, message)
+
+    apply = server_core.ServerCore._apply
+    monkeypatch.setattr(server_core.ServerCore, "_apply", forgetful)
+    assert _caught()
+
+
+def test_a_server_that_does_not_go_back_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stubborn(self: Shard) -> None:
+        self.ledger[:, 0] -= 1
+        self._undo = None
+
+    monkeypatch.setattr(Shard, "revert", stubborn)
+    assert _caught()
+
+
+def test_a_worker_that_does_not_send_again_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(self: client_core.ClientCore, plan: Plan) -> list[Send]:
+        return []
+
+    monkeypatch.setattr(client_core.ClientCore, "recovered", silent)
+    assert _caught()
+
+
+def test_a_worker_that_forgets_what_another_server_lacks_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hasty(self: client_core.ClientCore) -> None:
+        for server, retained in enumerate(self._retained):
+            needed = self._acknowledged[server]
+            while retained and client_core._key(retained[0]) < needed:
+                retained.popleft()
+
+    monkeypatch.setattr(client_core.ClientCore, "_trim", hasty)
+    assert _caught()
