@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from diml.errors import Misuse
 from diml.events import FIXED, EventLog, read_events
+from tests.helpers.mpi import CHECKOUT
 
 
 def test_every_line_has_the_fixed_fields(tmp_path: Path) -> None:
@@ -33,20 +35,21 @@ def test_every_line_has_the_fixed_fields(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def _write_many(path: Path, uid: int) -> None:
-    log = EventLog(path, run="r", uid=uid)
-    for number in range(200):
-        log("tick", number=number, padding="x" * 500)
+_WRITER = """
+import sys
+from pathlib import Path
+from diml.events import EventLog
+log = EventLog(Path(sys.argv[1]), run="r", uid=int(sys.argv[2]))
+for number in range(200):
+    log("tick", number=number, padding="x" * 500)
+"""
 
 
 def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write_many, args=(path, uid)) for uid in range(3)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(60)
+    command = [sys.executable, "-c", _WRITER, str(path)]
+    writers = [subprocess.Popen([*command, str(uid)], cwd=CHECKOUT) for uid in range(3)]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     events = read_events(path)
     for uid in range(3):
         assert [e["number"] for e in events if e["uid"] == uid] == list(range(200))
