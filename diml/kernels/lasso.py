@@ -1,0 +1,131 @@
+"""Lasso kernels that pass over all columns a rank holds: moments, correlations, residuals.
+
+Owns arithmetic over columns that stay where they are; knows nothing of centring, scaling or λ.
+Columns are CSC (int64 pointers, int32 row numbers, float32 or float64 values) or the columns of a
+Fortran-ordered dense array. Sums are float64 and run down a column in one order that does not
+depend on which other columns are held, so a column's numbers have the same bits on every rank.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+# Sums may be regrouped for speed; NaN and infinity keep their meaning (divergence must be seen).
+_MATH = {"reassoc", "contract", "arcp", "nsz"}
+
+
+@numba.njit(cache=True, nogil=True, fastmath=_MATH)
+def sparse_correlate(
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    data: NDArray[np.floating],
+    r: Floats,
+    out: Floats,
+) -> None:
+    """out[j] = x_jᵀ r for every CSC column."""
+    for j in range(len(out)):
+        dot = 0.0
+        for k in range(indptr[j], indptr[j + 1]):
+            dot += data[k] * r[indices[k]]
+        out[j] = dot
+
+
+@numba.njit(cache=True, nogil=True, fastmath=_MATH)
+def dense_correlate(X: NDArray[np.floating], r: Floats, out: Floats) -> None:
+    """out[j] = x_jᵀ r for every dense column; X is (n, p), Fortran-ordered."""
+    for j in range(len(out)):
+        column = X[:, j]
+        dot = 0.0
+        for i in range(len(r)):
+            dot += column[i] * r[i]
+        out[j] = dot
+
+
+@numba.njit(cache=True, nogil=True)
+def sparse_moments(
+    indptr: NDArray[np.int64], data: NDArray[np.floating], rows: int, mean: Floats, square: Floats
+) -> None:
+    """mean[j] and square[j] = Σ_i (x_ij − m_j)²; with an empty `mean`, square[j] = Σ_i x_ij².
+
+    Two passes over a column, so that a constant one comes out as (nearly) 0 and not as noise.
+    """
+    for j in range(len(square)):
+        start, end = indptr[j], indptr[j + 1]
+        centre = 0.0
+        if len(mean) > 0:
+            for k in range(start, end):
+                centre += data[k]
+            centre /= rows
+            mean[j] = centre
+        total = (rows - (end - start)) * centre * centre
+        for k in range(start, end):
+            total += (data[k] - centre) ** 2
+        square[j] = total
+
+
+@numba.njit(cache=True, nogil=True, fastmath=_MATH)
+def dense_moments(X: NDArray[np.floating], mean: Floats, square: Floats) -> None:
+    """The same for the columns of a Fortran-ordered array."""
+    rows = X.shape[0]
+    for j in range(len(square)):
+        column = X[:, j]
+        centre = 0.0
+        if len(mean) > 0:
+            for i in range(rows):
+                centre += column[i]
+            centre /= rows
+            mean[j] = centre
+        total = 0.0
+        for i in range(rows):
+            total += (column[i] - centre) * (column[i] - centre)
+        square[j] = total
+
+
+@numba.njit(cache=True, nogil=True)
+def sparse_subtract(
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    data: NDArray[np.floating],
+    columns: NDArray[np.int64],
+    weights: Floats,
+    r: Floats,
+) -> None:
+    """r −= Σ_k weights[k] x_columns[k]."""
+    for place in range(len(columns)):
+        j = columns[place]
+        weight = weights[place]
+        for k in range(indptr[j], indptr[j + 1]):
+            r[indices[k]] -= weight * data[k]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=_MATH)
+def dense_subtract(
+    X: NDArray[np.floating], columns: NDArray[np.int64], weights: Floats, r: Floats
+) -> None:
+    """r −= Σ_k weights[k] x_columns[k]."""
+    for place in range(len(columns)):
+        column = X[:, columns[place]]
+        weight = weights[place]
+        for i in range(len(r)):
+            r[i] -= weight * column[i]
+
+
+@numba.njit(cache=True, nogil=True)
+def sparse_take(
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    data: NDArray[np.floating],
+    columns: NDArray[np.int64],
+    out_indices: NDArray[np.int32],
+    out_data: Floats,
+) -> None:
+    """Copy the entries of `columns`, one after the other, into the two output arrays."""
+    place = 0
+    for j in columns:
+        for k in range(indptr[j], indptr[j + 1]):
+            out_indices[place] = indices[k]
+            out_data[place] = data[k]
+            place += 1

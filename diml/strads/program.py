@@ -1,0 +1,180 @@
+"""What a model-parallel program supplies, and the loop that runs it: schedule, push, pull.
+
+    class Means(Program):                                  # a program of your own
+        variables = 1000
+        def push(self, block): return self.rows[:, block].sum(axis=0)      # this worker's part
+        def pull(self, block, total): self.mean[block] = total / self.n    # from all workers
+        def finished(self): return self.rounds >= 100
+
+    diml.strads.run(job, Means(...), policy="cyclic")
+
+In each round the policy picks a block of variables that may be updated together, `push` computes
+this worker's part of the update from its own data, the parts are combined (summed, or gathered in
+rank order), and `pull` applies the result. All workers run the same schedule: the policy is pure,
+seeded, and fed with combined results only, so there is no scheduler whose death loses anything.
+
+Owns the interface and the loop. Must not know what is learned, nor how collectives recover.
+Invariants: whatever steers the schedule is the same on all workers; all state that outlives a
+round is in `model()`; a checkpoint comes after a fixed amount of work, never after a time, so
+that a run with deaths takes the same steps as one without.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diml.errors import Misuse
+from diml.strads.policy import Policy, policy_by_name
+
+Integers = NDArray[np.int64]
+
+
+class Collectives(Protocol):
+    """The part of a job that a model-parallel program uses (`diml.init()`, or `Alone`)."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def version(self) -> int: ...
+    def allreduce(self, array: NDArray[Any], op: str = "sum") -> NDArray[Any]: ...
+    def allgather(self, value: Any) -> Any: ...
+    def broadcast(self, value: Any, root: int = 0) -> Any: ...
+    def checkpoint(self, model: Any, local: Any = None, lazy: bool = False) -> None: ...
+    def load_checkpoint(self) -> tuple[int, Any, Any]: ...
+
+
+class Alone:
+    """A job of one worker that needs no MPI: what estimators run on outside mpirun."""
+
+    rank = 0
+    size = 1
+    version = 0
+
+    def allreduce(self, array: NDArray[Any], op: str = "sum") -> NDArray[Any]:
+        return array
+
+    def allgather(self, value: Any) -> Any:
+        return value if isinstance(value, np.ndarray) else [value]
+
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        return value
+
+    def checkpoint(self, model: Any, local: Any = None, lazy: bool = False) -> None:
+        self.version += 1
+
+    def load_checkpoint(self) -> tuple[int, Any, Any]:
+        return 0, None, None
+
+
+class Program:
+    """Base of model-parallel programs. `push` and `pull` are required, the rest has defaults.
+
+    Attributes:
+        variables: how many variables the model has; blocks are made of 0 … variables − 1.
+        job: the job it runs in; set by the loop before `start`.
+        combine: "sum" (parts are added) or "gather" (concatenated in rank order).
+        rounds: rounds done; kept by the loop.
+        work: work done in any unit that is the same on all workers; by default, blocks' sizes.
+    """
+
+    variables: int
+    job: Collectives
+    combine = "sum"
+    rounds = 0
+    work = 0
+
+    def start(self, saved: dict[str, Any] | None) -> None:
+        """Prepare to run; `saved` is what `model()` gave at the last checkpoint, else None.
+
+        Called again after every checkpoint, on all workers, with what was saved: anything that is
+        not in it must be made anew here, so that a replacement stands where the others stand.
+        """
+
+    def schedule(self, policy: Policy) -> Integers | None:
+        """The next block, the same on all workers; None ends the run. By default the policy's."""
+        return policy.next_block(self)
+
+    def push(self, block: Integers) -> NDArray[Any]:
+        """This worker's part of the update of `block`."""
+        raise NotImplementedError(f"{type(self).__name__} has no push")
+
+    def pull(self, block: Integers, result: NDArray[Any]) -> Any:
+        """Apply the combined result. May return how far each variable moved, (len(block),)."""
+        raise NotImplementedError(f"{type(self).__name__} has no pull")
+
+    def correlations(self, candidates: Integers) -> NDArray[np.float64]:
+        """(k, k) |correlation| of k variables, for policies that avoid dependent ones."""
+        raise Misuse(f"{type(self).__name__} tells no correlations: choose another policy")
+
+    def support(self) -> Integers:
+        """The variables that are not zero, rising. For policies that grow a working set."""
+        raise Misuse(f"{type(self).__name__} tells no support: choose another policy")
+
+    def violations(self, most: int) -> tuple[Integers, NDArray[np.float64]]:
+        """(other variables that violate optimality, by how much each); the worst `most` of them
+        must be there. For policies that grow a working set."""
+        raise Misuse(f"{type(self).__name__} tells no violations: choose another policy")
+
+    def finished(self) -> bool:
+        """Whether to stop; asked before every round, the same answer on all workers."""
+        return False
+
+    def model(self) -> dict[str, Any]:
+        """All that a replacement needs to go on: what may go into a checkpoint, nothing else."""
+        return {}
+
+
+def run(
+    job: Collectives,
+    program: Program,
+    *,
+    policy: str | Policy = "working-set",
+    checkpoint_work: int = 2_000_000_000,
+) -> None:
+    """Run `program` to its end. Called by all workers of the job.
+
+    Args:
+        policy: a name (`diml.strads.policy.POLICIES`) or an object.
+        checkpoint_work: checkpoint whenever `program.work` has grown by this much.
+
+    Raises:
+        Misuse: no such policy, or one that the program cannot serve.
+    """
+    if isinstance(policy, str):
+        policy = policy_by_name(policy, program.variables)
+    program.job = job
+    _, saved, _ = job.load_checkpoint()
+    _start(program, policy, saved)
+    marked = program.work
+    while not program.finished():
+        block = program.schedule(policy)
+        if block is None:
+            break
+        part = program.push(block)
+        result = job.allreduce(part, "sum") if program.combine == "sum" else job.allgather(part)
+        moved = program.pull(block, result)
+        policy.moved(block, moved)
+        program.rounds += 1
+        if program.work - marked >= checkpoint_work:
+            marked = program.work
+            saved = {
+                "program": program.model(),
+                "policy": policy.state(),
+                "rounds": program.rounds,
+                "work": program.work,
+            }
+            job.checkpoint(saved)
+            _start(program, policy, saved)
+
+
+def _start(program: Program, policy: Policy, saved: Any) -> None:
+    if saved is not None:
+        program.rounds = saved["rounds"]
+        program.work = saved["work"]
+        policy.restore(saved["policy"])
+    program.start(None if saved is None else saved["program"])
