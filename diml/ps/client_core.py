@@ -126,6 +126,10 @@ class ClientCore:
         """Ask every server to answer once all workers have finished this worker's clocks."""
         return self._ask_all(Message(Kind.GET, clock=self.clock, flags=Flag.EXACT))
 
+    def ask_who_is_late(self, servers: list[int]) -> tuple[int, list[Send]]:
+        """Ask servers whom they wait for."""
+        return self._ask(dict.fromkeys(servers, Message(Kind.WHO)))
+
     def _ask_all(self, message: Message) -> tuple[int, list[Send]]:
         return self._ask(dict.fromkeys(range(self.servers), message))
 
@@ -259,7 +263,12 @@ class ClientCore:
     @property
     def all_acknowledged(self) -> bool:
         """Whether every server has acknowledged every update sent."""
-        return all(at >= (self.clock, self._n) for at in self._acknowledged)
+        return not self.behind()
+
+    def behind(self) -> list[int]:
+        """Servers that have not acknowledged every update sent."""
+        sent = (self.clock, self._n)
+        return [server for server, at in enumerate(self._acknowledged) if at < sent]
 
     # What comes back -------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ RULE       server -> replica  ids, new state of the rule   shard, table, clock (
 KEEP       server -> replica  -, a worker's own state      shard, worker, clock
 COMMIT     server -> replica  ledger (clock, n by worker)  shard, mark (version)
 COMMITTED  replica -> server                               shard, mark (version)
+WHO        worker -> server                                request
+LATE       server -> worker   -, text: who is late         request
 
 `mark` of UPDATE and LOCAL: as many of the worker's clocks every server has acknowledged.
 """
@@ -70,6 +72,8 @@ class Kind(IntEnum):
     KEEP = 14
     COMMIT = 15
     COMMITTED = 16
+    WHO = 17
+    LATE = 18
 
 
 class Flag(IntFlag):

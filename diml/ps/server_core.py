@@ -70,6 +70,9 @@ class ServerCore:
 
     def handle(self, message: Message) -> list[Send]:
         """Take a worker's message; returns what can be sent at once."""
+        if message.kind is Kind.WHO:
+            late = Message(Kind.LATE, request=message.request, values=text_rows(self._late()))
+            return [Send(Address("worker", message.worker), late)]
         if self._waiting:
             self._deferred.append(message)
             return []
@@ -228,8 +231,10 @@ class ServerCore:
         """Whether nothing is waiting for a replica."""
         return not self._waiting and not self._staged
 
-    def late(self) -> str:
+    def _late(self) -> str:
         """Who keeps the others waiting, in words."""
+        if self._waiting:
+            return ", ".join(f"{place.role} {place.number}" for place in sorted(self._waiting))
         clocks = [int(clock) for clock in self.shard.ledger[:, CLOCK]]
         if self._consistency is not None and self._consistency.buffered:
             clocks = [clock + (worker in self._finished) for worker, clock in enumerate(clocks)]
