@@ -46,5 +46,8 @@ class Resumable(GaveUp):
     exit_status = 75
 
 
-class CallFailed(DimlError):
-    """MPI refused or broke a call for a reason other than a death (a truncated message, say)."""
+class CallFailed(PeerFailed):
+    """MPI broke a call though nobody need have died: ranks called different things, mostly.
+
+    Recovery compares what they called, and says so if it differs.
+    """

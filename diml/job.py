@@ -55,14 +55,14 @@ def init(
     if _current is not None:
         raise Misuse("diml.init was called twice in one process")
     from diml.world.launch import singleton, speaks
-    from diml.world.world import World
+    from diml.world.start import start
 
     servers_default = arguments.pop("servers", None) or 0
     if singleton(os.environ) and comm is None:
         arguments.pop("spares", None)
     try:
         settings = settings_from(os.environ, flags or {}, arguments)
-        world = World.start(settings, servers_default, comm)
+        world = start(settings, servers_default, comm)
     except Misuse as error:
         if speaks(os.environ):
             print(f"diml: {error}", file=sys.stderr, flush=True)
@@ -73,9 +73,11 @@ def init(
 def _seated(world: World) -> Job:
     """The Job of this process once it is a worker; does not return where it never becomes one."""
     global _current
+    from diml.allreduce.engine import Engine
     from diml.ps.node import Node
     from diml.world.membership import Role
 
+    engine = Engine(world)
     node = Node(world)
     try:
         while world.role is not Role.WORKER:
@@ -83,20 +85,17 @@ def _seated(world: World) -> Job:
                 raise SystemExit(0)
     except KeyboardInterrupt:
         raise SystemExit(_INTERRUPTED) from None
-    _current = Job(world, node)
+    _current = Job(world, engine, node)
     return _current
 
 
 class Job:
     """A worker's view of the job. Made by `init`; used as a context manager."""
 
-    def __init__(self, world: World, node: Node) -> None:
-        from diml.allreduce.engine import Engine
-
+    def __init__(self, world: World, engine: Engine, node: Node) -> None:
         self._world = world
+        self._engine = engine
         self._node = node
-        self._engine: Engine = Engine(world)
-        engine = self._engine
         self.allreduce = engine.allreduce
         self.broadcast = engine.broadcast
         self.allgather = engine.allgather
@@ -131,6 +130,11 @@ class Job:
         return self._world.epoch
 
     @property
+    def repairs(self) -> tuple[float, ...]:
+        """Seconds of each repair that this process took part in."""
+        return tuple(self._world.repairs)
+
+    @property
     def comm(self) -> Any:
         """An mpi4py communicator of the workers, ordered by rank. It changes at a repair."""
         assert self._world.workers is not None
@@ -149,6 +153,10 @@ class Job:
     def event(self, what: str, **fields: Any) -> None:
         """Write one line into the event log, if the job keeps one."""
         self._world.event(what, **fields)
+
+    def busy(self, seconds: float) -> None:
+        """Say that this rank will not call DiML for so long, and is neither late nor hung."""
+        self._world.busy(seconds)
 
     def parameter_server(self, staleness: int = 0, **options: Any) -> ParameterServer:
         """The parameter server, the same object at every call (see `diml.ps`)."""

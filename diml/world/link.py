@@ -11,6 +11,7 @@ buffer that is being sent stays alive until MPI has let go of it.
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,21 @@ ANY = MPI.ANY_SOURCE
 # The world's own tags; users of a link keep below 1 << 14.
 LEAVE_TAG = 1 << 14
 
-_DEATH = frozenset({MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED})
+# Errors that a caller can cause. Everything else is taken for a death: when a rank dies inside a
+# collective, Open MPI 5.0.11 reports MPI_ERR_OTHER on some of the others.
+_MISCALLED = frozenset(
+    {
+        MPI.ERR_ARG,
+        MPI.ERR_BUFFER,
+        MPI.ERR_COUNT,
+        MPI.ERR_OP,
+        MPI.ERR_RANK,
+        MPI.ERR_ROOT,
+        MPI.ERR_TAG,
+        MPI.ERR_TRUNCATE,
+        MPI.ERR_TYPE,
+    }
+)
 _OPS = {"sum": MPI.SUM, "prod": MPI.PROD, "max": MPI.MAX, "min": MPI.MIN, "bitor": MPI.BOR}
 # Open MPI 5.0 counts elements in an int: longer arrays go in pieces of this many elements.
 _PIECE = 1 << 30
@@ -42,9 +57,9 @@ _IDLE_NAP_S = 1e-3
 
 
 def _translated(error: MPI.Exception) -> DimlError:
-    if error.Get_error_class() in _DEATH:
-        return PeerFailed(error.Get_error_string())
-    return CallFailed(error.Get_error_string())
+    if error.Get_error_class() in _MISCALLED:
+        return CallFailed(error.Get_error_string())
+    return PeerFailed(error.Get_error_string())
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +178,9 @@ class Link:
             return list(self.comm.allgather(value))
         except MPI.Exception as error:
             raise _translated(error) from None
+        except (pickle.UnpicklingError, EOFError) as error:
+            # Seen once when a rank died between the two steps of this call.
+            raise PeerFailed(str(error)) from None
 
     def broadcast_object(self, value: Any, root: int) -> Any:
         """The root's small object (pickled; for repair and set-up, not for data)."""
@@ -266,15 +284,13 @@ class Link:
             return False
 
     def close(self) -> None:
-        """Let go of the communicator; what is still being sent stays alive with the process."""
-        unfinished = [s for s in self._sendings if not s.done()]
-        _GRAVEYARD.extend(unfinished)
+        """Let go of the link; what is still being sent stays alive with the process.
+
+        The communicator is not freed: MPI would give its context id to the next one, and a
+        message that is still on its way from before the failure could be taken for a new one.
+        """
+        _GRAVEYARD.extend(sending for sending in self._sendings if not sending.done())
         self._sendings = []
-        # A communicator that belonged to the dead may refuse; nothing depends on the answer.
-        try:
-            self.comm.Free()
-        except MPI.Exception:
-            return
 
 
 _GRAVEYARD: list[Sending] = []

@@ -1,10 +1,7 @@
-"""Start MPI once, in the way that survives, and find out who shares this host.
+"""COMM_WORLD, its end, and which processes share a host.
 
-Owns the import of mpi4py's MPI module and its settings, which must be made before that import.
-Must not know roles.
-
-Invariants: MPI_Finalize is never called (with most of the world dead it hangs, and with spawned
-ranks it can crash); errors are returned, never fatal.
+Owns what is asked of MPI and the system once, at the start or the very end. Must not know roles.
+Invariant: MPI's errors are returned, never fatal.
 """
 
 from __future__ import annotations
@@ -12,12 +9,7 @@ from __future__ import annotations
 import os
 import socket
 
-import mpi4py
-
-mpi4py.rc.finalize = False
-mpi4py.rc.thread_level = "multiple"
-
-from mpi4py import MPI  # noqa: E402  (the settings above count only before this import)
+from mpi4py import MPI
 
 
 def world_comm() -> MPI.Intracomm:

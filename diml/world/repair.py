@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from mpi4py import MPI
 
@@ -97,7 +98,7 @@ def rebuild(broken: Footing, phase: Callable[[str], None]) -> Footing:
 def _shrink(base: Link) -> Link | None:
     """A new link of the living, or None on everyone if anyone did not get it."""
     try:
-        comm = base.comm.Shrink()
+        comm = cast(MPI.Intracomm, base.comm.Shrink())
     except MPI.Exception:
         comm = None
     # What has died until now is known to the agreement; only a further death makes it fail.
@@ -121,7 +122,7 @@ def _uids_in(link: Link, base: Link, uids: tuple[int, ...]) -> tuple[int, ...]:
 def _split(full: Link, uids: tuple[int, ...], membership: Membership) -> Link | None:
     role, index = membership.place_of(uids[full.rank])
     color = 0 if role is Role.WORKER else MPI.UNDEFINED
-    comm = full.comm.Split(color, index)
+    comm = cast(MPI.Intracomm, full.comm.Split(color, index))
     if comm == MPI.COMM_NULL:
         return None
     return Link(comm)

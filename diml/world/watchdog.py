@@ -1,12 +1,12 @@
-"""Nothing waits for ever: deadlines on waits that MPI cannot interrupt, and the end of the frozen.
+"""Nothing waits for ever: deadlines on waits that MPI cannot interrupt, and the end of the hung.
 
 Owns one daemon thread a process. Must not know what is waited for. It counts its own ticks
 instead of reading a clock, so that a job that was suspended as a whole is not taken for a dead
 one when it goes on.
 
-Invariants: a process stopped (state T) for longer than the deadline is killed by its neighbours
-on the host, which turns a freeze into a death that MPI reports; a limit that is outlived ends
-this process with one line that says what it waited for.
+Invariants: a process of this host that is stopped (state T) for longer than its deadline, or a
+worker that is late, is killed by its neighbours, which turns a hang into a death that MPI
+reports; a limit that is outlived ends the job with one line that says what was waited for.
 """
 
 from __future__ import annotations
@@ -16,10 +16,50 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-_TICK_S = 0.25
+from diml.world.calls import Board, Calls, LateJudge
+
+TICK_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A process of this host, and its slot on the board."""
+
+    uid: int
+    pid: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a watchdog watches.
+
+    Attributes:
+        me: this process.
+        others: the other processes of this host.
+        board: where they all publish.
+        calls: this process's own calls.
+        working: the uids that are workers at the moment.
+        stuck: called when all workers of the host wait in calls past the deadline.
+        report: told the uid and the reason of everyone killed here.
+        abort: ends the whole job with a status.
+        frozen_deadline_s: for processes in state T.
+        deadline_s: for late workers.
+    """
+
+    me: Neighbour
+    others: tuple[Neighbour, ...]
+    board: Board
+    calls: Calls
+    working: Callable[[], frozenset[int]]
+    stuck: Callable[[], None]
+    report: Callable[[int, str], None]
+    abort: Callable[[int], None]
+    frozen_deadline_s: float
+    deadline_s: float
 
 
 @dataclass
@@ -33,13 +73,16 @@ class _Limit:
 class Watchdog:
     """Watches this process's waits and the processes beside it on the host."""
 
-    def __init__(self, frozen_deadline_s: float, neighbours: tuple[int, ...]) -> None:
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self._limits: list[_Limit] = []
-        self._frozen_ticks_max = max(1, int(frozen_deadline_s / _TICK_S))
-        self._neighbours = {pid: (_process_state(pid)[1], 0) for pid in neighbours}
+        self._heartbeat = 0
+        self._judge = LateJudge(ticks(watch.deadline_s))
+        self._others = {other.uid: other for other in watch.others}
+        self._births = {uid: _process_state(n.pid)[1] for uid, n in self._others.items()}
+        self._frozen_ticks = dict.fromkeys(self._others, 0)
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="diml-watchdog", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="diml-watchdog", daemon=True).start()
 
     def stop(self) -> None:
         """No more watching: the job is over."""
@@ -47,11 +90,11 @@ class Watchdog:
 
     @contextlib.contextmanager
     def limit(self, seconds: float, what: str, abort_status: int | None = None) -> Iterator[None]:
-        """End this process if the block takes longer than `seconds`.
+        """End the job if the block takes longer than `seconds`.
 
-        With `abort_status` all processes of the job end with it (MPI_Abort).
+        With `abort_status` it ends with that status and without a word: the reason was said.
         """
-        entry = _Limit(int(seconds / _TICK_S) + 1, seconds, what, abort_status)
+        entry = _Limit(ticks(seconds), seconds, what, abort_status)
         self._limits.append(entry)
         try:
             yield
@@ -59,36 +102,72 @@ class Watchdog:
             self._limits.remove(entry)
 
     def _run(self) -> None:
-        while not self._over.wait(_TICK_S):
+        while not self._over.wait(TICK_S):
+            self._heartbeat += 1
+            calls = self._watch.calls
+            calls.busy_ticks = max(0, calls.busy_ticks - 1)
+            self._watch.board.publish(self._watch.me.slot, self._heartbeat, calls)
             for entry in list(self._limits):
                 entry.ticks_left -= 1
                 if entry.ticks_left <= 0:
                     self._give_up(entry)
-            self._fence()
+            self._fence_frozen()
+            self._fence_late()
 
     def _give_up(self, entry: _Limit) -> None:
         if entry.abort_status is None:
-            text = f"diml: waited {entry.seconds:g} s for {entry.what}; giving up\n"
+            text = f"diml: waited {entry.seconds:g} s for {entry.what}; giving up{self._away()}\n"
             sys.stderr.write(text)
             sys.stderr.flush()
-        from diml.world.mpi import abort
-
-        abort(entry.abort_status if entry.abort_status is not None else 1)
+        self._watch.abort(1 if entry.abort_status is None else entry.abort_status)
         os._exit(1)
 
-    def _fence(self) -> None:
-        for pid, (birth, ticks) in list(self._neighbours.items()):
-            state, now_birth = _process_state(pid)
-            if now_birth != birth:
-                del self._neighbours[pid]
+    def _away(self) -> str:
+        """Who of this host's workers is outside every call, for the message of a lost wait."""
+        board, working = self._watch.board, self._watch.working()
+        away = [n for n in self._others.values() if n.uid in working]
+        names = [
+            f"process {n.uid} (last call: {standing.site or 'none'})"
+            for n in away
+            if not (standing := board.read(n.slot)).inside
+        ]
+        return f"; not in any call: {', '.join(names)}" if names else ""
+
+    def _fence_frozen(self) -> None:
+        for uid, other in list(self._others.items()):
+            state, birth = _process_state(other.pid)
+            if birth != self._births[uid]:
+                del self._others[uid]
             elif state != "T":
-                self._neighbours[pid] = (birth, 0)
-            elif ticks + 1 < self._frozen_ticks_max:
-                self._neighbours[pid] = (birth, ticks + 1)
+                self._frozen_ticks[uid] = 0
             else:
-                del self._neighbours[pid]
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+                self._frozen_ticks[uid] += 1
+                if self._frozen_ticks[uid] >= ticks(self._watch.frozen_deadline_s):
+                    self._kill(other, f"stopped for {self._watch.frozen_deadline_s:g} s")
+
+    def _fence_late(self) -> None:
+        working = self._watch.working()
+        here = [n for n in (self._watch.me, *self._others.values()) if n.uid in working]
+        standings = {n.uid: self._watch.board.read(n.slot) for n in here}
+        late, stuck = self._judge.tick(standings)
+        for uid in late:
+            if uid in self._others:
+                site = standings[uid].site or "the start"
+                reason = f"{self._watch.deadline_s:g} s late; it last called {site}"
+                self._kill(self._others[uid], reason)
+        if stuck:
+            self._watch.stuck()
+
+    def _kill(self, other: Neighbour, reason: str) -> None:
+        del self._others[other.uid]
+        self._watch.report(other.uid, reason)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(other.pid, signal.SIGKILL)
+
+
+def ticks(seconds: float) -> int:
+    """A time in ticks of the watchdog, at least one."""
+    return max(1, round(seconds / TICK_S))
 
 
 def _process_state(pid: int) -> tuple[str, str]:

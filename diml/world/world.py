@@ -10,23 +10,25 @@ have agreed to leave, the next agreement of each is the one on `full`, whatever 
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
+import threading
 import time
-import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from diml.config import Settings
 from diml.drill import DrillPlan
-from diml.errors import GaveUp, Misuse, PeerFailed
+from diml.errors import GaveUp, PeerFailed
 from diml.events import EventLog
-from diml.world.launch import refuse_singleton
+from diml.world.calls import Board, Calls
 from diml.world.link import LEAVE_TAG, Link
 from diml.world.membership import Membership, Role
-from diml.world.mpi import MPI, host_identity, world_comm
-from diml.world.repair import Footing, Unfilled, first_footing, rebuild
-from diml.world.watchdog import Watchdog
+from diml.world.mpi import abort
+from diml.world.repair import Footing, Unfilled, rebuild
+from diml.world.watchdog import Neighbour, Watch, Watchdog, ticks
 
 
 class JobEnded(SystemExit):
@@ -45,63 +47,72 @@ class JobEnded(SystemExit):
         self.speaker = speaker
 
 
+@dataclass(frozen=True)
+class Host:
+    """What a process knows of the machine it is on.
+
+    Attributes:
+        board: the shared record of calls.
+        neighbours: the processes on this host, this one included.
+        names: host name by uid, of all processes of the run.
+    """
+
+    board: Board
+    neighbours: tuple[Neighbour, ...]
+    names: dict[int, str]
+
+
 class World:
-    """The process among its peers. Made by `World.start`, collectively.
+    """The process among its peers. Made by `diml.world.start.start`, collectively.
 
     Attributes:
         settings: the job's settings.
         footing: links and membership; replaced as a whole by a repair.
         uid: this process's number for the whole run.
         event: writes one line into the event log (`event("what", field=...)`), if there is one.
+        calls: the DiML call that this process is in; whatever may wait for peers says begin, end.
+        repairs: seconds of each repair that this process took part in.
         at_repair: hooks that restore state, run by `recover` in this order, collectively on
             `full` over workers, servers and spares; they may raise PeerFailed.
     """
 
-    def __init__(
-        self, settings: Settings, footing: Footing, events: EventLog, neighbours: tuple[int, ...]
-    ) -> None:
+    def __init__(self, settings: Settings, footing: Footing, event: EventLog, host: Host) -> None:
         self.settings = settings
         self.footing = footing
         self.uid = footing.uids[footing.full.rank]
         self.at_repair: list[Callable[[], None]] = []
+        self.repairs: list[float] = []
+        self.event = event
+        self.calls = Calls()
         self._drills = DrillPlan(settings.drills)
         self._workers_gate_failed = False
         self._full_gate_failed = False
+        self._idle_repairs = 0
         self._ending: int = 0
-        self.watchdog = Watchdog(settings.frozen_deadline_s, neighbours)
-        self.event = events
+        self._host_names = host.names
         self._record_place()
+        self.watchdog = Watchdog(self._watch(host))
         self.event("start", size=footing.full.size)
 
-    @classmethod
-    def start(
-        cls, settings: Settings, servers_default: int, comm: MPI.Intracomm | None = None
-    ) -> World:
-        """Take a seat among the processes of `comm` (COMM_WORLD by default). Collective.
+    def _watch(self, host: Host) -> Watch:
+        me = next(neighbour for neighbour in host.neighbours if neighbour.uid == self.uid)
+        return Watch(
+            me=me,
+            others=tuple(neighbour for neighbour in host.neighbours if neighbour is not me),
+            board=host.board,
+            calls=self.calls,
+            working=lambda: frozenset(seat.uid for seat in self.membership.workers),
+            stuck=self._unstick,
+            report=lambda uid, reason: self.event("fence", fenced=uid, reason=reason),
+            abort=abort,
+            frozen_deadline_s=self.settings.frozen_deadline_s,
+            deadline_s=self.settings.deadline_s,
+        )
 
-        Raises:
-            Misuse: the processes are too few for the servers and spares, or a launcher started
-                each one on its own.
-        """
-        comm = comm if comm is not None else world_comm()
-        refusal = refuse_singleton(os.environ, comm.Get_size())
-        if refusal is not None:
-            raise Misuse(refusal)
-        servers = settings.servers
-        if servers is None:
-            # A single process is its own server.
-            servers = servers_default if comm.Get_size() > 1 else 0
-        spares = settings.spares if isinstance(settings.spares, int) else 0
-        try:
-            membership = Membership.start(comm.Get_size(), servers, spares)
-        except ValueError as error:
-            raise Misuse(str(error)) from None
-        footing = first_footing(comm, membership)
-        events = _shared_log(settings, footing.full)
-        me = (host_identity(), os.getpid())
-        peers = footing.full.allgather_objects(me)
-        neighbours = tuple(pid for host, pid in peers if host == me[0] and pid != me[1])
-        return cls(settings, footing, events, neighbours)
+    def _unstick(self) -> None:
+        """All workers wait and nothing moves: get them out, so that they can compare notes."""
+        if self.workers is not None:
+            self.workers.revoke()
 
     # Who is who ------------------------------------------------------------------------------
 
@@ -139,6 +150,11 @@ class World:
     def epoch(self) -> int:
         """How often the world has been repaired."""
         return self.membership.epoch
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Host name of each worker, by rank."""
+        return tuple(self._host_names[seat.uid] for seat in self.membership.workers)
 
     def address(self, role: Role, index: int) -> int:
         """Rank in `full` of a logical worker, server or spare."""
@@ -188,6 +204,7 @@ class World:
         self._full_gate_failed = False
         clock.phase("done")
         self._record_place()
+        self.repairs.append(clock.total_s())
         lost = [seat.uid for seat in (*before.workers, *before.servers)]
         lost = [uid for uid in (*lost, *before.spares) if uid not in self.footing.uids]
         self.event("repair", lost=lost, seconds=clock.total_s(), phases=clock.seconds)
@@ -297,6 +314,10 @@ class World:
             pass
         return JobEnded(status, True)
 
+    def busy(self, seconds: float) -> None:
+        """Keep the watchdogs of the host from taking this rank for late during `seconds`."""
+        self.calls.busy_ticks = ticks(seconds)
+
     # Drills and events -----------------------------------------------------------------------
 
     def drill(self, version: int, sequence: int, point: str = "entry") -> None:
@@ -305,27 +326,19 @@ class World:
             return
         number = self.membership.drill_number(self.uid)
         name = self._drills.strike(number, version, sequence, self.incarnation, point)
-        if name is not None:
-            self.event("drill", version=version, sequence=sequence, point=point, signal=name)
-            os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
+        if name is None:
+            return
+        self.event("drill", version=version, sequence=sequence, point=point, signal=name)
+        strike = functools.partial(os.kill, os.getpid(), getattr(signal, f"SIG{name}"))
+        if point == "inside":
+            # The thread runs once the main thread has gone into MPI and let go of the interpreter.
+            threading.Thread(target=strike, daemon=True).start()
+        else:
+            strike()
 
     def _record_place(self) -> None:
         role, rank = self.membership.place_of(self.uid)
         self.event.stand(role=role.value, rank=rank, incarnation=self.incarnation, epoch=self.epoch)
-
-
-def _shared_log(settings: Settings, full: Link) -> EventLog:
-    """This process's pen for the event log. Raises Misuse on all if one cannot write it."""
-    run = full.broadcast_object(uuid.uuid4().hex[:12], 0)
-    log, problem = None, None
-    try:
-        log = EventLog(settings.events, run=run, uid=full.rank)
-    except Misuse as error:
-        problem = str(error)
-    problems = [text for text in full.allgather_objects(problem) if text]
-    if problems or log is None:
-        raise Misuse(problems[0])
-    return log
 
 
 class _PhaseClock:

@@ -1,0 +1,125 @@
+"""Who is inside which DiML call: what tells a rank that waits from one that is late or stuck.
+
+Owns a board in shared memory with one record a process of this host, and what to conclude from
+it. The main thread only sets attributes; its process's watchdog publishes them at every tick.
+Must not know what the calls do.
+
+Invariants: a rank inside a DiML call is never fenced (if all are inside and nothing moves, they
+have called different things, which is a mismatch); time is counted in the watcher's own ticks,
+so that a suspended job is not taken for a late one. The board's file has no name once all of the
+host have opened it, so that nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+_RECORD = struct.Struct("<qqqqq")  # heartbeat, serial, inside, busy ticks left, length of the site
+_SITE_BYTES = 216
+_STRIDE = _RECORD.size + _SITE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a process has published of itself.
+
+    Attributes:
+        heartbeat: ticks that its watchdog has made.
+        serial: calls that it has begun.
+        inside: whether it is in a call now.
+        busy: whether it has asked for more time (`job.busy`).
+        site: the call it is in, or was in last, as text.
+    """
+
+    heartbeat: int
+    serial: int
+    inside: bool
+    busy: bool
+    site: str
+
+
+class Calls:
+    """The call that this process is in; written by its main thread, read by its watchdog."""
+
+    __slots__ = ("busy_ticks", "inside", "serial", "site")
+
+    def __init__(self) -> None:
+        self.serial = 0
+        self.inside = False
+        self.busy_ticks = 0
+        self.site: object = ""
+
+    def begin(self, site: object) -> None:
+        """The main thread enters a call that may wait for others; `site` is shown by `str`."""
+        self.site = site
+        self.serial += 1
+        self.inside = True
+
+    def end(self) -> None:
+        """The call is over; the user's program computes."""
+        self.inside = False
+
+
+class Board:
+    """The records of this host's processes, in shared memory."""
+
+    def __init__(self, path: Path, slots: int) -> None:
+        """Open the board; every process of the host gives the same path and number of slots."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.ftruncate(descriptor, max(1, slots) * _STRIDE)
+            self._memory = mmap.mmap(descriptor, max(1, slots) * _STRIDE)
+        finally:
+            os.close(descriptor)
+
+    def publish(self, slot: int, heartbeat: int, calls: Calls) -> None:
+        """Write this process's record."""
+        site = str(calls.site).encode()[:_SITE_BYTES]
+        record = _RECORD.pack(
+            heartbeat, calls.serial, int(calls.inside), calls.busy_ticks, len(site)
+        )
+        start = slot * _STRIDE
+        self._memory[start : start + len(record) + len(site)] = record + site
+
+    def read(self, slot: int) -> Standing:
+        """A neighbour's record."""
+        start = slot * _STRIDE
+        heartbeat, serial, inside, busy, length = _RECORD.unpack_from(self._memory, start)
+        text = start + _RECORD.size
+        site = self._memory[text : text + length].decode(errors="replace")
+        return Standing(heartbeat, serial, bool(inside), busy > 0, site)
+
+
+class LateJudge:
+    """Pure: from the workers' standings at each tick, who is late and whether nothing moves.
+
+    A worker is late when it has been outside every call, without a new one, for as many ticks as
+    a peer has waited in one. Ticks are the judge's own.
+    """
+
+    def __init__(self, deadline_ticks: int) -> None:
+        self._deadline_ticks = deadline_ticks
+        self._seen: dict[int, tuple[int, bool]] = {}
+        self._ticks: dict[int, int] = {}
+
+    def tick(self, standings: dict[int, Standing]) -> tuple[list[int], bool]:
+        """The uids that are late now; and whether all wait in calls that have all outlived it."""
+        for uid, standing in standings.items():
+            state = (standing.serial, standing.inside)
+            if self._seen.get(uid) != state or standing.busy:
+                self._seen[uid] = state
+                self._ticks[uid] = 0
+            else:
+                self._ticks[uid] += 1
+        for uid in set(self._seen) - set(standings):
+            del self._seen[uid], self._ticks[uid]
+        overdue = {uid for uid in standings if self._ticks[uid] >= self._deadline_ticks}
+        waiting = {uid for uid in overdue if standings[uid].inside}
+        if not waiting:
+            return [], False
+        late = sorted(overdue - waiting)
+        return late, not late and waiting == set(standings) and len(waiting) > 1

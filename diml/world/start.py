@@ -1,0 +1,96 @@
+"""Bring a world up: everyone finds out who is there, who shares its host, and where to write.
+
+Owns the collective steps of the start, each of which fails on all processes alike. Must not know
+what the job will do.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpi4py import MPI
+
+from diml.config import Settings
+from diml.errors import Misuse
+from diml.events import EventLog
+from diml.world.calls import Board
+from diml.world.launch import refuse_singleton
+from diml.world.link import Link
+from diml.world.membership import Membership
+from diml.world.mpi import host_identity, world_comm
+from diml.world.repair import first_footing
+from diml.world.watchdog import Neighbour
+from diml.world.world import Host, World
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    uid: int
+    pid: int
+    host: str
+    host_name: str
+
+
+def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None = None) -> World:
+    """Take a seat among the processes of `comm` (COMM_WORLD by default). Collective.
+
+    Raises:
+        Misuse: the processes are too few for the servers and spares, a launcher started each
+            one on its own, or the event log cannot be written.
+    """
+    comm = comm if comm is not None else world_comm()
+    refusal = refuse_singleton(os.environ, comm.Get_size(), _command())
+    if refusal is not None:
+        raise Misuse(refusal)
+    servers = settings.servers
+    if servers is None:
+        # A single process is its own server.
+        servers = servers_default if comm.Get_size() > 1 else 0
+    spares = settings.spares if isinstance(settings.spares, int) else 0
+    try:
+        membership = Membership.start(comm.Get_size(), servers, spares)
+    except ValueError as error:
+        raise Misuse(str(error)) from None
+    footing = first_footing(comm, membership)
+    full = footing.full
+    run = str(full.broadcast_object(uuid.uuid4().hex[:12], 0))
+    events = _event_log(settings, full, run)
+    me = _Process(full.rank, os.getpid(), host_identity(), os.uname().nodename)
+    processes: list[_Process] = full.allgather_objects(me)
+    return World(settings, footing, events, _host(full, run, me, processes))
+
+
+def _command() -> list[str]:
+    """The command line that started this program, for a message that says how to start it."""
+    words = Path("/proc/self/cmdline").read_bytes().decode(errors="replace").split("\0")
+    return ["python", *words[1:-1]] if len(words) > 2 else []
+
+
+def _event_log(settings: Settings, full: Link, run: str) -> EventLog:
+    """This process's pen for the event log. Raises Misuse on all if one cannot write it."""
+    log, problem = None, None
+    try:
+        log = EventLog(settings.events, run=run, uid=full.rank)
+    except Misuse as error:
+        problem = str(error)
+    problems = [text for text in full.allgather_objects(problem) if text]
+    if problems or log is None:
+        raise Misuse(problems[0])
+    return log
+
+
+def _host(full: Link, run: str, me: _Process, processes: list[_Process]) -> Host:
+    """What this process knows of its host; the board's file is gone when it returns."""
+    here = [process for process in processes if process.host == me.host]
+    memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path("/tmp")
+    path = memory / f"diml-{run}-{here[0].uid}"
+    board = Board(path, len(here))
+    full.barrier()
+    if here[0].uid == me.uid:
+        path.unlink()
+    neighbours = tuple(Neighbour(p.uid, p.pid, slot) for slot, p in enumerate(here))
+    names = {process.uid: process.host_name for process in processes}
+    return Host(board=board, neighbours=neighbours, names=names)
