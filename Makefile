@@ -54,6 +54,9 @@ check: install ## format, lint, types, import floors
 	mypy
 	python -m pytest -q tests/unit/test_floors.py tests/unit/test_tidy.py
 
+sim: install ## 10,000 seeded schedules of failures, without MPI; SEED=n plays one again
+	python -m tests.sim --schedules $(or $(N),10000) $(if $(SEED),--seed $(SEED))
+
 clean: ## remove what tools leave behind (not .venv)
 	rm -rf build out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find diml tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
