@@ -1,0 +1,200 @@
+"""The results since the last checkpoint: what a rank that comes back is served from.
+
+Owns the results. They are read-only and lie in buffers from a pool; a commit recycles the buffers
+that nobody else holds. Must not know MPI or who asks. Signatures and call sites of all collectives
+are kept as well (they are small): they name the culprits when ranks diverge.
+
+Invariants: a result is dropped by `spread` only if every rank has finished it (it lies below the
+last collective that could not end before all had come to it) and `copies` ranks keep it. When the
+budget cannot be held even so, the oldest results go altogether: then a death before the next
+checkpoint cannot be replayed, and the one who asks for a result that is gone is told so.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diml.allreduce.protocol import Stage
+
+
+# A call site as it is taken on the way, cheaply: the code object and the instruction in it.
+Site: TypeAlias = tuple[CodeType, int]
+
+
+def site_text(site: Site) -> str:
+    """A call site in words: file:line."""
+    code, instruction = site
+    for start, end, line in code.co_lines():
+        if start <= instruction < end and line is not None:
+            return f"{code.co_filename}:{line}"
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+class Result:
+    """What a collective gave: an array, or the pickled bytes of objects.
+
+    Attributes:
+        form: "array", "object", "objects" (a list by rank) or "none".
+        owner: the writable memory (an array), or bytes, or a list of bytes.
+        value: for arrays the read-only view that callers get; it can be handed out many times.
+        nbytes: memory held.
+        home: the free list of the pool that the buffer goes back to, if it came from one.
+    """
+
+    __slots__ = ("form", "home", "nbytes", "owner", "value")
+
+    def __init__(
+        self, form: str, owner: Any, nbytes: int, home: list[Result] | None = None
+    ) -> None:
+        self.form = form
+        self.owner = owner
+        self.nbytes = nbytes
+        self.home = home
+        self.value: Any = None
+        if form == "array":
+            self.value = owner.view()
+            self.value.flags.writeable = False
+
+
+def array_result(array: NDArray[Any]) -> Result:
+    """A result that takes over `array`, which nobody may change any more."""
+    return Result("array", array, array.nbytes)
+
+
+@dataclass(slots=True)
+class Record:
+    """A finished collective as it is sent to the one that asks for it."""
+
+    signature: int
+    site: str
+    result: Result
+
+
+class Log:
+    """The results of the current version (or of the time before `load_checkpoint`).
+
+    Attributes:
+        signatures, sites: of every collective since the stage began.
+        results: by sequence; None where one was dropped.
+        nbytes: memory of the results that are held.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.signatures: list[int] = []
+        self.sites: list[Site] = []
+        self.results: list[Result | None] = []
+        self.nbytes = 0
+        self.forgotten = 0
+        self._swept = 0
+        self._barrier = 0
+
+    def append(self, signature: int, site: Site, result: Result, synchronising: bool) -> bool:
+        """Record the next collective. Returns whether the budget is now exceeded.
+
+        `synchronising`: no rank could finish it before all had begun it.
+        """
+        if synchronising:
+            self._barrier = len(self.results)
+        self.signatures.append(signature)
+        self.sites.append(site)
+        self.results.append(result)
+        self.nbytes += result.nbytes
+        return self.nbytes > self.budget_bytes
+
+    def record(self, sequence: int) -> Record | None:
+        """The record of a collective, or None if its result is not (or no longer) here."""
+        if sequence >= len(self.results):
+            return None
+        result = self.results[sequence]
+        if result is None:
+            return None
+        return Record(self.signatures[sequence], site_text(self.sites[sequence]), result)
+
+    def spread(self, rank: int, size: int, copies: int) -> None:
+        """Drop what others keep, then what is oldest, until the budget holds.
+
+        `copies` ranks keep each result; which ones depends on its sequence alone.
+        """
+        copies = min(copies, size)
+        stride = size // copies
+        for sequence in range(self._swept, self._barrier):
+            if (rank - sequence) % size not in range(0, copies * stride, stride):
+                self._drop(sequence)
+        self._swept = max(self._swept, self._barrier)
+        # The newest one stays: it is what a death right now would need.
+        while self.nbytes > self.budget_bytes and self.forgotten < len(self.results) - 1:
+            self._drop(self.forgotten)
+            self.forgotten += 1
+
+    def clear(self) -> None:
+        """Begin the next version; buffers that nobody else holds go back to their pool."""
+        for result in self.results:
+            if result is not None and result.home is not None:
+                _recycle(result, result.home)
+        self.signatures, self.sites, self.results = [], [], []
+        self.nbytes = self.forgotten = self._swept = self._barrier = 0
+
+    def _drop(self, sequence: int) -> None:
+        result = self.results[sequence]
+        if result is None:
+            return
+        self.results[sequence] = None
+        self.nbytes -= result.nbytes
+        if result.home is not None:
+            _recycle(result, result.home)
+
+
+def _recycle(result: Result, home: list[Result]) -> None:
+    # A view of the result refers to the owner (NumPy shortens chains of views), so the owner is
+    # free if only the Result and the Result's own view hold it: 2, and the call's argument 1.
+    if sys.getrefcount(result.owner) <= 3 and sys.getrefcount(result.value) <= 2:
+        home.append(result)
+
+
+class Pool:
+    """Buffers for results, by dtype and shape, so that a collective need not touch fresh pages."""
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[Any, tuple[int, ...]], list[Result]] = {}
+
+    def shelf(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> list[Result]:
+        """The free buffers of one kind; pop one, or make one with `fresh`."""
+        return self._free.setdefault((dtype, shape), [])
+
+    def take(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Result:
+        """A buffer whose content is undefined."""
+        shelf = self.shelf(dtype, shape)
+        return shelf.pop() if shelf else fresh(dtype, shape, shelf)
+
+    def trim(self, budget_bytes: int) -> None:
+        """Let go of free buffers beyond a budget, the kinds used least recently first."""
+        held = sum(len(shelf) * shelf[0].nbytes for shelf in self._free.values() if shelf)
+        for shelf in self._free.values():
+            while held > budget_bytes and shelf:
+                held -= shelf.pop().nbytes
+
+
+def fresh(dtype: np.dtype[Any], shape: tuple[int, ...], shelf: list[Result]) -> Result:
+    """A new buffer that will go back to `shelf`."""
+    owner = np.empty(shape, dtype)
+    return Result("array", owner, owner.nbytes, shelf)
+
+
+class History:
+    """Both logs of a rank: before `load_checkpoint` (kept for the whole run) and since a commit."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.boot = Log(budget_bytes)
+        self.steps = Log(budget_bytes)
+
+    def of(self, stage: Stage) -> Log:
+        """The log of a stage (not of LOAD, which has no results)."""
+        assert stage is not Stage.LOAD
+        return self.boot if stage is Stage.BOOT else self.steps

@@ -1,0 +1,328 @@
+"""How ranks carry out what the protocol decides: scripts of effects, run by an engine or simulator.
+
+Owns the state of one rank (where it stands, its logs, its checkpoints) and the order of steps in
+a collective, a checkpoint, a load, the exit, and the refilling of replicas. Pure: a script yields
+effects and is sent their outcomes; it knows no MPI, time or files. If an effect fails because a
+rank died, the driver drops the script, repairs the world and runs a new one: so a script changes
+the rank's state only where that holds for every rank alike, or for itself alone.
+
+Invariants: a result is recorded before the caller sees it; a version is committed only behind
+the gate, with all replicas stored before; while `recovering`, no collective starts that a living
+rank has already finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from diml.allreduce.effects import Execute, Gate, Give, Point, Reduce, Script, Spread, Swap, Take
+from diml.allreduce.log import Log, Record, Result, Site, site_text
+from diml.allreduce.operation import Kind, Request, chain
+from diml.allreduce.protocol import (
+    FAR,
+    Action,
+    Decision,
+    Place,
+    Stage,
+    Standing,
+    decide,
+    match,
+    offer,
+    unpack,
+)
+from diml.checkpoint.memory import Store
+from diml.checkpoint.ring import Ring
+from diml.errors import GaveUp, Mismatch
+
+_ALL_LOST = "no rank is left that was there when it was made"
+
+
+class Core:
+    """One rank in the protocol.
+
+    Attributes:
+        rank, ring: its place and the placement of replicas; set by `seat`.
+        loaded: `load_checkpoint` is behind it.
+        recovering: the ranks may stand at different places; they agree before each step.
+        stocked: it knows the committed version and holds the local states that belong on it.
+        compare_every: failure-free, the histories are compared at every checkpoint, at exit, and
+            whenever so many collectives have been called.
+    """
+
+    def __init__(
+        self, boot: Log, steps: Log, store: Store, replicas: int, compare_every: int
+    ) -> None:
+        self.boot = boot
+        self.steps = steps
+        self.store = store
+        self.replicas = replicas
+        self.compare_every = compare_every
+        self.rank = 0
+        self.size = 1
+        self.ring = Ring.of([""], 0)
+        self.loaded = False
+        self.recovering = False
+        self.stocked = True
+        self.trace = 0
+
+    def seat(self, rank: int, hosts: tuple[str, ...]) -> None:
+        """Take a place among `len(hosts)` ranks."""
+        self.rank, self.size = rank, len(hosts)
+        self.ring = Ring.of(hosts, self.replicas)
+
+    @property
+    def version(self) -> int:
+        """The committed version."""
+        return self.store.committed.version
+
+    @property
+    def log(self) -> Log:
+        """The log of the present stage."""
+        return self.steps if self.loaded else self.boot
+
+    @property
+    def sequence(self) -> int:
+        """Collectives finished since the stage began."""
+        return len(self.log.results)
+
+    @property
+    def coordinates(self) -> tuple[int, int]:
+        """Version and sequence as a drill counts them (0 before the load)."""
+        return (self.version if self.loaded else 0, self.sequence)
+
+    def place(self, kind: Kind) -> Place:
+        """Where a request of that kind stands."""
+        if kind is Kind.LOAD:
+            return Place(Stage.LOAD, 0, 0)
+        if not self.loaded:
+            return Place(Stage.BOOT, 0, self.sequence)
+        return Place(Stage.STEP, self.version, self.sequence)
+
+    # Collectives -----------------------------------------------------------------------------
+
+    def collective(self, request: Request) -> Script[Result]:
+        """Finish one collective: from the log of another rank, or by carrying it out."""
+        if self.recovering:
+            record = yield from self._settle(request)
+            if record is not None:
+                self._check_replay(request, record)
+                self.finish(request, record.result)
+                return record.result
+        elif (self.sequence + 1) % self.compare_every == 0:
+            yield from self.compare(request)
+        result: Result = yield Execute(request)
+        self.finish(request, result)
+        return result
+
+    def finish(self, request: Request, result: Result) -> None:
+        """Record a result; from now on this rank stands behind it."""
+        self.trace = chain(self.trace, request.signature)
+        log = self.log
+        if log.append(request.signature, request.site, result, request.synchronising):
+            log.spread(self.rank, self.size, self.replicas + 1)
+
+    def compare(self, request: Request) -> Script[None]:
+        """Compare the histories of all ranks, this request included. Raises Mismatch."""
+        trace = chain(self.trace, request.signature)
+        high, negative_low = yield Reduce((trace, -trace))
+        if high != -negative_low:
+            yield from self._explain(request)
+
+    # Checkpoints -----------------------------------------------------------------------------
+
+    def load(self, request: Request) -> Script[None]:
+        """Close the boot stage with the committed version in the store (0: nothing yet)."""
+        yield Point("load")
+        if self.recovering:
+            yield from self._settle(request)
+        if self.version > 0 and self.store.committed.model is None:
+            raise GaveUp(f"the checkpoint of version {self.version} is gone: {_ALL_LOST}")
+        self.loaded = True
+        self.trace = 0
+
+    def checkpoint(self, request: Request, model: Any, local: Any | None) -> Script[None]:
+        """Store the replicas, pass the gate, move to the next version."""
+        pending = self.store.prepare(model, self.rank, local)
+        if self.recovering:
+            before = self.version
+            yield from self._settle(request)
+            if self.version > before:
+                return
+        else:
+            yield from self.compare(request)
+        if local is not None:
+            for replica in range(len(self.ring.shifts)):
+                holder = self.ring.holder(self.rank, replica)
+                owner = self.ring.source(self.rank, replica)
+                pending.locals[owner] = yield Swap(local, holder, owner)
+        yield Point("checkpoint")
+        yield Gate()
+        self._commit()
+
+    def leave(self, request: Request) -> Script[None]:
+        """The last operation: until all have come to it, this rank still serves the others."""
+        if self.recovering:
+            yield from self._settle(request)
+        else:
+            yield from self.compare(request)
+        yield Gate()
+
+    def _commit(self) -> None:
+        self.store.commit()
+        self.steps.clear()
+        self.trace = 0
+
+    # Recovery --------------------------------------------------------------------------------
+
+    def _settle(self, request: Request) -> Script[Record | None]:
+        """Rounds until this request is answered (its record) or to be carried out (None)."""
+        bare = request.kind is Kind.CHECKPOINT
+        place = self.place(request.kind)
+        standing = Standing(place, chain(self.trace, request.signature), bare)
+        while True:
+            merged = yield Reduce(standing.summary())
+            decision = decide(merged)
+            if decision.action in (Action.GO, Action.FRESH):
+                self.recovering = False
+                return None
+            if decision.action is Action.MISMATCH:
+                yield from self._explain(request)
+            if decision.action is Action.SERVE:
+                record = yield from self._serve(decision, place)
+                if record is not None:
+                    return record
+            elif decision.action is Action.LOAD:
+                if (yield from self._hand_out_checkpoint(decision, place)):
+                    return None
+            elif decision.action is Action.COMMIT:
+                yield Gate()
+                if place.stage is Stage.STEP:
+                    self._commit()
+                    return None
+                self.store.pass_over()
+
+    def _serve(self, decision: Decision, place: Place) -> Script[Record | None]:
+        """Give the recorded result of the lowest place to those who stand there."""
+        low = unpack(decision.low)
+        log = self.boot if low.stage is Stage.BOOT else self.steps
+        needs = place == low
+        record = None if needs else log.record(low.sequence)
+        lost = f"the result of {low} is gone: every rank that kept it has died or dropped it"
+        given: Record | None
+        given = yield from self._transfer(needs, record is not None, lambda: record, lost)
+        return given
+
+    def _hand_out_checkpoint(self, decision: Decision, place: Place) -> Script[bool]:
+        """Give the committed model to those who load. Returns whether this rank was one."""
+        needs = place.stage is Stage.LOAD
+        holds = not needs and place.pack() == decision.anchor
+        lost = f"the checkpoint of version {decision.version} is gone"
+
+        def payload() -> tuple[Any, bool]:
+            return self.store.model(), self.store.committed.uses_local
+
+        if decision.version == 0:
+            return needs
+        given = yield from self._transfer(needs, holds, payload, lost)
+        if needs:
+            model, uses_local = given
+            self.store.adopt(decision.version, model, uses_local)
+        return needs
+
+    def _transfer(
+        self, needs: bool, holds: bool, payload: Callable[[], Any], lost: str
+    ) -> Script[Any]:
+        """From the lowest holder to all who need it: directly if that is one, else to everybody.
+
+        Returns the payload to those who need it, None to others. Raises GaveUp on all ranks alike
+        if nobody holds it.
+        """
+        merged = yield Reduce(offer(self.rank, holds, needs))
+        transfer = match(merged)
+        if transfer.holder is None:
+            raise GaveUp(lost)
+        gives = transfer.holder == self.rank
+        if transfer.first != transfer.last:
+            given = yield Spread(payload() if gives else None, transfer.holder)
+            return given if needs else None
+        if gives:
+            yield Give(payload(), transfer.first)
+        return (yield Take(transfer.holder)) if needs else None
+
+    def refresh(self) -> Script[None]:
+        """Give every newcomer the local states that belong on it; run after each repair.
+
+        Who has a state is found by asking, not by the placement: a holder may itself be new.
+        Raises GaveUp on all ranks alike if a state has no holder left.
+        """
+        self.recovering = True
+        self.store.drop()
+        while True:
+            known, new = self.store.committed, not self.stocked
+            vector = (FAR - self.rank, 0, 0) if new else (0, known.version + 1, known.uses_local)
+            merged = yield Reduce(vector)
+            newcomer, version, uses_local = FAR - merged[0], merged[1] - 1, bool(merged[2])
+            yield Point("repair")
+            if newcomer == FAR:
+                return
+            if version < 0:
+                raise GaveUp(f"all state is gone: {_ALL_LOST}")
+            received = (yield from self._stock(newcomer, version)) if uses_local else {}
+            if newcomer == self.rank:
+                # The model follows when it is asked for; that there is one is known from now on.
+                self.store.adopt(version, None, uses_local)
+                self.store.committed.locals.update(received)
+                self.stocked = True
+
+    def _stock(self, newcomer: int, version: int) -> Script[dict[int, Any]]:
+        """Bring a newcomer its local states; returns what this rank received (as a newcomer)."""
+        owners = self.ring.held_by(newcomer)
+        mine = self.store.committed.locals if self.stocked else {}
+        nearest = tuple(
+            -((self.rank - owner) % self.size) if owner in mine else -FAR for owner in owners
+        )
+        merged = yield Reduce(nearest)
+        for owner, negative in zip(owners, merged, strict=True):
+            if negative == -FAR:
+                raise GaveUp(
+                    f"the local state of rank {owner} (version {version}) is lost: rank {owner} "
+                    f"and all {len(self.ring.shifts)} ranks that held its replicas have died"
+                )
+        received: dict[int, Any] = {}
+        for owner, negative in zip(owners, merged, strict=True):
+            source = (owner - negative) % self.size
+            if self.rank == source:
+                yield Give(mine[owner], newcomer)
+            elif self.rank == newcomer:
+                received[owner] = yield Take(source)
+        return received
+
+    # Divergence ------------------------------------------------------------------------------
+
+    def _check_replay(self, request: Request, record: Record) -> None:
+        if record.signature != request.signature:
+            here = f"{request.kind.name.lower()} at {site_text(request.site)}"
+            raise Mismatch(
+                f"rank {self.rank} replays {self.place(request.kind)} as {here}, "
+                f"but the others did it at {record.site} with other arguments"
+            )
+
+    def _explain(self, request: Request) -> Script[None]:
+        """Find the first call in which the histories differ, and raise Mismatch everywhere."""
+        log = self.log
+        mine = [*log.signatures, request.signature]
+        sites: list[Site] = [*log.sites, request.site]
+        (length,) = yield Reduce((len(mine),))
+        padded = [*mine, *[0] * (length - len(mine))]
+        merged = yield Reduce((*padded, *(-number for number in padded)))
+        first = next((i for i in range(length) if merged[i] != -merged[length + i]), length - 1)
+        words = []
+        for wanted in (merged[first], -merged[length + first]):
+            has = padded[first] == wanted
+            (speaker,) = yield Reduce((self.size - self.rank if has else 0,))
+            rank = self.size - speaker
+            site = site_text(sites[first]) if first < len(sites) else "no further call"
+            words.append(f"rank {rank} at {(yield Spread(site, rank))}")
+        place = self.place(request.kind)._replace(sequence=first)
+        raise Mismatch(f"ranks called different collectives at {place}: {', '.join(words)}")

@@ -1,0 +1,158 @@
+"""Simulated communicators and the processes on them: who waits for what, and what they get.
+
+The outcome of a call is defined here as MPI defines it, but for failures (see `allreduce_world`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diml.allreduce.effects import Execute, Give, Reduce, Spread, Swap, Take
+from diml.allreduce.log import Result
+from diml.allreduce.operation import Kind
+from diml.allreduce.protocol import merge
+from diml.allreduce.recovery import Core
+from tests.sim.allreduce_program import Call, Wish, combine
+
+
+class Violation(AssertionError):
+    """The protocol broke a promise."""
+
+
+class Process:
+    """One process with its program and its place in the protocol.
+
+    `state` is one of running, blocked (in a call), gated, waiting (for a repair), hook (it runs
+    the repair's hook), hooked, done, dead.
+    """
+
+    def __init__(self, rank: int, incarnation: int, core: Core, program: Any, comm: Comm) -> None:
+        self.rank = rank
+        self.incarnation = incarnation
+        self.core = core
+        self.program = program
+        self.comm = comm
+        self.wish: Wish | None = None
+        self.script: Any = None
+        self.effect: Any = None
+        self.slot = -1
+        self.used = 0
+        self.token = 0
+        self.state = "running"
+        self.outcome: tuple[int, int] | None = None
+        self.caught_up = incarnation == 0
+        self.messages = self.bytes = 0
+
+
+class Comm:
+    """A communicator: its members' collectives are matched by their order."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.slots: list[dict[int, Any]] = []
+        self.mail: dict[tuple[int, int], list[Any]] = {}
+        self.revoked = False
+        self.dead: set[int] = set()
+        self._outcomes: dict[int, Any] = {}
+
+    @property
+    def broken(self) -> bool:
+        """Whether calls may fail."""
+        return self.revoked or bool(self.dead)
+
+    def post(self, process: Process) -> bool:
+        """Begin the process's call. Returns whether others may now go on."""
+        effect = process.effect
+        if isinstance(effect, Give):
+            self.mail.setdefault((process.rank, effect.to), []).append(effect.payload)
+            self._count(process, 1)
+            return True
+        if isinstance(effect, Take):
+            return False
+        process.slot, process.used = process.used, process.used + 1
+        while len(self.slots) <= process.slot:
+            self.slots.append({})
+        slot = self.slots[process.slot]
+        place = str(process.core.place(effect.request.kind)) if isinstance(effect, Execute) else ""
+        first, _, first_place = next(iter(slot.values()), (effect, None, place))
+        if type(first) is not type(effect) or first_place != place:
+            # MPI would return nonsense, or hang.
+            mine, other = type(effect).__name__, type(first).__name__
+            raise Violation(f"{mine} {place!r} meets {other} {first_place!r}")
+        slot[process.rank] = (effect, process.wish, place)
+        if isinstance(effect, Swap) or len(slot) == self.size:
+            return True
+        return self._root(process) == process.rank
+
+    def hears(self, process: Process, speaker: Process) -> bool:
+        """Whether the speaker's call lets `process` go on."""
+        if process.effect is None:
+            return False
+        if isinstance(speaker.effect, Give):
+            return isinstance(process.effect, Take) and self.able(process)
+        return process.slot == speaker.slot and self.able(process)
+
+    def able(self, process: Process) -> bool:
+        """Whether the awaited outcome is there."""
+        effect = process.effect
+        if isinstance(effect, Give):
+            return True
+        if isinstance(effect, Take):
+            return bool(self.mail.get((effect.source, process.rank)))
+        slot = self.slots[process.slot]
+        root = self._root(process)
+        return len(slot) == self.size if root is None else root in slot
+
+    def value(self, process: Process) -> Any:
+        """The outcome of a call that is `able`."""
+        effect = process.effect
+        if isinstance(effect, Give):
+            return None
+        if isinstance(effect, Take):
+            return self.mail[effect.source, process.rank].pop(0)
+        slot = self.slots[process.slot]
+        if isinstance(effect, Spread):
+            self._count(process, 1)
+            return slot[effect.root][0].payload
+        if isinstance(effect, Swap):
+            return slot[effect.source][0].payload
+        if process.slot not in self._outcomes:
+            self._outcomes[process.slot] = self._outcome(slot, effect)
+        outcome = self._outcomes[process.slot]
+        if isinstance(effect, Execute):
+            process.caught_up = True
+            return Result("none", outcome, 8)
+        self._count(process, 2)
+        return outcome
+
+    def _root(self, process: Process) -> int | None:
+        """Whose call alone is waited for; None for everyone's."""
+        effect = process.effect
+        if isinstance(effect, Spread):
+            return effect.root
+        if isinstance(effect, Swap):
+            return effect.source
+        if isinstance(effect, Execute) and effect.request.kind is Kind.BROADCAST:
+            assert isinstance(process.wish, Call)
+            return process.wish.op.root
+        return None
+
+    def _outcome(self, slot: dict[int, Any], effect: Any) -> Any:
+        if isinstance(effect, Reduce):
+            vectors = [entry[0].vector for entry in slot.values()]
+            merged = vectors[0]
+            for vector in vectors[1:]:
+                merged = merge(merged, vector)
+            return merged
+        op = next(iter(slot.values()))[1].op
+        if op.kind is Kind.BROADCAST:
+            return slot[op.root][1].value
+        return combine(op, [slot[rank][1].value for rank in range(len(slot))])
+
+    def _count(self, process: Process, passes: int) -> None:
+        """Messages and bytes that a rank sends, if collectives run over a binomial tree."""
+        effect = process.effect
+        depth = max(1, (self.size - 1).bit_length())
+        messages = 1 if isinstance(effect, Give) else depth * passes
+        process.messages += messages
+        process.bytes += messages * (8 * len(effect.vector) if isinstance(effect, Reduce) else 64)

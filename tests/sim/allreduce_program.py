@@ -1,0 +1,147 @@
+"""Random programs for the simulator, and their results without any failure (the twin).
+
+A program is data; `run` plays it for one rank as a generator of calls. Values are integers mixed
+from everything that went in, so that a single wrong, lost or repeated contribution changes all
+that follows.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+from diml.allreduce.operation import Kind
+
+OPS = (Kind.ALLREDUCE, Kind.ALLREDUCE, Kind.BROADCAST, Kind.ALLGATHER, Kind.BARRIER)
+MODES = ("global", "local", "lazy")
+
+
+@dataclass(frozen=True)
+class Op:
+    """One collective of a program."""
+
+    kind: Kind
+    root: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A program: operations before the load, then versions, then operations before the exit."""
+
+    size: int
+    boot: tuple[Op, ...]
+    versions: tuple[tuple[tuple[Op, ...], str], ...]
+    tail: tuple[Op, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A collective with what this rank puts in."""
+
+    op: Op
+    value: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """load_checkpoint; answered by (version, model, local)."""
+
+
+@dataclass(frozen=True)
+class Save:
+    """checkpoint; a lazy model is a list that its owner alters later."""
+
+    model: Any
+    local: int | None
+    lazy: bool
+
+
+Wish = Call | Load | Save
+
+
+def mix(*numbers: int) -> int:
+    """A 40-bit number that depends on all of `numbers` and their order."""
+    state = 0x9E3779B97F
+    for number in numbers:
+        state = (state ^ number) * 0x100000001B3 & 0xFFFFFFFFFFFF
+        state ^= state >> 23
+    return state & 0xFFFFFFFFFF
+
+
+def combine(op: Op, values: list[int]) -> int:
+    """The result of a collective from everyone's contribution by rank."""
+    return values[op.root] if op.kind is Kind.BROADCAST else mix(op.kind, *values)
+
+
+def random_plan(rng: random.Random, size: int) -> Plan:
+    """Draw a program for `size` ranks."""
+
+    def ops(most: int) -> tuple[Op, ...]:
+        return tuple(Op(rng.choice(OPS), rng.randrange(size)) for _ in range(rng.randint(0, most)))
+
+    mode = rng.choice((*MODES, None))
+    versions = tuple((ops(5), mode or rng.choice(MODES)) for _ in range(rng.randint(0, 4)))
+    return Plan(size, ops(3), versions, ops(3))
+
+
+def run(plan: Plan, rank: int) -> Generator[Wish, Any, tuple[int, int]]:
+    """Play the program as one rank; returns its final (model, local)."""
+    seen = 0
+    for op in plan.boot:
+        seen = mix(seen, (yield Call(op, mix(rank, seen))))
+    version, saved, local = yield Load()
+    model = [mix(seen) if version == 0 else saved]
+    if local is None:
+        local = mix(rank, model[0])
+    for ops, mode in plan.versions[version:]:
+        heard = 0
+        for op in ops:
+            heard = mix(heard, (yield Call(op, mix(rank, model[0], local, heard))))
+        if mode == "local":
+            # Before a checkpoint with local states a lazily saved model must not be altered.
+            model = [mix(model[0], heard)]
+        else:
+            model[0] = mix(model[0], heard)
+        if mode == "local":
+            local = mix(local, heard)
+            yield Save(model[0], local, False)
+        else:
+            local = mix(rank, model[0])
+            yield Save(model if mode == "lazy" else model[0], None, mode == "lazy")
+    heard = 0
+    for op in plan.tail:
+        heard = mix(heard, (yield Call(op, mix(rank, model[0], local, heard))))
+    return mix(model[0], heard), local
+
+
+def twin(plan: Plan) -> tuple[dict[tuple[int, int, int], int], list[tuple[int, int]]]:
+    """Results by (stage, version, sequence), and everyone's final state, without failures."""
+    programs = [run(plan, rank) for rank in range(plan.size)]
+    results: dict[tuple[int, int, int], int] = {}
+    finals: list[tuple[int, int]] = []
+    stage, version, sequence = 0, 0, 0
+    answers: list[Any] = [None] * plan.size
+    while True:
+        wishes: list[Any] = []
+        for program, answer in zip(programs, answers, strict=True):
+            try:
+                wishes.append(program.send(answer))
+            except StopIteration as end:
+                finals.append(end.value)
+        if finals:
+            assert len(finals) == plan.size
+            return results, finals
+        first = wishes[0]
+        if isinstance(first, Call):
+            result = combine(first.op, [wish.value for wish in wishes])
+            results[stage, version, sequence] = result
+            sequence += 1
+            answers = [result] * plan.size
+        elif isinstance(first, Load):
+            stage, sequence = 2, 0
+            answers = [(0, None, None)] * plan.size
+        else:
+            version, sequence = version + 1, 0
+            answers = [None] * plan.size

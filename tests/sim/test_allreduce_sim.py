@@ -1,0 +1,96 @@
+"""The recovery protocol under seeded schedules, and the proof that the checkers see its faults."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from diml.allreduce.effects import Gate, Script
+from diml.allreduce.log import Log, Record
+from diml.allreduce.operation import Request
+from diml.allreduce.recovery import Core
+from diml.drill import POINTS
+from tests.sim.allreduce_check import run_schedule, scale
+
+SCHEDULES = 600
+
+
+def test_schedules_keep_all_promises_and_every_way_to_die_is_met() -> None:
+    deaths: Counter[str] = Counter()
+    endings: Counter[str] = Counter()
+    for seed in range(SCHEDULES):
+        verdict = run_schedule(seed)
+        deaths += verdict.deaths
+        endings[verdict.ended] += 1
+    assert [point for point in (*POINTS, "idle spare") if not deaths[point]] == []
+    assert endings["finished"] > SCHEDULES / 2
+
+
+def test_a_seed_is_a_schedule() -> None:
+    for seed in range(40):
+        first: list[str] = []
+        second: list[str] = []
+        run_schedule(seed, first)
+        run_schedule(seed, second)
+        assert first == second
+
+
+class CommitsEarly(Core):
+    """A mutant: the version moves before everyone has passed the gate."""
+
+    def checkpoint(self, request: Request, model: Any, local: Any | None) -> Script[None]:
+        script = super().checkpoint(request, model, local)
+        before, value = self.version, None
+        while True:
+            try:
+                effect = script.send(value)
+            except StopIteration:
+                return
+            if isinstance(effect, Gate):
+                self._commit()
+                yield effect
+                return
+            value = yield effect
+            assert self.version >= before
+
+
+class NeverAgrees(Core):
+    """A mutant: after a repair everyone goes on as if all stood at one place."""
+
+    def refresh(self) -> Script[None]:
+        yield from super().refresh()
+        self.recovering = False
+
+
+class ForgetfulLog(Log):
+    """A log that has lost every second result."""
+
+    def record(self, sequence: int) -> Record | None:
+        return super().record(sequence) if sequence % 2 else None
+
+
+def forgets(boot: Log, steps: Log, *rest: Any) -> Core:
+    """A mutant: results are gone although the budget was not exceeded."""
+    return Core(ForgetfulLog(boot.budget_bytes), ForgetfulLog(steps.budget_bytes), *rest)
+
+
+@pytest.mark.parametrize("mutant", [CommitsEarly, NeverAgrees, forgets])
+def test_mutants_of_the_protocol_are_caught(mutant: Any) -> None:
+    caught = 0
+    for seed in range(SCHEDULES):
+        try:
+            run_schedule(seed, make_core=mutant)
+        except Exception:
+            # Whatever a broken protocol runs into counts; the sound one runs into nothing.
+            caught += 1
+    assert caught >= 5
+
+
+def test_large_worlds_recover_with_logarithmic_traffic() -> None:
+    rows = [line.split() for line in scale((16, 256))[1:]]
+    small, large = (int(row[1]) for row in rows)
+    assert large <= small * 8 / 4 * 1.1
+    few, many = (int(row[2]) for row in rows)
+    assert many <= few * 8 / 4 * 1.1
