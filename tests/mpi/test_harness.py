@@ -70,6 +70,30 @@ def test_stopped_rank_is_shown_and_ended() -> None:
     assert "state T" in done.stacks
 
 
+SURVIVORS = """
+    import os
+    from mpi4py import MPI
+    MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)
+    rank = MPI.COMM_WORLD.Get_rank()
+    print("ready", flush=True)
+    try:
+        MPI.COMM_WORLD.recv(source=1)
+    except MPI.Exception as error:
+        dead = error.Get_error_class() == MPI.ERR_PROC_FAILED
+        print(f"rank {rank} saw the death: {dead}", flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_killed_rank_is_seen_by_the_others_and_the_job_ends_well() -> None:
+    with start_mpi(3, SURVIVORS) as job:
+        job.wait_for(r"(ready\s+){3}", timeout_s=60)
+        assert job.kill(job.ranks()[1].pid)
+        done = job.wait(timeout_s=60).expect(0)
+    seen = sorted(line for line in done.stdout.splitlines() if line.startswith("rank"))
+    assert seen == [f"rank {rank} saw the death: True" for rank in (0, 2)]
+
+
 def test_stacks_without_py_spy_come_from_the_fault_handler(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
