@@ -129,3 +129,30 @@ def sparse_take(
             out_indices[place] = indices[k]
             out_data[place] = data[k]
             place += 1
+
+
+@numba.njit(cache=True, nogil=True, fastmath=_MATH)
+def sparse_inner(
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    data: NDArray[np.floating],
+    rows: int,
+    first: int,
+    last: int,
+    out: Floats,
+) -> None:
+    """out[a − first, b] = x_aᵀx_b of packed columns, for a in first … last − 1 and all b.
+
+    Column a is spread out over the rows once; every product then costs the entries of b.
+    """
+    spread = np.zeros(rows)
+    for a in range(first, last):
+        for k in range(indptr[a], indptr[a + 1]):
+            spread[indices[k]] = data[k]
+        for b in range(len(indptr) - 1):
+            dot = 0.0
+            for k in range(indptr[b], indptr[b + 1]):
+                dot += data[k] * spread[indices[k]]
+            out[a - first, b] = dot
+        for k in range(indptr[a], indptr[a + 1]):
+            spread[indices[k]] = 0.0

@@ -26,7 +26,7 @@ _MATH = {"reassoc", "contract", "arcp", "nsz"}
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_MATH)
-def _column_dot(
+def column_dot(
     form: int,
     indptr: NDArray[np.int64],
     indices: NDArray[np.int32],
@@ -52,7 +52,7 @@ def _column_dot(
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_MATH)
-def _subtract(
+def subtract_column(
     form: int,
     indptr: NDArray[np.int64],
     indices: NDArray[np.int32],
@@ -97,7 +97,7 @@ def _sweep(
         if square[j] == 0.0 or (only_active and old == 0.0):
             continue
         visits += 1
-        push = _column_dot(form, indptr, indices, values, mean, dense, r, shift, j)
+        push = column_dot(form, indptr, indices, values, mean, dense, r, shift, j)
         push += square[j] * old
         if push > bound:
             new = (push - bound) / square[j]
@@ -107,7 +107,9 @@ def _sweep(
             new = 0.0
         if new != old:
             beta[j] = new
-            shift = _subtract(form, indptr, indices, values, mean, dense, r, shift, j, new - old)
+            shift = subtract_column(
+                form, indptr, indices, values, mean, dense, r, shift, j, new - old
+            )
     return shift, visits
 
 
@@ -213,7 +215,7 @@ def _move(
         step = goal[j] - beta[j]
         if step != 0.0:
             visits += 1
-            shift = _subtract(form, indptr, indices, values, mean, dense, r, shift, j, step)
+            shift = subtract_column(form, indptr, indices, values, mean, dense, r, shift, j, step)
     return shift, l1, visits
 
 
@@ -287,7 +289,7 @@ def solve_block(
         top = 0.0
         beta_c = 0.0
         for j in range(k):
-            c = _column_dot(form, indptr, indices, values, mean, dense, r, shift, j)
+            c = column_dot(form, indptr, indices, values, mean, dense, r, shift, j)
             top = max(top, abs(c))
             beta_c += beta[j] * c
         visits += k

@@ -23,12 +23,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Columns on their way into a store: ids, entries, mean/scale, scale, ‖x̃‖²."""
+    """Columns on their way into a store: ids, entries, mean/scale, ‖x̃‖²."""
 
     ids: Integers
     packed: Packed
     mean: Floats
-    scale: Floats
     square: Floats
 
 
@@ -49,7 +48,6 @@ class Store:
         """Forget all columns."""
         self.ids = np.empty(0, np.int64)  # by slot
         self.mean = np.empty(0)
-        self.scale = np.empty(0)
         self.square = np.empty(0)
         self._order = np.empty(0, np.int64)
         self._sorted = np.empty(0, np.int64)
@@ -95,7 +93,6 @@ class Store:
         before = len(self.ids)
         self.ids = np.concatenate([self.ids, batch.ids])
         self.mean = np.concatenate([self.mean, batch.mean])
-        self.scale = np.concatenate([self.scale, batch.scale])
         self.square = np.concatenate([self.square, batch.square])
         self._order = np.argsort(self.ids, kind="stable")
         self._sorted = self.ids[self._order]
@@ -140,6 +137,17 @@ class Store:
             self._known = total
         return self._gram[np.ix_(slots, slots)]
 
+    def inner(self, slots: Integers) -> Floats:
+        """(k, k) inner products x̃_iᵀx̃_j of a few columns, computed afresh."""
+        if not self._sparse:
+            dense = self.dense_block(slots)
+            return dense @ dense.T
+        indptr, indices, values = self.sparse_block(slots)
+        products = np.empty((len(slots), len(slots)))
+        kernels.sparse_inner(indptr, indices, values, self._rows, 0, len(slots), products)
+        mean = self.mean[slots]
+        return products - self._rows * np.outer(mean, mean)
+
     def correlate(self, slots: Integers, r: Floats) -> Floats:
         """x̃ᵀr of dense columns."""
         return (self._dense[: len(self.ids)] @ r)[slots]
@@ -155,8 +163,11 @@ class Store:
         """Drop all but the columns `keep` where more than `entries_max` entries are stored."""
         if self.entries <= entries_max:
             return
+        if len(keep) == 0:
+            self.clear()
+            return
         slots = self.slots(keep)
-        mean, scale, square = self.mean[slots], self.scale[slots], self.square[slots]
+        mean, square = self.mean[slots], self.square[slots]
         lengths = np.full(len(keep), self._rows, np.int64)
         if self._sparse:
             indptr, indices, values = self.sparse_block(slots)
@@ -164,11 +175,11 @@ class Store:
         else:
             packed = Packed(lengths, None, self.dense_block(slots))
         self.clear()
-        self.add(Batch(keep, packed, mean, scale, square))
+        self.add(Batch(keep, packed, mean, square))
 
 
 def encode(batch: Batch) -> NDArray[np.uint8]:
-    """A batch as bytes: counts, ids, lengths, means, scales, squares, values, then row numbers."""
+    """A batch as bytes: counts, ids, lengths, means, squares, values, then row numbers."""
     packed = batch.packed
     entries = len(packed.values.reshape(-1))
     head = np.array([len(batch.ids), entries], np.int64)
@@ -177,7 +188,6 @@ def encode(batch: Batch) -> NDArray[np.uint8]:
         batch.ids,
         packed.lengths,
         batch.mean,
-        batch.scale,
         batch.square,
     ]
     parts.append(packed.values.reshape(-1))
@@ -203,9 +213,9 @@ def decode(data: NDArray[np.uint8], rows: int, sparse: bool) -> list[Batch]:
 
         ids = read(count, np.int64)
         lengths = read(count, np.int64)
-        mean, scale, square = (read(count, np.float64) for _ in range(3))
+        mean, square = read(count, np.float64), read(count, np.float64)
         values = read(entries, np.float64)
         indices = read(entries + entries % 2, np.int32)[:entries] if sparse else None
         shaped = values if sparse else values.reshape(count, rows)
-        batches.append(Batch(ids, Packed(lengths, indices, shaped), mean, scale, square))
+        batches.append(Batch(ids, Packed(lengths, indices, shaped), mean, square))
     return batches

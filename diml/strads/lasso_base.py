@@ -1,0 +1,320 @@
+"""What every Lasso program shares: this worker's columns, the certificate, results, the λ grid.
+
+Minimises ½n⁻¹‖y − Xβ − b‖² + λ‖β‖₁ for each λ of a grid, the largest first, each from the one
+before. Owns start, checkpointed state, measuring and recording. Must not know which variables a
+round updates, nor how. Invariants: the certificate is computed from a residual made anew from the
+data; what steers the run (gap, time over, next λ) came out of a collective, so that workers on
+unlike machines do not drift apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diml.errors import DimlError
+from diml.kernels.lasso_select import above
+from diml.strads.columns import Columns, Packed
+from diml.strads.lasso_problem import (
+    Certificate,
+    Floats,
+    Grid,
+    Integers,
+    Solution,
+    Standard,
+    Stop,
+    certify,
+    check_grid,
+    check_shapes,
+    is_sparse,
+)
+from diml.strads.program import Program
+from diml.strads.store import Batch, Store, decode, encode
+
+_NEAR = 0.8  # columns with |c_j| above this part of Λ are told to the policy
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round looked like, for logs: all totals count from the start of the run."""
+
+    round: int
+    seconds: float
+    lam: float
+    gap: float
+    objective: float
+    nonzeros: int
+    visits: int
+    bytes: int
+
+
+class LassoBase(Program):
+    """State and measurements of a Lasso run; subclasses say what a round does.
+
+    Args:
+        held: this worker's columns. y: all of the response, (n,) float64.
+        grid, stop: which λ, and how well.
+        listener: called on every worker after each round (worker 0 writes its log there).
+
+    After the run `solutions` holds one `Solution` a λ, the same on all workers.
+    """
+
+    measuring_is_scheduling = True  # whether a pass over all columns counts as visits
+    patience = 8  # measurements without a better gap until it says that it cannot do better
+
+    def __init__(
+        self,
+        held: Columns,
+        y: Floats,
+        grid: Grid,
+        stop: Stop,
+        *,
+        intercept: bool = True,
+        standardise: bool = False,
+        start_from: tuple[Integers, Floats] | None = None,
+        listener: Callable[[Round], None] | None = None,
+    ) -> None:
+        check_shapes(held, y)
+        check_grid(grid)
+        self.variables = held.total
+        self.solutions: list[Solution] = []
+        self.visits = 0
+        self.bytes = 0
+        self._grid = grid
+        self._stop = stop
+        self._intercept = intercept
+        self._listener = listener
+        self._own = Standard(held, intercept, standardise)
+        self._sparse = is_sparse(held)
+        self._store = Store(held.rows, self._sparse)
+        self._y_mean = float(y.mean()) if intercept else 0.0
+        self._y = y - self._y_mean
+        self._tol = max(stop.tol, 1e-15) * float(self._y @ self._y)
+        self._r = self._y.copy()
+        self._c = np.empty(held.count)
+        self._start_from = start_from
+
+    # ------------------------------------------------------------------ start and checkpoints
+
+    def start(self, saved: dict[str, Any] | None) -> None:
+        self._best_gap, self._stalled = np.inf, 0
+        self._store.clear()
+        if saved is None:
+            self._first_start()
+        else:
+            self._restore(saved)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Make what is not checkpointed: called at the start and after every checkpoint."""
+        self._residual()
+        self._measured = False
+
+    def _residual(self) -> None:
+        """Set `_r` to y − X̃β from the data, centred where there is an intercept."""
+        raise NotImplementedError
+
+    def _first_start(self) -> None:
+        held = self._own.held
+        self._ids, self._beta = np.empty(0, np.int64), np.empty(0)
+        self._c[:] = 0.0
+        self._own.correlate(self._r, self._c)
+        top = float(np.abs(self._c).max()) if held.count else 0.0
+        flat = float(self._own.square.max()) if held.count else 0.0
+        top, flat = (float(v) for v in self.job.allreduce(np.array([top, flat]), "max"))
+        sums = np.array([held.count, int(held.entries().sum())], np.int64)
+        self._entries = int(self.job.allreduce(sums, "sum")[1])
+        self._flat = flat == 0.0
+        self.lambda_max = top / held.rows
+        self._lambdas = self._grid.resolve(self.lambda_max)
+        self._at = 0
+        self._round_of_lambda = 0
+        self._began = float(self.job.broadcast(np.array([time.time()]))[0])
+        if self._start_from is not None:
+            ids, values = self._start_from
+            self._ids, self._beta = ids, values * self._scales_means(ids)[0]
+
+    def _scales_means(self, ids: Integers) -> tuple[Floats, Floats]:
+        """s_j and m_j of `ids`, from the workers that hold them."""
+        both = np.zeros((2, len(ids)))
+        mine = self._mine(ids)
+        local = ids[mine] - self._own.held.first
+        both[0, mine], both[1, mine] = self._own.scales(local), self._own.means(local)
+        both = self.job.allreduce(both, "sum")
+        return both[0], both[1]
+
+    def model(self) -> dict[str, Any]:
+        return {
+            "ids": self._ids,
+            "beta": self._beta,
+            "lambdas": self._lambdas,
+            "lambda_max": self.lambda_max,
+            "at": self._at,
+            "round_of_lambda": self._round_of_lambda,
+            "began": self._began,
+            "entries": self._entries,
+            "flat": self._flat,
+            "visits": self.visits,
+            "bytes": self.bytes,
+            "solutions": [solution.pack() for solution in self.solutions],
+        }
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self._ids = np.array(saved["ids"])
+        self._beta = np.array(saved["beta"])
+        self._lambdas = np.array(saved["lambdas"])
+        self.lambda_max = saved["lambda_max"]
+        self._at = saved["at"]
+        self._round_of_lambda = saved["round_of_lambda"]
+        self._began = saved["began"]
+        self._entries = saved["entries"]
+        self._flat = saved["flat"]
+        self.visits = saved["visits"]
+        self.bytes = saved["bytes"]
+        self.solutions = [Solution(*fields) for fields in saved["solutions"]]
+
+    @property
+    def flat(self) -> bool:
+        """Whether no column can be used: all are empty (or constant, with an intercept)."""
+        return self._flat
+
+    # ------------------------------------------------------------------ columns and residual
+
+    def _batch(self, ids: Integers) -> Batch:
+        """Those of the columns `ids` that this worker holds, as x̃."""
+        own = self._own
+        first = own.held.first
+        local = ids[self._mine(ids)] - first
+        packed = own.held.take(local)
+        scale, mean = own.scales(local), own.means(local)
+        if self._sparse:
+            if len(own.scale):
+                values = packed.values / np.repeat(scale, packed.lengths)
+                packed = Packed(packed.lengths, packed.indices, values)
+        elif self._intercept or len(own.scale):
+            values = (packed.values - mean[:, None]) / scale[:, None]
+            packed = Packed(packed.lengths, None, values)
+        return Batch(local + first, packed, mean / scale, own.square[local])
+
+    def _encoded(self, ids: Integers) -> NDArray[np.uint8]:
+        """This worker's columns among those of `ids` that are not stored yet, to be gathered."""
+        batch = self._batch(self._store.missing(ids))
+        if self.job.size == 1:
+            self._store.add(batch)
+            return np.empty(0, np.uint8)
+        return encode(batch)
+
+    def _accept(self, data: NDArray[np.uint8]) -> None:
+        """Store the columns that all workers' `_encoded` gave."""
+        self.bytes += len(data)
+        for batch in decode(data, self._own.held.rows, self._sparse):
+            self._store.add(batch)
+
+    # ------------------------------------------------------------------ the round
+
+    def finished(self) -> bool:
+        """Measure, and go on to the next λ while the gap is small enough."""
+        while self._at < len(self._lambdas):
+            certificate = self._measure()
+            self._gap = certificate.gap
+            if self._listener is not None:
+                self._listener(self._report(certificate))
+            converged = certificate.gap <= self._tol
+            if not (converged or self._hopeless(certificate.gap)):
+                return False
+            self._record(certificate, converged)
+        return True
+
+    def _hopeless(self, gap: float) -> bool:
+        """Whether to give up on this λ: out of rounds or time, or no better gap for long."""
+        if not np.isfinite(gap):
+            raise DimlError("the Lasso diverged: its objective is not a number")
+        if gap < 0.9 * self._best_gap:
+            self._best_gap, self._stalled = gap, 0
+        else:
+            self._stalled += 1
+        late = self._out_of_time or self._round_of_lambda >= self._stop.rounds_max
+        return late or self._stalled >= self.patience
+
+    def _measure(self) -> Certificate:
+        """Correlations and certificate at the present coefficients and λ."""
+        bound = self._bound
+        if not self._measured:
+            self._own.correlate(self._r, self._c)
+            if self.measuring_is_scheduling:
+                self.visits += self.variables
+            self.work += self._entries
+            self._measured = True
+        self._near, top = above(self._c, _NEAR * bound)
+        overdue = self.job.rank == 0 and self._late()
+        told = np.array([top, self._violation(top), overdue, 0.0, 0.0, 0.0], np.float64)
+        if self.job.rank == 0:  # one worker's sums for all: they may differ in the last bits
+            r_y = float(self._r @ self._y)
+            told[3:] = 0.5 * float(self._r @ self._r), max(r_y, 0.0), max(-r_y, 0.0)
+        top, kkt, late, half, plus, minus = (float(v) for v in self.job.allreduce(told, "max"))
+        self._out_of_time = late > 0.0
+        self._kkt = kkt / len(self._y)
+        return certify(half, plus - minus, bound, top, float(np.abs(self._beta).sum()))
+
+    @property
+    def _bound(self) -> float:
+        """Λ = nλ at the present λ."""
+        return float(self._lambdas[self._at]) * len(self._y)
+
+    def _mine(self, ids: Integers) -> NDArray[np.bool_]:
+        first = self._own.held.first
+        return (ids >= first) & (ids < first + self._own.held.count)
+
+    def _violation(self, top: float) -> float:
+        """This worker's worst violation: |c_j| over Λ anywhere, c_j ≠ Λ sign β_j where β_j ≠ 0."""
+        mine = self._mine(self._ids)
+        c = self._c[self._ids[mine] - self._own.held.first]
+        off = np.abs(c - self._bound * np.sign(self._beta[mine]))
+        return max(0.0, top - self._bound, float(off.max(initial=0.0)))
+
+    def _late(self) -> bool:
+        limit = self._stop.seconds_max
+        return limit is not None and time.time() - self._began > limit
+
+    # ------------------------------------------------------------------ results
+
+    def _record(self, certificate: Certificate, converged: bool) -> None:
+        """Keep the answer at the present λ, on the scale of X, and go on to the next."""
+        scale, mean = self._scales_means(self._ids)
+        values = self._beta / scale
+        rows = len(self._y)
+        intercept = self._y_mean - float(mean @ values)
+        self.solutions.append(
+            Solution(
+                float(self._lambdas[self._at]),
+                certificate.gap / rows,
+                self._kkt,
+                certificate.primal / rows,
+                self._ids,
+                values,
+                intercept,
+                converged,
+                self._round_of_lambda,
+            )
+        )
+        self._at += 1
+        self._round_of_lambda = 0
+        self._best_gap, self._stalled = np.inf, 0
+
+    def _report(self, certificate: Certificate) -> Round:
+        rows = len(self._y)
+        return Round(
+            self.rounds,
+            time.time() - self._began,
+            float(self._lambdas[self._at]),
+            certificate.gap / rows,
+            certificate.primal / rows,
+            len(self._ids),
+            self.visits,
+            self.bytes,
+        )
