@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 from diml.allreduce.protocol import Stage
 
 
-# A call site as it is taken on the way, cheaply: the code object and the instruction in it.
-Site: TypeAlias = tuple[CodeType, int]
+class Site(tuple[CodeType, int]):
+    """A call site as it is taken on the way, cheaply: the code object and the instruction in it."""
 
+    __slots__ = ()
 
-def site_text(site: Site) -> str:
-    """A call site in words: file:line."""
-    code, instruction = site
-    for start, end, line in code.co_lines():
-        if start <= instruction < end and line is not None:
-            return f"{code.co_filename}:{line}"
-    return f"{code.co_filename}:{code.co_firstlineno}"
+    def __str__(self) -> str:
+        code, instruction = self
+        for start, end, line in code.co_lines():
+            if start <= instruction < end and line is not None:
+                return f"{code.co_filename}:{line}"
+        return f"{code.co_filename}:{code.co_firstlineno}"
 
 
 class Result:
@@ -115,7 +115,7 @@ class Log:
         result = self.results[sequence]
         if result is None:
             return None
-        return Record(self.signatures[sequence], site_text(self.sites[sequence]), result)
+        return Record(self.signatures[sequence], str(self.sites[sequence]), result)
 
     def spread(self, rank: int, size: int, copies: int) -> None:
         """Drop what others keep, then what is oldest, until the budget holds.

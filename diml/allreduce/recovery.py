@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from diml.allreduce.effects import Execute, Gate, Give, Point, Reduce, Script, Spread, Swap, Take
-from diml.allreduce.log import Log, Record, Result, Site, site_text
+from diml.allreduce.log import Log, Record, Result, Site
 from diml.allreduce.operation import Kind, Request, chain
 from diml.allreduce.protocol import (
     FAR,
@@ -120,7 +120,11 @@ class Core:
         self.trace = chain(self.trace, request.signature)
         log = self.log
         if log.append(request.signature, request.site, result, request.synchronising):
-            log.spread(self.rank, self.size, self.replicas + 1)
+            self.tighten()
+
+    def tighten(self) -> None:
+        """The log has outgrown its budget: share its results with the other ranks."""
+        self.log.spread(self.rank, self.size, self.replicas + 1)
 
     def compare(self, request: Request) -> Script[None]:
         """Compare the histories of all ranks, this request included. Raises Mismatch."""
@@ -302,7 +306,7 @@ class Core:
 
     def _check_replay(self, request: Request, record: Record) -> None:
         if record.signature != request.signature:
-            here = f"{request.kind.name.lower()} at {site_text(request.site)}"
+            here = f"{request.kind.name.lower()} at {request.site}"
             raise Mismatch(
                 f"rank {self.rank} replays {self.place(request.kind)} as {here}, "
                 f"but the others did it at {record.site} with other arguments"
@@ -322,7 +326,7 @@ class Core:
             has = padded[first] == wanted
             (speaker,) = yield Reduce((self.size - self.rank if has else 0,))
             rank = self.size - speaker
-            site = site_text(sites[first]) if first < len(sites) else "no further call"
+            site = str(sites[first]) if first < len(sites) else "no further call"
             words.append(f"rank {rank} at {(yield Spread(site, rank))}")
         place = self.place(request.kind)._replace(sequence=first)
         raise Mismatch(f"ranks called different collectives at {place}: {', '.join(words)}")

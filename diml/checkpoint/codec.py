@@ -64,6 +64,11 @@ def encode(
     return buffer
 
 
+def check(tree: object, name: str = "state") -> None:
+    """Raise what `encode` would raise, without copying anything."""
+    _Writer().node(tree, name, 0)
+
+
 def decode(buffer: Bytes | bytes | memoryview, copy: bool = False) -> Any:
     """Return the tree held by `buffer`; its arrays are read-only views, or with `copy` their own.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from diml.allreduce.effects import Execute, Gate, Point
-from diml.allreduce.log import Log
+from diml.allreduce.log import Log, Site
 from diml.allreduce.operation import Kind, Request, signature
 from diml.allreduce.recovery import Core
 from diml.checkpoint.memory import Store
@@ -24,7 +24,7 @@ from diml.errors import GaveUp
 from tests.sim.allreduce_network import Comm, Process, Violation
 from tests.sim.allreduce_program import Call, Load, Plan, Wish, run
 
-SITE = (compile("", "program", "exec"), 0)
+SITE = Site((compile("", "program", "exec"), 0))
 
 
 class World:

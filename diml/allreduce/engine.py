@@ -1,0 +1,346 @@
+"""allreduce, broadcast, allgather, barrier, checkpoint, load_checkpoint: what a job calls.
+
+Owns the calls themselves: their arguments, their MPI calls and their results. What happens after
+a failure is decided by `recovery` and carried out by `driver`. Free of failures an allreduce is
+one MPI call into a pooled buffer that the log keeps; no agreement, no copy.
+
+Invariants: every result is in the log before its caller sees it; a result's memory is read-only
+for the caller; `prepare` runs once for a call, and not at all if the result is replayed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from diml.allreduce import exchange
+from diml.allreduce.driver import Driver
+from diml.allreduce.log import Log, Pool, Result, Site, fresh
+from diml.allreduce.operation import (
+    Array,
+    Kind,
+    Reducer,
+    Reduction,
+    Request,
+    chain,
+    reduction,
+    signature,
+)
+from diml.allreduce.recovery import Core
+from diml.allreduce.wire import pickled, travels_as_array, value_of
+from diml.checkpoint import codec
+from diml.checkpoint.memory import Checkpoint, Store
+from diml.errors import Misuse, PeerFailed
+
+if TYPE_CHECKING:
+    from diml.world.world import World
+
+T = TypeVar("T")
+# Failure-free, histories are compared at every checkpoint, at exit, and so often.
+COMPARE_EVERY = 64
+
+
+class _Plan:
+    """All that is known in advance of an allreduce of one op, dtype and shape."""
+
+    __slots__ = ("op", "shelf", "signature", "view")
+
+    def __init__(self, how: Reduction, shape: tuple[int, ...], shelf: list[Result]) -> None:
+        self.signature = signature(Kind.ALLREDUCE, how.code, shape)
+        self.shelf = shelf
+        self.op = how.mpi_op
+        self.view = how.view
+
+
+class Engine:
+    """The collectives of one process. Made on every process of the job before it waits."""
+
+    def __init__(self, world: World) -> None:
+        settings = world.settings
+        self._world = world
+        self._pool = Pool()
+        every = 1 if settings.check else COMPARE_EVERY
+        budget = settings.log_budget_bytes
+        store = Store(self._release)
+        self._core = Core(Log(budget), Log(budget), store, settings.replicas, every)
+        self._driver = Driver(world, self._core)
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
+        # Drills and --check take every call the long way.
+        self._watched = bool(settings.drills) or settings.check
+        self._core.stocked = world.workers is not None and world.epoch == 0
+        if world.workers is not None:
+            self._core.seat(world.rank, world.hosts)
+        world.at_repair.append(self._restore)
+
+    # State -----------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> int:
+        """Number of committed checkpoints (0 until load_checkpoint has returned)."""
+        return self._core.coordinates[0]
+
+    def _restore(self) -> None:
+        """After each repair: newcomers get the local states that belong on them."""
+        if self._world.workers is None:
+            return
+        self._core.seat(self._world.rank, self._world.hosts)
+        self._driver.run(self._core.refresh())
+
+    def _release(self, checkpoint: Checkpoint) -> None:
+        for owner in list(checkpoint.locals):
+            self._driver.buffers.give_back(checkpoint.locals.pop(owner))
+        model, checkpoint.model = checkpoint.model, None
+        self._driver.buffers.give_back(model)
+
+    # Allreduce -------------------------------------------------------------------------------
+
+    def allreduce(
+        self,
+        array: Any,
+        op: Reducer = "sum",
+        prepare: Callable[[Array], object] | None = None,
+        out: Array | None = None,
+    ) -> Array:
+        """Reduce an array elementwise over all workers; all get the same bits.
+
+        Args:
+            array: numeric, of one shape and dtype on all workers; numbers count as 0-d arrays.
+            op: "sum", "prod", "max", "min", "bitor", or a function of two arrays that gives a
+                third, folded in rank order.
+            prepare: called with `array` just before the reduction, to fill it; skipped when the
+                result is replayed after a failure.
+            out: the result is copied there and returned (it may be `array` itself).
+
+        Returns:
+            A read-only array of the same shape and dtype (the log shares its memory).
+
+        Raises:
+            Misuse: op and dtype do not go together.
+            Mismatch: the workers called different things; both call sites are named.
+            GaveUp: more was lost at once than there are copies.
+        """
+        frame = sys._getframe(1)
+        site = Site((frame.f_code, frame.f_lasti))
+        core = self._core
+        if prepare is not None or out is not None or core.recovering or self._watched:
+            return self._allreduce(array, op, prepare, out, site)
+        log = core.steps if core.loaded else core.boot
+        try:
+            plan = self._plans[op, array.dtype, array.shape]
+        except (KeyError, AttributeError, TypeError):
+            return self._allreduce(array, op, None, None, site)
+        if (len(log.results) + 1) % COMPARE_EVERY == 0 or not array.flags.c_contiguous:
+            return self._allreduce(array, op, None, None, site)
+        shelf = plan.shelf
+        result = shelf.pop() if shelf else fresh(array.dtype, array.shape, shelf)
+        calls = self._world.calls
+        calls.begin(site)
+        try:
+            self._driver.link.allreduce(array, result.owner, plan.op)  # type: ignore[arg-type]
+        except PeerFailed as error:
+            self._driver.keep(array, result)
+            self._driver.fail(error)
+            return self._allreduce(array, op, None, None, site)
+        finally:
+            calls.end()
+        core.trace = chain(core.trace, plan.signature)
+        if log.append(plan.signature, site, result, True):
+            core.tighten()
+        value: Array = result.value
+        return value
+
+    def _allreduce(
+        self,
+        array: Any,
+        op: Reducer,
+        prepare: Callable[[Array], object] | None,
+        out: Array | None,
+        site: Site,
+    ) -> Array:
+        source = _native(array)
+        how = reduction(op, source.dtype)
+        plan = _Plan(how, source.shape, self._pool.shelf(source.dtype, source.shape))
+        if how.function is None and how.view == source.dtype:
+            self._plans[op, source.dtype, source.shape] = plan
+        if out is not None and (out.shape != source.shape or out.dtype != source.dtype):
+            raise Misuse(
+                f"allreduce: out is {out.dtype} {out.shape}, "
+                f"the array is {source.dtype} {source.shape}"
+            )
+        prepared = prepare is None
+
+        def execute() -> Result:
+            nonlocal prepared
+            if not prepared and prepare is not None:
+                prepare(array)
+                prepared = True
+            send = np.ascontiguousarray(_native(array)).reshape(source.shape)
+            return exchange.reduce(self._driver.link, self._pool, how, send, self._driver.held)
+
+        request = Request(Kind.ALLREDUCE, plan.signature, site, source.size > 0)
+        value: Array = self._collective(request, execute).value
+        if out is None:
+            return value
+        np.copyto(out, value)
+        return out
+
+    # The other collectives -------------------------------------------------------------------
+
+    def broadcast(self, value: Any = None, root: int = 0) -> Any:
+        """Give the root's value to all workers.
+
+        Args:
+            value: on the root an array or any picklable object; ignored elsewhere.
+            root: the rank that has it; the same on all workers.
+
+        Returns:
+            A read-only array, or an equal object (the root gets its own back).
+        """
+        site = _site()
+        if not 0 <= root < self._core.size:
+            raise Misuse(f"broadcast: root {root} is not a rank (0..{self._core.size - 1})")
+        gives = root == self._core.rank
+        mine = None
+        if gives:
+            mine = value if travels_as_array(value) else pickled(value)
+        driver, pool = self._driver, self._pool
+        request = Request(Kind.BROADCAST, signature(Kind.BROADCAST, root), site, False)
+        result = self._collective(
+            request, lambda: exchange.broadcast(driver.link, pool, mine, root, driver.held)
+        )
+        return value if gives and result.form == "object" else value_of(result)
+
+    def allgather(self, value: Any) -> Any:
+        """Gather one value from each worker.
+
+        Returns:
+            For arrays, which must agree in dtype and in all extents but the first: one read-only
+            array, concatenated along the first axis in rank order (0-d arrays count as length
+            1). For anything else: a list of the values by rank.
+
+        Raises:
+            Mismatch: some gave arrays and others objects, or arrays that do not fit together.
+        """
+        site = _site()
+        mine = np.atleast_1d(value) if travels_as_array(value) else pickled(value)
+        request = Request(Kind.ALLGATHER, signature(Kind.ALLGATHER), site)
+        driver, pool = self._driver, self._pool
+        result = self._collective(
+            request, lambda: exchange.allgather(driver.link, pool, mine, driver.held)
+        )
+        return value_of(result)
+
+    def barrier(self) -> None:
+        """Wait until all workers have come here."""
+        request = Request(Kind.BARRIER, signature(Kind.BARRIER), _site())
+
+        def execute() -> Result:
+            self._driver.link.barrier()
+            return Result("none", None, 0)
+
+        self._collective(request, execute)
+
+    # Checkpoints -----------------------------------------------------------------------------
+
+    def load_checkpoint(self) -> tuple[int, Any, Any]:
+        """Close the part before the first version, and fetch the state if there is one.
+
+        Returns:
+            (version, model, local): (0, None, None) on a fresh start. Arrays are the caller's.
+
+        Raises:
+            Misuse: called twice.
+            GaveUp: the state has no holder left.
+        """
+        core = self._core
+        if core.loaded:
+            raise Misuse("load_checkpoint was called twice")
+        request = Request(Kind.LOAD, signature(Kind.LOAD), _site())
+        self._long_call(request.site, lambda: self._driver.perform(lambda: core.load(request)))
+        held = core.store.committed
+        if held.version == 0:
+            return 0, None, None
+        local = held.locals.get(core.rank)
+        return held.version, _decoded(core.store.model()), _decoded(local)
+
+    def checkpoint(self, model: Any, local: Any = None, lazy: bool = False) -> None:
+        """Move all workers to the next version, or none.
+
+        Args:
+            model: the global state, the same on all workers (see `diml.checkpoint.codec` for what
+                it may hold).
+            local: this worker's own state, or None; given on all workers or on none. It is
+                copied to the next `replicas` workers of the ring.
+            lazy: keep a reference to the model and copy it only if a worker has to be brought
+                back. The model must then stay unchanged until the last collective before the
+                next checkpoint has returned; if that one has local states, or the job is left,
+                until then. Not together with `local`.
+
+        Raises:
+            Misuse: load_checkpoint was not called, or the state holds what cannot be kept.
+        """
+        site, core, take = _site(), self._core, self._driver.buffers.take
+        if not core.loaded:
+            raise Misuse("checkpoint: call load_checkpoint first")
+        if lazy and local is not None:
+            raise Misuse("checkpoint: a lazy checkpoint has no local state")
+        kind = Kind.CHECKPOINT if local is None else Kind.LOCAL_CHECKPOINT
+        request = Request(kind, signature(kind), site)
+        if lazy:
+            codec.check(model, "model")
+            kept: Any = lambda: codec.encode(model, "model")  # noqa: E731
+        else:
+            kept = codec.encode(model, "model", take)
+        mine = None if local is None else codec.encode(local, "local", take)
+        version, sequence = core.coordinates
+        self._world.drill(version, sequence)
+        self._long_call(
+            site, lambda: self._driver.perform(lambda: core.checkpoint(request, kept, mine))
+        )
+
+    def finish(self) -> None:
+        """The last operation of a worker: it helps the others until all have come to it."""
+        request = Request(Kind.EXIT, signature(Kind.EXIT), _site())
+        self._long_call(
+            request.site, lambda: self._driver.perform(lambda: self._core.leave(request))
+        )
+
+    # The long way ----------------------------------------------------------------------------
+
+    def _collective(self, request: Request, execute: Callable[[], Result]) -> Result:
+        core = self._core
+        version, sequence = core.coordinates
+        self._world.drill(version, sequence)
+        result = self._long_call(
+            request.site,
+            lambda: self._driver.perform(lambda: core.collective(request), execute),
+        )
+        self._world.drill(version, sequence, "after")
+        return result
+
+    def _long_call(self, site: Site, call: Callable[[], T]) -> T:
+        """Make a call that may wait for peers, visible to the watchdogs."""
+        self._world.calls.begin(site)
+        try:
+            return call()
+        finally:
+            self._world.calls.end()
+
+
+def _site() -> Site:
+    """The call site of the public method that calls this."""
+    frame = sys._getframe(2)
+    return Site((frame.f_code, frame.f_lasti))
+
+
+def _native(array: Any) -> Array:
+    """As an array in native byte order (a copy only where it is not)."""
+    source = np.asarray(array)
+    return source if source.dtype.isnative else source.astype(source.dtype.newbyteorder("="))
+
+
+def _decoded(state: Any) -> Any:
+    return None if state is None else codec.decode(state, copy=True)
