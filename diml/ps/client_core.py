@@ -30,11 +30,13 @@ from diml.ps.message import (
     Rows,
     Send,
     blob_rows,
+    frame,
     text_of,
     text_rows,
 )
 from diml.ps.pending import Pending, Segment
 from diml.ps.recovery import Plan
+from diml.ps.rules import Rule, rule_of
 from diml.ps.tables import TableSpec, row_bounds
 
 # More than any n.
@@ -47,6 +49,48 @@ class Piece(NamedTuple):
     server: int
     ids: Ids
     places: slice | Ids
+
+
+@dataclass(slots=True)
+class _Writing:
+    """A worker's side of one table: its rule, and its updates of the open clock."""
+
+    spec: TableSpec
+    rule: Rule
+    pending: Pending
+    echo: Rows | None
+    """By row, the state that was read with it and goes back with its next update."""
+
+    @classmethod
+    def of(cls, spec: TableSpec) -> _Writing:
+        rule = rule_of(spec)
+        echo = np.zeros((spec.rows, spec.cols), spec.numpy_dtype) if rule.echo else None
+        return cls(spec, rule, Pending(spec.cols, spec.numpy_dtype), echo)
+
+    def segments(self) -> list[Segment]:
+        """What is pending, as it goes to the servers: one step of a rule that does not add."""
+        if self.pending and not self.rule.additive:
+            self.pending.merge()
+        return [self.with_echo(segment) for segment in self.pending.take()]
+
+    def with_echo(self, segment: Segment) -> Segment:
+        if self.echo is None:
+            return segment
+        cols = self.spec.cols
+        buffer, ids, values = frame(len(segment.ids), len(segment.ids), 2 * cols, self.echo.dtype)
+        ids[:] = segment.ids
+        values[:, :cols] = segment.values
+        values[:, cols:] = self.echo[ids]
+        return Segment(ids, values, buffer)
+
+    def shown(self, ids: Ids, rows: Rows) -> Rows:
+        """Rows as the program sees them: its own pending updates added, state kept back."""
+        if self.echo is not None:
+            self.echo[ids] = rows[:, self.spec.cols :]
+            return np.ascontiguousarray(rows[:, : self.spec.cols])
+        if self.pending and self.rule.additive:
+            self.pending.overlay(ids, rows)
+        return rows
 
 
 @dataclass(slots=True)
@@ -79,7 +123,7 @@ class ClientCore:
         self._n = 0
         self._requests: dict[int, Request] = {}
         self._next_request = 0
-        self._pending: dict[int, tuple[TableSpec, Pending]] = {}
+        self._writing: dict[int, _Writing] = {}
         self._retained: list[deque[Message]] = [deque() for _ in range(servers)]
         self._acknowledged = [(0, 0)] * servers
 
@@ -114,6 +158,7 @@ class ClientCore:
             if reply.kind is Kind.REFUSED:
                 raise Misuse(text_of(reply))
         self.specs[spec.id] = spec
+        self._writing[spec.id] = _Writing.of(spec)
 
     def get(self, spec: TableSpec, ids: Ids) -> tuple[int, list[Send], list[Piece]]:
         """Ask for rows. `rows_of` wants the pieces back."""
@@ -159,21 +204,25 @@ class ClientCore:
     def rows_of(
         self, spec: TableSpec, ids: Ids, request: int, pieces: list[Piece]
     ) -> tuple[Rows, int]:
-        """Take the answers of `get`: rows (len(ids), cols) with the own pending updates, and the
-        clock of the slowest worker when they were read."""
+        """Take the answers of `get`: rows (len(ids), cols) with the own pending updates, and how
+        many clocks the slowest worker was behind when they were read."""
         asked = self._requests.pop(request)
+        writing = self._writing[spec.id]
         if len(pieces) == 1:
             rows = asked.replies[pieces[0].server].values
         else:
-            rows = np.empty((len(ids), spec.cols), spec.numpy_dtype)
+            cols = writing.rule.wire_cols(spec.cols)
+            rows = np.empty((len(ids), cols), spec.numpy_dtype)
             for piece in pieces:
                 rows[piece.places] = asked.replies[piece.server].values
-        if spec.id in self._pending:
-            pending = self._pending[spec.id][1]
-            if pending:
-                pending.overlay(ids, rows)
-        slowest = min((reply.clock for reply in asked.replies.values()), default=self.clock)
-        return rows, slowest
+        rows = writing.shown(ids, rows)
+        staleness = max(
+            (asked.messages[server].clock - reply.clock for server, reply in asked.replies.items()),
+            default=0,
+        )
+        model = self.consistency
+        assert model.model == "asp" or staleness <= model.staleness, f"a read {staleness} stale"
+        return rows, max(0, staleness)
 
     def split(self, spec: TableSpec, ids: Ids) -> list[Piece]:
         """Cut a list of ids into the servers' parts; order within a part is kept."""
@@ -200,14 +249,37 @@ class ClientCore:
 
     def update(self, spec: TableSpec, ids: Ids, values: Rows) -> None:
         """Add to rows; it is sent when the clock ends."""
-        if spec.id not in self._pending:
-            self._pending[spec.id] = (spec, Pending(spec.cols, spec.numpy_dtype))
-        self._pending[spec.id][1].add(ids, values)
+        self._writing[spec.id].pending.add(ids, values)
+
+    def push(self, spec: TableSpec, ids: Ids, values: Rows) -> tuple[tuple[int, int], list[Send]]:
+        """Update rows at once, not at the end of the clock; returns the update's (clock, n)."""
+        assert not self.consistency.buffered, "a clock's updates are sent as a whole"
+        parcel = Pending(spec.cols, spec.numpy_dtype)
+        parcel.add(ids, values)
+        stamp = (self.clock, self._n)
+        by_server: list[list[Message]] = [[] for _ in range(self.servers)]
+        for segment in parcel.take():
+            self._spread(spec, self._writing[spec.id].with_echo(segment), by_server)
+        sends = [
+            self._retain(server, message._replace(flags=Flag.ACK))
+            for server, messages in enumerate(by_server)
+            for message in messages
+        ]
+        return stamp, sends
+
+    def acknowledged(self, stamp: tuple[int, int]) -> bool:
+        """Whether the update sent as (clock, n) has been acknowledged wherever it went."""
+        return all(not kept or (kept[0].clock, kept[0].n) > stamp for kept in self._retained)
+
+    @property
+    def unacknowledged(self) -> int:
+        """Messages that one server has yet to acknowledge, at most."""
+        return max(len(kept) for kept in self._retained)
 
     @property
     def has_pending(self) -> list[str]:
         """Names of the tables that have updates of the open clock."""
-        return [spec.name for spec, pending in self._pending.values() if pending]
+        return [writing.spec.name for writing in self._writing.values() if writing.pending]
 
     @property
     def may_clock(self) -> bool:
@@ -224,10 +296,10 @@ class ClientCore:
         """End the clock: what is pending goes to the servers, the own state to the home server."""
         assert self.may_clock, f"worker {self.worker} is a window ahead at clock {self.clock}"
         by_server: list[list[Message]] = [[] for _ in range(self.servers)]
-        for key in sorted(self._pending):
-            spec, pending = self._pending[key]
-            for segment in pending.take():
-                self._spread(spec, segment, by_server)
+        for key in sorted(self._writing):
+            writing = self._writing[key]
+            for segment in writing.segments():
+                self._spread(writing.spec, segment, by_server)
         if local is not None:
             home = by_server[self.worker % self.servers]
             home.append(Message(Kind.LOCAL, n=self._n, values=blob_rows(local)))

@@ -20,9 +20,11 @@ from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
 from diml.ps.message import Address, Bytes
 from diml.ps.node_core import NodeCore
-from diml.ps.port import LocalPort, WorldPort
+from diml.ps.port import LocalPort
 from diml.ps.recovery import Plan, make_plan
+from diml.ps.session import Session
 from diml.ps.shard import Shard
+from diml.ps.world_port import WorldPort
 from diml.world.link import Link
 from diml.world.membership import Role
 from diml.world.world import World
@@ -107,16 +109,10 @@ class Node:
             world.rank, max(1, self._servers), parse_consistency(consistency, staleness)
         )
         self._client_core = core
-        return ParameterServer(
-            self._port if self._servers else LocalPort(),
-            core,
-            self._workers,
-            deadline_s=world.settings.deadline_s,
-            seed=world.settings.seed,
-            reject_nonfinite=reject_nonfinite,
-            drill=world.drill,
-            event=world.event,
-        )
+        port = self._port if self._servers else LocalPort()
+        session = Session(port, core, world.settings.deadline_s, world.drill)
+        seed = world.settings.seed
+        return ParameterServer(session, self._workers, seed, reject_nonfinite, world.event)
 
     def close(self) -> None:
         """A worker's orderly end: every update acknowledged. Idempotent."""

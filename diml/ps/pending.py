@@ -46,11 +46,11 @@ class Pending:
         self._segments.append(Segment(its_ids, its_values, buffer))
         self._merged = False
         if len(self._segments) > _SEGMENTS_MAX:
-            self._merge()
+            self.merge()
 
     def overlay(self, ids: Ids, rows: Rows) -> None:
         """Add the pending updates of `ids` to `rows`, in place."""
-        self._merge()
+        self.merge()
         own = self._segments[0]
         places = np.minimum(np.searchsorted(own.ids, ids), len(own.ids) - 1)
         hits = np.flatnonzero(own.ids[places] == ids)
@@ -62,7 +62,7 @@ class Pending:
         segments, self._segments = self._segments, []
         return segments
 
-    def _merge(self) -> None:
+    def merge(self) -> None:
         """Make one segment of all, with each row once and in the order of ids."""
         if self._merged:
             return

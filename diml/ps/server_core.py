@@ -221,8 +221,7 @@ class ServerCore:
         if not len(message.ids):
             return Message(Kind.VALUES, clock=self.shard.closed)
         table = self.shard.tables[message.table]
-        rows = table.rows_message(table.values, message.ids, False)
-        return rows._replace(kind=Kind.VALUES, clock=self.shard.closed)
+        return table.values_message(message.ids)._replace(kind=Kind.VALUES, clock=self.shard.closed)
 
     # For those who watch ---------------------------------------------------------------------
 

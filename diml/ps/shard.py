@@ -36,6 +36,7 @@ class TableShard:
     def __init__(self, spec: TableSpec, low: int, high: int) -> None:
         self.spec, self.low, self.high = spec, low, high
         self.rule = rule_of(spec)
+        self._numbers = self.rule.numbers
         self.values: Rows = first_values(spec, low, high)
         self.state: Rows = np.zeros((high - low, self.rule.slots * spec.cols), spec.numpy_dtype)
         self.steps = 0
@@ -51,6 +52,16 @@ class TableShard:
         _take(array, self.low, ids, rows)
         return Message(Kind.ROWS, table=self.spec.id, ids=its_ids, values=rows, frame=buffer)
 
+    def values_message(self, ids: Ids) -> Message:
+        """The rows that a worker reads: with the state that it is to bring back, if any."""
+        if not self.rule.echo:
+            return self.rows_message(self.values, ids, False)
+        cols = self.spec.cols
+        buffer, _, rows = frame(0, len(ids), 2 * cols, self.values.dtype)
+        rows[:, :cols] = self.values[ids - self.low]
+        rows[:, cols:] = self.state[ids - self.low, :cols]
+        return Message(Kind.ROWS, table=self.spec.id, values=rows, frame=buffer)
+
     def saved(self, ids: Ids) -> Saved:
         """A copy of rows as they are now."""
         values = np.empty((len(ids), self.values.shape[1]), self.values.dtype)
@@ -62,7 +73,8 @@ class TableShard:
     def apply(self, ids: Ids, updates: Rows) -> None:
         """One step of the rule."""
         self.steps += 1
-        self.rule.apply(self.values, self.state, self.low, ids, updates, self.steps)
+        rule, numbers = self.rule, self._numbers
+        rule.kernel(self.values, self.state, self.low, ids, updates, self.steps, numbers)
 
     def apply_clock(self, messages: list[Message]) -> None:
         """One clock's updates in the order given: one by one if the rule adds, else their sum."""
@@ -73,9 +85,15 @@ class TableShard:
         ids = np.unique(np.concatenate([message.ids for message in messages]))
         slots = np.zeros(self.high - self.low, np.int64)
         slots[ids - self.low] = np.arange(len(ids))
-        sums = np.zeros((len(ids), self.spec.cols), self.values.dtype)
+        cols = self.spec.cols
+        sums = np.zeros((len(ids), self.rule.wire_cols(cols)), self.values.dtype)
         for message in messages:
-            kernels.sum_by_row(slots, self.low, message.ids, message.values, sums)
+            kernels.sum_by_row(
+                slots, self.low, message.ids, message.values[:, :cols], sums[:, :cols]
+            )
+        if self.rule.echo:
+            # All workers of a clock have read the same rows: nothing came between.
+            sums[:, cols:] = self.state[ids - self.low, :cols]
         self.apply(ids, sums)
 
     def touch(self, ids: Ids) -> Ids:

@@ -1,0 +1,55 @@
+"""What a caller may give: ids, keys and updates, checked before anything is sent.
+
+Owns the words of a refusal: each names the table and the rows at fault. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diml.errors import Misuse
+from diml.kernels.rows import first_outside
+from diml.ps.message import Ids
+from diml.ps.tables import TableSpec
+
+# An MPI message counts its bytes in an int.
+_MESSAGE_BYTES_MAX = 2**31 - 2**20
+
+
+def checked_ids(spec: TableSpec, ids: ArrayLike) -> Ids:
+    """Row numbers as a contiguous int64 array (m,). Raises Misuse."""
+    array = np.asarray(ids)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise Misuse(
+            f"table {spec.name!r}: ids are {array.dtype} of shape {array.shape}, "
+            "not a list of whole numbers"
+        )
+    checked = np.ascontiguousarray(array, np.int64)
+    bad = first_outside(checked, spec.rows)
+    if bad >= 0:
+        raise Misuse(f"table {spec.name!r} has rows 0..{spec.rows - 1}, not {array[bad]}")
+    if len(checked) * (8 + 2 * spec.cols * spec.numpy_dtype.itemsize) > _MESSAGE_BYTES_MAX:
+        raise Misuse(f"table {spec.name!r}: {len(checked)} rows are too many for one call")
+    return checked
+
+
+def checked_updates(
+    spec: TableSpec, ids: Ids, updates: ArrayLike, reject_nonfinite: bool
+) -> NDArray[Any]:
+    """Updates of checked ids as an array (len(ids), cols) for the table. Raises Misuse."""
+    array = np.asarray(updates)
+    if array.shape != (len(ids), spec.cols):
+        raise Misuse(
+            f"table {spec.name!r}: updates have shape {array.shape}, "
+            f"not {(len(ids), spec.cols)} for {len(ids)} rows of {spec.cols}"
+        )
+    if not np.can_cast(array.dtype, spec.numpy_dtype, "same_kind"):
+        raise Misuse(f"table {spec.name!r}: {array.dtype} updates for rows of {spec.dtype}")
+    if reject_nonfinite and not np.isfinite(array).all():
+        rows = np.unique(ids[~np.isfinite(array).all(axis=1)])
+        some = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        raise Misuse(f"table {spec.name!r}: updates that are not finite, of rows {some}")
+    return array

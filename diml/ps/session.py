@@ -1,0 +1,106 @@
+"""A worker's conversation with its servers: every send, every wait, every deadline.
+
+Owns waiting. Must not know tables or keys. A call that meets a death recovers and goes on: the
+hook of `diml.ps.node` sends again what has to be, so whoever waits here just keeps waiting.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from diml.errors import DeadlineExceeded, PeerFailed
+from diml.ps.client_core import ClientCore
+from diml.ps.message import Send, text_of
+from diml.ps.port import Port
+
+_WHO_TIMEOUT_S = 5.0
+
+Drill = Callable[[int, int, str], None]
+
+
+class Session:
+    """The worker's core, and its way to the servers."""
+
+    def __init__(self, port: Port, core: ClientCore, deadline_s: float, drill: Drill) -> None:
+        self.core = core
+        self._port, self._deadline_s, self._drill = port, deadline_s, drill
+        # Calls of the program since its clock began: the sequence of a drill.
+        self._calls = 0
+
+    def begin_call(self) -> None:
+        """A public call begins."""
+        self._drill(self.core.clock, self._calls, "entry")
+
+    def end_call(self) -> None:
+        """A public call ends."""
+        self._drill(self.core.clock, self._calls, "after")
+        self._calls += 1
+
+    def end_clock(self) -> None:
+        """The call that ended a clock ends."""
+        self._drill(self.core.clock - 1, self._calls, "after")
+        self._calls = 0
+
+    def post(self, sends: list[Send]) -> None:
+        """Send; after a death the hook has sent again what was not."""
+        try:
+            self._port.post(sends)
+        except PeerFailed:
+            self._port.recover()
+
+    def strike_inside(self) -> None:
+        """The place of a drill inside a call: all is sent, nothing has been answered."""
+        self._drill(self.core.clock, self._calls, "inside")
+
+    def ask(self, request: int, sends: list[Send], what: str) -> None:
+        """Send a question and wait for all its answers. Raises DeadlineExceeded."""
+        self.post(sends)
+        self.strike_inside()
+        self.answered(request, what)
+
+    def answered(self, request: int, what: str) -> None:
+        """Wait for all answers to a question. Raises DeadlineExceeded."""
+        core = self.core
+        self.wait(lambda: core.done(request), what, lambda: core.silent(request))
+
+    def wait(self, ready: Callable[[], bool], what: str, silent: Callable[[], list[int]]) -> None:
+        """Take what comes until `ready`. `silent` says which servers are waited for.
+
+        Raises DeadlineExceeded, naming who is late and at which clock.
+        """
+        begun = 0.0
+        while not ready():
+            if not self._take(1.0):
+                begun = begun or time.monotonic()
+                if time.monotonic() - begun > self._deadline_s:
+                    raise DeadlineExceeded(self._late(what, silent()))
+
+    def take_all(self) -> None:
+        """Handle what has come already."""
+        while self._take(0.0):
+            pass
+
+    def _take(self, timeout_s: float) -> bool:
+        """Handle the next message; False if none came in time. Recovers from a death."""
+        try:
+            found = self._port.receive(timeout_s)
+        except PeerFailed:
+            self._port.recover()
+            return True
+        if found is not None:
+            self.core.handle(found[0].number, found[1])
+        return found is not None
+
+    def _late(self, what: str, servers: list[int]) -> str:
+        """An error's words: what the silent servers wait for, as far as they still say."""
+        where = f"{what} of worker {self.core.worker} at clock {self.core.clock}"
+        request, sends = self.core.ask_who_is_late(servers)
+        self.post(sends)
+        end = time.monotonic() + min(_WHO_TIMEOUT_S, self._deadline_s)
+        while not self.core.done(request) and time.monotonic() < end:
+            self._take(0.1)
+        answers = self.core.answers(request)
+        words = [f"server {s} waits for {text_of(answers[s])}" for s in sorted(answers)]
+        words += [f"server {s} does not answer" for s in servers if s not in answers]
+        return f"{where} waited {self._deadline_s:g} s: {'; '.join(words)}"

@@ -1,0 +1,62 @@
+"""The way of a core's messages over the world's link.
+
+Owns addresses and encoding. Must not know what the messages mean. Invariant: only messages of the
+present link arrive; a repair begins with nothing on its way.
+"""
+
+from __future__ import annotations
+
+from diml.ps.message import Address, Message, Send, decode, encode
+from diml.world.link import LEAVE_TAG, Link
+from diml.world.membership import Role
+from diml.world.world import World
+
+PS_TAG = 1
+
+
+class WorldPort:
+    """The way over `world.full`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._link: Link | None = None
+        self._ranks: dict[Address, int] = {}
+        self._places: list[Address] = []
+
+    def _current(self) -> Link:
+        """The link of today; addresses are read anew after a repair."""
+        link = self._world.full
+        if link is not self._link:
+            members = self._world.membership
+            groups = [
+                (Role.WORKER, len(members.workers)),
+                (Role.SERVER, len(members.servers)),
+                (Role.SPARE, len(members.spares)),
+            ]
+            self._ranks = {
+                Address(role.value, number): self._world.address(role, number)
+                for role, count in groups
+                for number in range(count)
+            }
+            self._places = sorted(self._ranks, key=self._ranks.__getitem__)
+            self._link = link
+        return link
+
+    def post(self, sends: list[Send]) -> None:
+        """Send; the link keeps the buffers alive. Raises PeerFailed."""
+        link = self._current()
+        for to, message in sends:
+            link.isend(encode(message), self._ranks[to], PS_TAG)
+
+    def receive(self, timeout_s: float) -> tuple[Address, Message] | None:
+        """The next message of the parameter server, or None after so long. Raises PeerFailed."""
+        found = self._current().receive(tag=PS_TAG, timeout_s=timeout_s)
+        return None if found is None else (self._places[found.source], decode(found.data))
+
+    def told_to_leave(self) -> bool:
+        """Whether the workers are done. Raises PeerFailed."""
+        return self._current().poll(tag=LEAVE_TAG) is not None
+
+    def recover(self) -> None:
+        """Repair the world; the node's hook sends again what has to be."""
+        self._world.recover()
