@@ -17,8 +17,8 @@ GET        worker -> server   ids                          clock, request, flags
 VALUES     server -> worker   -, rows                      request, clock (of the slowest)
 ACK        server -> worker                                clock, n: all before is safe
 TABLE      server -> replica  -, JSON                      shard
-ROWS       server -> replica  ids, new values              shard, table
-RULE       server -> replica  ids, new state of the rule   shard, table, clock (its steps)
+ROWS       server -> replica  ids, new values              shard, table, clock (the rule's steps)
+RULE       server -> replica  ids, new state of the rule   shard, table
 KEEP       server -> replica  -, a worker's own state      shard, worker, clock
 COMMIT     server -> replica  ledger (clock, n by worker)  shard, mark (version)
 COMMITTED  replica -> server                               shard, mark (version)
@@ -152,11 +152,15 @@ def frame(ids: int, rows: int, width: int, dtype: np.dtype[Any]) -> tuple[Bytes,
     """An empty wire buffer, and the views into it that ids (ids,) and values (rows, width) are."""
     start = HEADER_BYTES + 8 * ids
     buffer = np.empty(start + rows * width * dtype.itemsize, np.uint8)
-    return buffer, buffer[HEADER_BYTES:start].view(np.int64), _rows(buffer, start, width, dtype)
+    return (
+        buffer,
+        buffer[HEADER_BYTES:start].view(np.int64),
+        _rows(buffer, start, rows, width, dtype),
+    )
 
 
-def _rows(buffer: Bytes, start: int, width: int, dtype: np.dtype[Any]) -> Rows:
-    return buffer[start:].view(dtype).reshape(-1, width) if width else NO_ROWS
+def _rows(buffer: Bytes, start: int, rows: int, width: int, dtype: np.dtype[Any]) -> Rows:
+    return buffer[start:].view(dtype).reshape(rows, width)
 
 
 def encode(message: Message) -> Bytes:
@@ -201,7 +205,7 @@ def decode(buffer: Bytes) -> Message:
         its_kind = Kind(kind)
     except ValueError:
         raise CorruptState(f"a message has the unknown kind {kind}") from None
-    values = _rows(buffer, start, width, dtype) if rows else np.empty((0, width), dtype)
+    values = _rows(buffer, start, rows, width, dtype)
     return Message(
         its_kind, worker, clock, n, table, buffer[HEADER_BYTES:start].view(np.int64), values,
         Flag(flags), mark, shard, request, buffer,

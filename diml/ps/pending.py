@@ -40,6 +40,8 @@ class Pending:
 
     def add(self, ids: Ids, values: NDArray[Any]) -> None:
         """Remember an update; both arrays are copied. Shapes (m,) and (m, cols)."""
+        if not len(ids):
+            return
         buffer, its_ids, its_values = frame(len(ids), len(ids), self._cols, self._dtype)
         its_ids[:] = ids
         its_values[:] = values

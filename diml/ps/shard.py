@@ -272,11 +272,10 @@ class Shard:
         ids = table.touched()
         if not len(ids):
             return []
-        parts = [table.rows_message(table.values, ids, True)._replace(shard=self.index)]
+        parts = [table.rows_message(table.values, ids, True)]
         if table.rule.slots:
-            state = table.rows_message(table.state, ids, True)
-            parts.append(state._replace(kind=Kind.RULE, clock=table.steps, shard=self.index))
-        return parts
+            parts.append(table.rows_message(table.state, ids, True)._replace(kind=Kind.RULE))
+        return [part._replace(clock=table.steps, shard=self.index) for part in parts]
 
     def forget_changes(self) -> None:
         """Start anew what a replica is to be told: it has everything so far."""
@@ -310,10 +309,10 @@ class Shard:
             if closes and self._undo is not None:
                 self._undo.append(table.saved(part.ids))
             kernels.scatter(table.values, table.low, part.ids, part.values)
+            table.steps = part.clock
         else:
             assert part.kind is Kind.RULE, f"a replica cannot install {part}"
             kernels.scatter(table.state, table.low, part.ids, part.values)
-            table.steps = part.clock
 
     # Whole, for a transfer -------------------------------------------------------------------
 

@@ -1,0 +1,139 @@
+"""The public calls in a single process, where the shards live in the worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diml.errors import DeadlineExceeded, Misuse
+from diml.ps.client import ParameterServer
+from diml.ps.client_core import ClientCore
+from diml.ps.consistency import parse_consistency
+from diml.ps.message import Send
+from diml.ps.port import LocalPort
+from diml.ps.session import Session
+
+
+def _server(
+    staleness: int = 0, model: str | None = None, port: Any = None, **options: Any
+) -> ParameterServer:
+    core = ClientCore(0, 1, parse_consistency(model, staleness))
+    session = Session(port or LocalPort(), core, 0.05, lambda clock, calls, point: None)
+    reject = options.get("reject_nonfinite", False)
+    ps = ParameterServer(session, 1, 3, reject, lambda what, **fields: None)
+    ps.open()
+    return ps
+
+
+@pytest.mark.parametrize(("staleness", "model"), [(0, None), (2, None), (0, "asp")])
+def test_own_writes_are_read_at_once(staleness: int, model: str | None) -> None:
+    ps = _server(staleness, model)
+    table = ps.table("t", 10, 3, "float64", init=1.0)
+    twin = np.ones((10, 3))
+    rng = np.random.default_rng(0)
+    for step in range(60):
+        ids = rng.integers(0, 10, rng.integers(0, 8))
+        deltas = rng.normal(size=(len(ids), 3))
+        table.inc(ids, deltas)
+        np.add.at(twin, ids, deltas)
+        if step % 3 == 0:
+            asked = rng.integers(0, 10, 5)
+            assert table.get(asked) == pytest.approx(twin[asked])
+        if step % 25 == 24:
+            ps.clock(local={"step": step})
+    ps.clock()
+    ps.barrier()
+    ps.close()
+    assert table.get(np.arange(10)) == pytest.approx(twin)
+    assert ps.clock_now == 3 and set(ps.staleness_seen) == {0}
+
+
+def test_what_get_returns_is_the_callers_own() -> None:
+    ps = _server()
+    table = ps.table("t", 4, 2)
+    rows = table.get([1, 2])
+    rows += 5
+    assert not table.get([1, 2]).any()
+    given = np.ones((2, 2), np.float32)
+    table.inc([0, 1], given)
+    given[:] = 9
+    assert (table.get([0, 1]) == 1).all()
+
+
+def test_bad_calls_name_the_table_and_the_rows() -> None:
+    ps = _server(reject_nonfinite=True)
+    table = ps.table("R", 10, 3)
+    bad: list[tuple[Any, str]] = [
+        (lambda: table.get([0, 10]), "'R' has rows 0..9, not 10"),
+        (lambda: table.get([-1]), "not -1"),
+        (lambda: table.get([[1]]), "shape"),
+        (lambda: table.get([1.5]), "float64"),
+        (lambda: table.inc([1], np.ones((1, 2))), "shape"),
+        (lambda: table.inc([1], np.ones((1, 3), complex)), "complex128"),
+        (lambda: table.inc([4, 7], np.array([[1, 2, 3], [1, np.nan, 0]])), "of rows 7"),
+        (lambda: ps.table("R", 11, 3), "rows 10 against 11"),
+        (lambda: ps.table("S", 11, 3, rule="nothing"), "'S'"),
+        (lambda: ps.kv("R", 10, width=3, rule="add"), "not a key-value vector"),
+    ]
+    for call, words in bad:
+        with pytest.raises(Misuse, match=words):
+            call()
+    assert ps.table("R", 10, 3) is table
+    assert not table.get(np.arange(10)).any()
+
+
+def test_updates_that_no_clock_has_sent_are_not_lost_in_silence() -> None:
+    ps = _server()
+    table = ps.table("R", 10, 3)
+    table.inc([1], np.ones((1, 3)))
+    for end in (ps.barrier, ps.close):
+        with pytest.raises(Misuse, match="'R' still wait"):
+            end()
+
+
+@pytest.mark.parametrize("model", ["bsp", "asp"])
+def test_push_pull_and_wait(model: str) -> None:
+    ps = _server(model=model)
+    kv = ps.kv("w", 20, rule="sgd", step_size=1.0, step_size_offset=0.0, step_size_pow=0.0)
+    seen: list[Any] = []
+    first = kv.push([2, 5], [1.0, 2.0], callback=seen.append)
+    assert kv.wait(first) is None and seen == [None]
+    ps.clock()
+    assert kv.pull([2, 3, 5]).tolist() == [-1, 0, -2]
+    stamp = kv.push_pull([2], [0.5], callback=seen.append)
+    values = kv.wait(stamp)
+    assert values is not None and seen[-1] is values
+    assert values.tolist() == ([-1.0] if model == "bsp" else [-1.5])
+    assert kv.wait(stamp) is None
+    ps.clock()
+    assert kv.pull([2]).tolist() == [-1.5]
+    for keys, words in (([5, 2], "2 follows 5"), ([2, 2], "2 follows 2"), ([20], "rows 0..19")):
+        with pytest.raises(Misuse, match=words):
+            kv.push(keys, np.ones(len(keys)))
+    with pytest.raises(Misuse, match="timestamp 99"):
+        kv.wait(99)
+
+
+def test_adarevision_in_a_single_process_is_adagrad() -> None:
+    ps = _server(model="asp")
+    rng = np.random.default_rng(0)
+    a = ps.kv("a", 6, width=2, dtype="float64", rule="adagrad", step_size=0.3)
+    b = ps.kv("b", 6, width=2, dtype="float64", rule="adarevision", step_size=0.3)
+    keys = np.arange(1, 4)
+    for _ in range(5):
+        g = rng.normal(size=(3, 2))
+        for kv in (a, b):
+            kv.pull(keys)
+            kv.push(keys, g)
+    assert a.pull(keys) == pytest.approx(b.pull(keys))
+
+
+def test_a_wait_ends_at_its_deadline_and_names_who_is_late() -> None:
+    class Deaf(LocalPort):
+        def post(self, sends: list[Send]) -> None:
+            return
+
+    with pytest.raises(DeadlineExceeded, match=r"clock 0 waited 0\.05 s: server 0 does not"):
+        _server(port=Deaf())

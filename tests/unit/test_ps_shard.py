@@ -1,0 +1,98 @@
+"""A shard's content: taking a clock back, telling a replica, moving whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diml.checkpoint.codec import decode, encode
+from diml.ps.message import Kind, Message, blob_rows
+from diml.ps.shard import ACKNOWLEDGED, Shard
+from diml.ps.tables import TableSpec
+
+SPECS = [
+    TableSpec("a", 9, 2, "float32", ("uniform", 0, 1)),
+    TableSpec("b", 5, 3, "float64", rule="adagrad"),
+]
+
+
+def _shard(track: bool = False, undoable: bool = False) -> Shard:
+    shard = Shard(1, 2, 2, track=track, undoable=undoable)
+    for spec in SPECS:
+        shard.define(spec)
+    return shard
+
+
+def _clock(shard: Shard, rng: np.random.Generator) -> None:
+    messages = []
+    for worker in range(2):
+        for spec in SPECS:
+            ids = rng.integers(spec.rows // 2, spec.rows, 3)
+            ids = np.unique(ids)
+            values = rng.normal(size=(len(ids), spec.cols)).astype(spec.dtype)
+            messages.append(Message(Kind.UPDATE, worker, shard.closed, 0, spec.id, ids, values))
+        state = rng.integers(0, 255, 4).astype(np.uint8)
+        messages.append(
+            Message(Kind.LOCAL, worker, shard.closed, values=blob_rows(state), mark=shard.closed)
+        )
+    shard.version += 1
+    shard.close(messages)
+
+
+def _content(shard: Shard) -> bytes:
+    tree = shard.to_tree()
+    tree["version"] = 0
+    return encode(tree).tobytes()
+
+
+def test_a_clock_taken_back_leaves_no_trace() -> None:
+    rng = np.random.default_rng(0)
+    shard = _shard(undoable=True)
+    _clock(shard, rng)
+    before = decode(encode(shard.to_tree()), copy=True)
+    _clock(shard, rng)
+    assert shard.closed == 2 and shard.revertible
+    shard.revert()
+    assert shard.closed == 1 and not shard.revertible
+    tree = shard.to_tree()
+    for name in ("values", "state", "steps"):
+        for mine, old in zip(tree["tables"], before["tables"], strict=True):
+            assert np.array_equal(mine[name], old[name])
+    assert np.array_equal(shard.ledger[:, :ACKNOWLEDGED], before["ledger"][:, :ACKNOWLEDGED])
+    assert {w: list(s) for w, s in shard.locals.items()} == {0: [1], 1: [1]}
+    with pytest.raises(AssertionError, match="cannot take"):
+        shard.revert()
+
+
+def test_a_replica_follows_by_what_changed() -> None:
+    rng = np.random.default_rng(1)
+    shard, replica = _shard(track=True), Shard(1, 2, 2, undoable=True)
+    for _ in range(4):
+        _clock(shard, rng)
+        parts = shard.changes()
+        assert parts[-1].kind is Kind.COMMIT
+        replica.install(parts)
+        assert _content(replica) == _content(shard) and replica.version == shard.version
+    assert [part.kind for part in shard.changes()] == [Kind.COMMIT]
+    replica.revert()
+    assert replica.closed == shard.closed - 1
+
+
+def test_a_shard_moves_whole() -> None:
+    shard = _shard()
+    _clock(shard, np.random.default_rng(2))
+    moved = Shard.from_tree(decode(encode(shard.to_tree())))
+    assert _content(moved) == _content(shard)
+    _clock(moved, np.random.default_rng(3))
+    assert _content(moved) != _content(shard)
+
+
+def test_old_states_of_a_worker_go_once_they_cannot_be_needed() -> None:
+    shard = Shard(0, 1, 1)
+    for clock in range(6):
+        blob = np.full(1, clock, np.uint8)
+        mark = max(0, clock - 3)
+        shard.apply(Message(Kind.LOCAL, 0, clock, 0, values=blob_rows(blob), mark=mark), True)
+    assert sorted(shard.locals[0]) == [2, 3, 4, 5, 6]
+    assert shard.local_at(0, 4) is not None and shard.local_at(0, 4)[0] == 4  # type: ignore[index]
+    assert shard.local_at(0, 1) is None
