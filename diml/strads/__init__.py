@@ -6,7 +6,17 @@ diml.strads.Lasso(alpha=0.1).fit(X, y)
 
 from __future__ import annotations
 
+from diml.strads.lasso import Lasso, solve_lasso
 from diml.strads.policy import POLICIES, Policy, policy_by_name
 from diml.strads.program import Alone, Program, run
 
-__all__ = ["POLICIES", "Alone", "Policy", "Program", "policy_by_name", "run"]
+__all__ = [
+    "POLICIES",
+    "Alone",
+    "Lasso",
+    "Policy",
+    "Program",
+    "policy_by_name",
+    "run",
+    "solve_lasso",
+]

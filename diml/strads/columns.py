@@ -1,8 +1,8 @@
 """The columns of a design matrix that one rank holds, sparse or dense.
 
-Owns how columns are laid out in memory and which columns a rank holds (a contiguous range, cut so
-that ranks hold about equally many entries). Knows nothing of files, MPI or solvers. Column numbers
-in the methods are local: global number minus `first`.
+Owns what can be done with columns where they are. Which ones a rank holds (a contiguous range, cut
+so that ranks hold about equally many entries) is `data.design`'s. Knows nothing of MPI or solvers.
+Column numbers in the methods are local: global number minus `first`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
+from diml.data.design import DensePart, SparsePart, balance
 from diml.errors import Misuse
 from diml.kernels import lasso as kernels
 
@@ -123,16 +124,11 @@ class DenseColumns:
 Columns = SparseColumns | DenseColumns
 
 
-def balance(entries: Integers, parts: int) -> Integers:
-    """Cut columns into `parts` contiguous ranges of about equal work; returns (parts + 1,) edges.
-
-    The work of a column is its stored entries plus 4, the cost of visiting it at all. A range may
-    be empty where there are fewer columns than parts.
-    """
-    work = np.concatenate([[0], np.cumsum(entries + 4)])
-    goals = work[-1] * np.arange(1, parts) / parts
-    inner = np.searchsorted(work, goals)
-    return np.concatenate([[0], inner, [len(entries)]]).astype(np.int64)
+def columns_from(part: SparsePart | DensePart) -> Columns:
+    """The columns that a reader read."""
+    if isinstance(part, DensePart):
+        return DenseColumns(part.total, part.first, part.X)
+    return SparseColumns(part.rows, part.total, part.first, part.indptr, part.indices, part.data)
 
 
 def columns_of(X: Any, part: int = 0, parts: int = 1) -> Columns:

@@ -1,0 +1,136 @@
+"""Design matrices and responses on disk: each worker reads the columns that it will hold.
+
+    design, y = read_design("train.svm", part=job.rank, parts=job.size)
+
+Owns which reader reads what, and how columns are shared out. Must not know MPI or what the data are
+for. Formats: libsvm, MatrixMarket (coordinate or array), `.npz` (as `scipy.sparse.save_npz` writes
+it, or dense under "X"), HDF5 (data, indices, indptr and shape of a CSC matrix, or dense "X"). `y`
+is in the libsvm file, under "y" in the others, or in a file of its own.
+
+Invariant: what a worker holds in memory is its own columns, n values of y and one chunk of the
+file; text is read twice, first to count, then to fill.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diml.errors import Misuse
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SparsePart:
+    """Columns `first` … of an (rows, total) matrix in CSC form; row numbers rise in a column.
+
+    indptr (columns + 1,) int64, indices int32, data float32 or float64.
+    """
+
+    rows: int
+    total: int
+    first: int
+    indptr: Integers
+    indices: NDArray[np.int32]
+    data: NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class DensePart:
+    """Columns `first` … of an (n, total) array: X is (n, columns), Fortran-ordered."""
+
+    total: int
+    first: int
+    X: NDArray[np.floating[Any]]
+
+
+def balance(entries: Integers, parts: int) -> Integers:
+    """Cut columns into `parts` contiguous ranges of about equal work; returns (parts + 1,) edges.
+
+    The work of a column is its stored entries plus 4, the cost of visiting it at all. A range may
+    be empty where there are fewer columns than parts.
+    """
+    work = np.concatenate([[0], np.cumsum(entries + 4)])
+    goals = work[-1] * np.arange(1, parts) / parts
+    inner = np.searchsorted(work, goals)
+    return np.concatenate([[0], inner, [len(entries)]]).astype(np.int64)
+
+
+def read_design(
+    x_path: str | os.PathLike[str],
+    y_path: str | os.PathLike[str] | None = None,
+    part: int = 0,
+    parts: int = 1,
+) -> tuple[SparsePart | DensePart, Floats]:
+    """Read this part's columns of X, and all of y.
+
+    Args:
+        y_path: a file with y alone; None where y is in X's file.
+
+    Raises:
+        Misuse: a file that is missing, of no known format, ragged, truncated, with a value that is
+            not a finite number, or without y; the one line names file, line and what is wrong.
+    """
+    from diml.data import design_binary, design_text
+
+    kind = _kind(Path(x_path))
+    design: SparsePart | DensePart
+    y: Floats | None = None
+    if kind == "npz":
+        design, y = design_binary.read_npz(Path(x_path), part, parts)
+    elif kind == "hdf5":
+        design, y = design_binary.read_hdf5(Path(x_path), part, parts)
+    elif kind == "matrixmarket":
+        design = design_text.read_matrixmarket(Path(x_path), part, parts)
+    else:
+        design, y = design_text.read_libsvm(Path(x_path), part, parts)
+    if y_path is not None:
+        y = read_response(y_path)
+    if y is None:
+        raise Misuse(f"{x_path}: there is no y in it: name a file with y")
+    rows = design.rows if isinstance(design, SparsePart) else len(design.X)
+    if rows != len(y):
+        source = y_path if y_path is not None else x_path
+        raise Misuse(f"{source}: {len(y)} values of y for {rows} rows of X")
+    return design, y
+
+
+def read_response(path: str | os.PathLike[str]) -> Floats:
+    """y from a file of its own: MatrixMarket, .npy, .npz or HDF5 ("y"), or one number a line.
+
+    Raises:
+        Misuse: as `read_design`.
+    """
+    from diml.data import design_binary, design_text
+
+    kind = _kind(Path(path))
+    if kind in ("npz", "npy", "hdf5"):
+        return design_binary.read_vector(Path(path), kind)
+    if kind == "matrixmarket":
+        return design_text.read_matrixmarket_vector(Path(path))
+    return design_text.read_numbers(Path(path))
+
+
+def _kind(path: Path) -> str:
+    """The format, by the first bytes and not by the name."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(14)
+    except OSError as error:
+        raise Misuse(f"{path}: {error.strerror}") from None
+    if not head:
+        raise Misuse(f"{path}: the file is empty")
+    if head.startswith(b"PK"):
+        return "npz"
+    if head.startswith(b"\x93NUMPY"):
+        return "npy"
+    if head.startswith(b"\x89HDF"):
+        return "hdf5"
+    return "matrixmarket" if head.lower() == b"%%matrixmarket" else "libsvm"

@@ -1,0 +1,174 @@
+"""Design matrices in `.npz` and HDF5: a part reads the slices of the arrays that it holds.
+
+Owns array names and what a bad file is told. A CSC matrix is read slice by slice; a CSR one, or a
+dense one in C order, is read whole and cut.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from diml.data.design import DensePart, SparsePart, balance
+from diml.errors import Misuse
+
+Floats = NDArray[np.float64]
+
+# Reads entries start … end (None: to the end) of a named array.
+_Reader = Callable[[str, int, "int | None"], NDArray[Any]]
+
+
+def read_npz(path: Path, part: int, parts: int) -> tuple[SparsePart | DensePart, Floats | None]:
+    """(this part's columns, y or None). Sparse: data, indices, indptr, shape and format, as
+    `scipy.sparse.save_npz` names them; dense: X."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+
+            def read(name: str, start: int, end: int | None) -> NDArray[Any]:
+                return _member(archive, name, start, end)
+
+            y = _finite(path, "y", read("y", 0, None)) if "y" in names else None
+            if "X" in names:
+                return _dense(path, read("X", 0, None), part, parts), y
+            if not {"data", "indices", "indptr", "shape"} <= names:
+                raise Misuse(f"{path}: neither X nor data, indices, indptr, shape are in it")
+            kind = "csc"
+            if "format" in names:
+                kind = _text(np.load(path, allow_pickle=False)["format"])
+            return _sparse(path, read, kind, part, parts), y
+    except (zipfile.BadZipFile, EOFError, ValueError, OSError) as error:
+        raise Misuse(f"{path}: not a readable .npz file: {error}") from None
+
+
+def _member(archive: zipfile.ZipFile, name: str, start: int, end: int | None) -> NDArray[Any]:
+    """Entries start … end of a stored array, without reading what follows."""
+    with archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0
+        if version >= (2, 0):
+            header = np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(file)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects")
+        if len(shape) != 1:
+            data = np.frombuffer(file.read(), dtype)
+            return data.reshape(shape, order="F" if fortran else "C")
+        stop = shape[0] if end is None else end
+        file.seek(start * dtype.itemsize, 1)
+        raw = file.read((stop - start) * dtype.itemsize)
+        if len(raw) != (stop - start) * dtype.itemsize:
+            raise ValueError(f"{name} is shorter than its header says")
+        return np.frombuffer(raw, dtype)
+
+
+def read_hdf5(path: Path, part: int, parts: int) -> tuple[SparsePart | DensePart, Floats | None]:
+    """The same from an HDF5 file; `shape` may be a dataset or an attribute of the file."""
+    try:
+        with h5py.File(path, "r") as file:
+            y = _finite(path, "y", file["y"][()]) if "y" in file else None
+            if "X" in file:
+                total = file["X"].shape[1]
+                edges = balance(np.full(total, len(file["X"]), np.int64), parts)
+                first, last = int(edges[part]), int(edges[part + 1])
+                X = _finite(path, "X", file["X"][:, first:last], keep=True)
+                return DensePart(total, first, np.asfortranarray(X)), y
+            if not {"data", "indices", "indptr"} <= set(file):
+                raise Misuse(f"{path}: neither X nor data, indices, indptr are in it")
+
+            def read(name: str, start: int, end: int | None) -> NDArray[Any]:
+                if name == "shape" and name not in file:
+                    if name not in file.attrs:
+                        raise ValueError("there is no shape in it")
+                    return np.asarray(file.attrs[name])
+                return np.asarray(file[name][start:end])
+
+            kind = _text(file.attrs.get("format", "csc"))
+            return _sparse(path, read, kind, part, parts), y
+    except (OSError, KeyError, ValueError) as error:
+        raise Misuse(f"{path}: not a readable HDF5 file: {error}") from None
+
+
+def _sparse(path: Path, read: _Reader, kind: str, part: int, parts: int) -> SparsePart:
+    rows, total = (int(size) for size in read("shape", 0, None))
+    indptr = read("indptr", 0, None).astype(np.int64)
+    if kind == "csr":
+        whole = (read("data", 0, None), read("indices", 0, None), indptr)
+        csc = scipy.sparse.csr_matrix(whole, shape=(rows, total)).tocsc()
+        indptr = csc.indptr.astype(np.int64)
+        arrays = {"data": csc.data, "indices": csc.indices}
+
+        def read(name: str, start: int, end: int | None) -> NDArray[Any]:
+            return np.asarray(arrays[name][start:end])
+
+    elif kind != "csc":
+        raise Misuse(f"{path}: a sparse matrix in {kind} form; store it as csc")
+    if len(indptr) != total + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any():
+        raise Misuse(f"{path}: indptr does not fit {total} columns")
+    edges = balance(np.diff(indptr), parts)
+    first, last = int(edges[part]), int(edges[part + 1])
+    start, end = int(indptr[first]), int(indptr[last])
+    data = _finite(path, "data", read("data", start, end), keep=True)
+    indices = read("indices", start, end)
+    if len(indices) and (indices.min() < 0 or indices.max() >= rows):
+        raise Misuse(f"{path}: a row number is outside 0 … {rows - 1}")
+    if len(indices) != end - start or len(data) != end - start:
+        raise Misuse(f"{path}: truncated: fewer entries than indptr says")
+    own = indptr[first : last + 1] - start
+    return SparsePart(rows, total, first, own, indices.astype(np.int32), data)
+
+
+def _dense(path: Path, X: NDArray[Any], part: int, parts: int) -> DensePart:
+    if X.ndim != 2:
+        raise Misuse(f"{path}: X must have two dimensions, not {X.ndim}")
+    edges = balance(np.full(X.shape[1], X.shape[0], np.int64), parts)
+    first, last = int(edges[part]), int(edges[part + 1])
+    own = _finite(path, "X", X[:, first:last], keep=True)
+    return DensePart(X.shape[1], first, np.asfortranarray(own))
+
+
+def read_vector(path: Path, kind: str) -> Floats:
+    """y from .npy, .npz or HDF5 (under "y", or the only array there is)."""
+    try:
+        if kind == "npy":
+            return _finite(path, "y", np.load(path, allow_pickle=False))
+        if kind == "hdf5":
+            with h5py.File(path, "r") as file:
+                return _finite(path, "y", file[_only(path, list(file))][()])
+        with np.load(path, allow_pickle=False) as archive:
+            return _finite(path, "y", archive[_only(path, list(archive))])
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise Misuse(f"{path}: cannot be read: {error}") from None
+
+
+def _only(path: Path, names: list[str]) -> str:
+    if "y" in names:
+        return "y"
+    if len(names) == 1:
+        return names[0]
+    raise Misuse(f"{path}: no y among {', '.join(names) or 'nothing'}")
+
+
+def _finite(path: Path, name: str, values: NDArray[Any], keep: bool = False) -> NDArray[Any]:
+    """`values` as float64 (`keep`: float32 stays), one-dimensional where it is y."""
+    if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
+        raise Misuse(f"{path}: {name} is not numbers")
+    if np.iscomplexobj(values):
+        raise Misuse(f"{path}: {name} is complex")
+    kept = values.dtype in (np.float32, np.float64) and keep
+    real = values if kept else values.astype(np.float64)
+    if not np.isfinite(real).all():
+        raise Misuse(f"{path}: NaN or infinity in {name}")
+    return real.reshape(-1) if name == "y" else real
+
+
+def _text(value: Any) -> str:
+    plain = value.item() if isinstance(value, np.ndarray) else value
+    return plain.decode() if isinstance(plain, bytes) else str(plain)
