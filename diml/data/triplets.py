@@ -127,10 +127,10 @@ def _parsed(
         count, bad, wrong = parse.parse_lines(text, rows, cols, values)
         if wrong:
             raise _bad_line(path, file, start + bad, _WRONG[wrong])
-        limits = layout.shape or (2**63 - 1, 2**63 - 1)
-        for ids, limit in ((rows[:count], limits[0]), (cols[:count], limits[1])):
+        n_rows, n_cols = layout.shape or (2**63, 2**63)
+        for ids, size in ((rows[:count], n_rows), (cols[:count], n_cols)):
             ids -= layout.first_id
-            outside = np.flatnonzero((ids < 0) | (ids >= limit))
+            outside = np.flatnonzero((ids < 0) | (ids > size - 1))
             if len(outside):
                 where = start + _offset_of_entry(lines, int(outside[0]))
                 raise _bad_line(path, file, where, _outside(layout))

@@ -1,0 +1,203 @@
+"""The model of matrix factorization on one worker: its rows of L, the steps, the sums.
+
+Owns what happens between a `get` and an `inc`. Must not know the parameter server: columns come
+in as arrays and are changed in place. The arithmetic itself is `diml.kernels.mf`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from diml.jobs.mf_data import Block, Share
+from diml.kernels import mf as kernels
+from diml.ps.tables import TableSpec, first_values
+
+UPDATES = ("petuum", "nnz", "adagrad")
+INITS = ("scaled", "petuum")
+_ROWS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the model learns.
+
+    Attributes:
+        k: the rank, columns of L and R.
+        update: petuum, nnz or adagrad (see `diml.kernels.mf`).
+        decay: lambda.
+        init_step_size, step_size_offset, step_size_pow: eta of iteration t (from 0) is
+            init (offset + t)^(-pow); adagrad, which lowers its steps itself, has eta = init.
+        biased: learn a bias of each row and column on top of the mean.
+        init: "scaled": L is U[0, 1) / sqrt(k), R is 0; "petuum": both are U[-1, 1).
+        seed: of the start values of L, which depend on it and on the row only.
+    """
+
+    k: int
+    update: str = "petuum"
+    decay: float = 0.0
+    init_step_size: float = 0.5
+    step_size_offset: float = 100.0
+    step_size_pow: float = 0.5
+    biased: bool = False
+    init: str = "scaled"
+    seed: int = 0
+
+    def eta(self, iteration: int) -> float:
+        """Step size of an iteration, counted from 0."""
+        if self.update == "adagrad":
+            return self.init_step_size
+        offset = self.step_size_offset + iteration
+        return float(self.init_step_size * offset**-self.step_size_pow)
+
+    @property
+    def left_start(self) -> tuple[str | float, ...]:
+        """Distribution of the start values of L."""
+        if self.init == "petuum":
+            return ("uniform", -1.0, 1.0)
+        return ("uniform", 0.0, self.k**-0.5)
+
+    @property
+    def right_start(self) -> tuple[str | float, ...]:
+        """Distribution of the start values of R.
+
+        Zero under "scaled": directions that the data do not need then die out exponentially,
+        held by L alone, where two factors of one size would shrink them as 1 / t only.
+        """
+        return ("uniform", -1.0, 1.0) if self.init == "petuum" else ("zeros",)
+
+    @property
+    def side_cols(self) -> int:
+        """Numbers that a column has besides its row of R: its bias, its accumulator."""
+        return int(self.biased) + int(self.update == "adagrad")
+
+
+class Columns(NamedTuple):
+    """The columns of a block: right float32 (m, k), side float32 (m, side_cols)."""
+
+    right: npt.NDArray[np.float32]
+    side: npt.NDArray[np.float32]
+
+
+class Sums(NamedTuple):
+    """What an evaluation adds up over blocks and workers, float64.
+
+    squares: of the training errors; held_out: of the test errors; penalty: what lambda multiplies
+    in the objective, so that squares + lambda * penalty is what the update rule descends.
+    """
+
+    squares: float = 0.0
+    held_out: float = 0.0
+    penalty: float = 0.0
+
+    def plus(self, other: Sums) -> Sums:
+        """The sums of both."""
+        return Sums(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Model:
+    """One worker's rows: left float32 (own rows, k), row_bias and row_sum float32 (own rows,)."""
+
+    def __init__(self, rule: Rule, share: Share, mean: float, n_rows: int) -> None:
+        """Start values. `mean` is that of all training values."""
+        self.rule, self.share = rule, share
+        self._mean = np.float32(mean)
+        own = len(share.row_ids)
+        self.left = _start_of_left(rule, share.row_ids, n_rows)
+        self.left[share.row_entries == 0] = 0
+        self.row_bias = np.zeros(own, np.float32)
+        self.row_sum = np.zeros(own, np.float32)
+        entries = np.maximum(share.row_entries, 1)
+        self._row_decay = (rule.decay / entries).astype(np.float32)
+        self._row_weight = np.minimum(share.row_entries, 1 if rule.update == "nnz" else 2**62)
+        self._row_weight = self._row_weight.astype(np.float64)
+
+    def state(self) -> dict[str, Any]:
+        """What a replacement of this worker needs."""
+        return {"left": self.left, "row_bias": self.row_bias, "row_sum": self.row_sum}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.left = np.array(state["left"], np.float32)
+        self.row_bias = np.array(state["row_bias"], np.float32)
+        self.row_sum = np.array(state["row_sum"], np.float32)
+
+    def descend(self, block: Block, columns: Columns, iteration: int) -> None:
+        """One pass over the block's training entries: changes own rows and `columns` in place."""
+        rule = self.rule
+        bias, total = self._unpacked(columns.side)
+        factors = (self.left, columns.right, self.row_bias, bias)
+        common = (
+            *block.train,
+            *factors,
+            rule.biased,
+            self._mean,
+            np.float32(2 * rule.eta(iteration)),
+        )
+        decay = np.float32(rule.decay)
+        if rule.update == "petuum":
+            kernels.sgd_petuum(*common, decay)
+        elif rule.update == "nnz":
+            col_decay = decay / self.share.all_col_entries[block.cols].clip(1).astype(np.float32)
+            kernels.sgd_nnz(*common, self._row_decay, col_decay)
+        else:
+            kernels.sgd_adagrad(*common, decay, self.row_sum, total)
+        if rule.biased:
+            columns.side[:, 0] = bias
+        if rule.update == "adagrad":
+            columns.side[:, -1] = total
+
+    def sums(self, block: Block, columns: Columns) -> Sums:
+        """The block's part of the sums; without what own rows add to the penalty."""
+        bias, _ = self._unpacked(columns.side)
+        biased = self.rule.biased
+        factors = (self.left, columns.right, self.row_bias, bias)
+        model: tuple[Any, ...] = (*factors, biased, self._mean)
+        held_out = kernels.squared_error(*block.test, *model)
+        cold = block.cold.values - self._mean
+        if biased:
+            cold = cold - self.row_bias[block.cold.rows] - bias[block.cold.cols]
+        weights = block.col_entries.astype(np.float64)
+        if self.rule.update == "nnz":
+            weights /= self.share.all_col_entries[block.cols].clip(1)
+        penalty = kernels.weighted_square(columns.right, weights)
+        if biased:
+            penalty += float(weights @ bias.astype(np.float64) ** 2)
+        return Sums(
+            kernels.squared_error(*block.train, *model),
+            held_out + float(np.sum(np.square(cold, dtype=np.float64))),
+            penalty,
+        )
+
+    def row_penalty(self) -> float:
+        """What own rows add to the penalty."""
+        penalty: float = kernels.weighted_square(self.left, self._row_weight)
+        if self.rule.biased:
+            penalty += float(self._row_weight @ self.row_bias.astype(np.float64) ** 2)
+        return penalty
+
+    def _unpacked(
+        self, side: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Bias and accumulator of each column, contiguous; empty where the rule has none."""
+        none = np.empty(0, np.float32)
+        bias = np.ascontiguousarray(side[:, 0]) if self.rule.biased else none
+        total = np.ascontiguousarray(side[:, -1]) if self.rule.update == "adagrad" else none
+        return bias, total
+
+
+def _start_of_left(
+    rule: Rule, row_ids: npt.NDArray[np.int64], n_rows: int
+) -> npt.NDArray[np.float32]:
+    """Start values of these rows of L, made range by range so that few are held at once."""
+    spec = TableSpec("L", n_rows, rule.k, init=rule.left_start, seed=rule.seed)
+    left = np.empty((len(row_ids), rule.k), np.float32)
+    for low in range(0, n_rows, _ROWS_AT_ONCE):
+        high = min(low + _ROWS_AT_ONCE, n_rows)
+        first, last = np.searchsorted(row_ids, (low, high))
+        if first < last:
+            left[first:last] = first_values(spec, low, high)[row_ids[first:last] - low]
+    return left

@@ -1,0 +1,86 @@
+"""What matrix factorization writes: the loss file and the factors.
+
+Owns file formats and the check, before any work, that files can be written. Must not know where
+the numbers come from.
+
+Invariants: a loss file has one header line and each iteration once, whole lines only; a factor
+file is whole or absent (written beside its place, then renamed).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy.typing as npt
+
+from diml.errors import Misuse
+from diml.jobs.mf_train import Evaluation
+
+
+def check_writable(paths: Iterable[Path]) -> None:
+    """Raise Misuse, naming the file, for the first one that cannot be written."""
+    for path in paths:
+        try:
+            existed = path.exists()
+            with open(path, "ab"):
+                pass
+            if not existed:
+                path.unlink()
+        except OSError as error:
+            raise Misuse(f"{path}: cannot write it: {error.strerror or error}") from None
+
+
+class LossFile:
+    """A CSV of evaluations: the columns are the fields of `Evaluation`.
+
+    A replacement of the rank that writes it begins it again with what was evaluated before, which
+    it reads from the parameter server: so each iteration stands once wherever a death came.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Begin the file with its header. Raises Misuse if it cannot be written."""
+        try:
+            self._file: TextIO = open(path, "w", encoding="ascii")  # noqa: SIM115 (see close)
+        except OSError as error:
+            raise Misuse(f"{path}: cannot write it: {error.strerror or error}") from None
+        self._write(field.name for field in fields(Evaluation))
+
+    def append(self, evaluations: Sequence[Evaluation]) -> None:
+        """Add a line for each, flushed."""
+        for evaluation in evaluations:
+            self._write(_cell(name, value) for name, value in asdict(evaluation).items())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, cells: Iterable[str]) -> None:
+        self._file.write(",".join(cells) + "\n")
+        self._file.flush()
+
+
+def _cell(name: str, value: float) -> str:
+    """A number as it stands in the file; nothing for what was not measured."""
+    if value != value and name == "test_rmse":
+        return ""
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.4f}" if name.endswith("seconds") else f"{value:.9g}"
+
+
+def write_factor(path: Path, chunks: Iterable[npt.NDArray[Any]]) -> None:
+    """Write a factor as Petuum does: a line for each row, 6 digits, spaces between.
+
+    Args:
+        chunks: arrays (rows, k), one after the other.
+    """
+    beside = path.with_name(path.name + ".part")
+    with open(beside, "w", encoding="ascii") as file:
+        for chunk in chunks:
+            line = " ".join(["%.6g"] * chunk.shape[1]) + "\n"
+            file.writelines(line % tuple(row) for row in chunk.tolist())
+    os.replace(beside, path)

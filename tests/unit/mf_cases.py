@@ -1,0 +1,101 @@
+"""Ratings that the tests of matrix factorization share, and a whole run on the fake server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from diml.jobs.mf_data import Layout, Ratings, Source, choose_layout, load, share_of
+from diml.jobs.mf_model import Rule
+from diml.jobs.mf_train import Course, Evaluation, Tables, Training
+from tests.unit.mf_fake import Death, FakeClient, FakeServers
+
+CHECKOUT = Path(__file__).parents[2]
+SAMPLE = CHECKOUT / "diml" / "data" / "samples" / "9x9_3blocks"
+REAL = CHECKOUT.parent / "shared" / "data" / "mf"
+
+
+def sample() -> Ratings:
+    """The three-block sample."""
+    return load(Source(str(SAMPLE), None))
+
+
+def sample_matrix() -> npt.NDArray[np.float64]:
+    """The three-block sample as a full matrix."""
+    blocks = np.arange(9) // 3
+    return np.where(blocks[:, None] == blocks, blocks + 1.0, 0.0)
+
+
+@dataclass
+class Run:
+    """What a run ended with: the factors by global id, and the evaluations that worker 0 read."""
+
+    left: npt.NDArray[np.float32]
+    right: npt.NDArray[np.float32]
+    side: npt.NDArray[np.float32] | None
+    evaluations: list[Evaluation]
+    layout: Layout
+
+
+def run(
+    ratings: Ratings,
+    rule: Rule,
+    *,
+    workers: int = 1,
+    iterations: int = 100,
+    staleness: int = 0,
+    eval_every: int = 1,
+    blocks: int | None = None,
+    deaths: tuple[tuple[int, int], ...] = (),
+    reporter: Callable[[], Callable[[list[Evaluation]], None]] | None = None,
+) -> Run:
+    """Train on the fake server. `deaths` are (worker, clock): it dies once as that clock ends.
+
+    `reporter` makes what each incarnation of worker 0 reports to.
+    """
+    entries = np.bincount(ratings.train.cols, minlength=ratings.n_cols)
+    layout = choose_layout(workers, staleness, entries, rule.eta(0), blocks)
+    course = Course(iterations, layout.blocks, staleness, eval_every)
+    servers = FakeServers(workers, staleness, rule.seed)
+    due = set(deaths)
+    found: list[Evaluation] = []
+
+    def work(ps: FakeClient) -> None:
+        share = share_of(ratings, ps.worker, ps.workers, layout, rule.seed)
+        tables = Tables.of(ps.table, rule, ratings, course, keep_left=True)
+        training = Training(ps, tables, course, ratings, share, rule, 0.0)
+        seen: list[Evaluation] = []
+        report = reporter() if reporter is not None and ps.worker == 0 else None
+
+        def at_clock(clock: int) -> None:
+            after = seen[-1].iteration if seen else 0
+            read = training.evaluations(course.readable(clock, after))
+            seen.extend(read)
+            if report is not None:
+                report(read)
+
+        clock_of = ps.clock
+
+        def clock_or_die(local: object = None) -> None:
+            if (ps.worker, ps.clock_now) in due:
+                due.remove((ps.worker, ps.clock_now))
+                raise Death
+            clock_of(local)
+
+        ps.clock = clock_or_die  # type: ignore[method-assign]
+        training.run(at_clock if ps.worker == 0 else lambda clock: None)
+        if ps.worker == 0:
+            at_clock(course.end)
+            found.extend(seen)
+
+    servers.run(work)
+    assert not due, f"deaths that never came: {due}"
+    tables = {
+        name: table.read(-1, course.end + staleness, staleness)
+        for name, table in servers.tables.items()
+    }
+    return Run(tables["L"], tables["R"], tables.get("R_side"), found, layout)
