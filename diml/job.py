@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diml.allreduce.engine import Engine
     from diml.ps.client import ParameterServer
     from diml.ps.node import Node
+    from diml.world.orphan import Guard
     from diml.world.world import World
 
 _INTERRUPTED = 130
@@ -55,13 +56,23 @@ def init(
     if _current is not None:
         raise Misuse("diml.init was called twice in one process")
     from diml.world.launch import singleton, speaks
-    from diml.world.start import start
+    from diml.world.orphan import Guard, was_spawned
+
+    # MPI has not started yet: from here on something else can end a process that hangs in it.
+    guard = Guard() if was_spawned() else None
+    from diml.world.start import start, start_spawned
 
     servers_default = arguments.pop("servers", None) or 0
     if singleton(os.environ) and comm is None:
         arguments.pop("spares", None)
     try:
         settings = settings_from(os.environ, flags or {}, arguments)
+        if guard is not None:
+            # Everything is imported before the wait, so that it costs nothing in the repair.
+            import diml.allreduce.engine
+            import diml.ps.node  # noqa: F401
+
+            return _seated(start_spawned(settings), guard)
         world = start(settings, servers_default, comm)
     except Misuse as error:
         if speaks(os.environ):
@@ -70,7 +81,7 @@ def init(
     return _seated(world)
 
 
-def _seated(world: World) -> Job:
+def _seated(world: World, guard: Guard | None = None) -> Job:
     """The Job of this process once it is a worker; does not return where it never becomes one."""
     global _current
     from diml.allreduce.engine import Engine
@@ -80,6 +91,9 @@ def _seated(world: World) -> Job:
     engine = Engine(world)
     node = Node(world)
     try:
+        if guard is not None:
+            world.join()
+            guard.dismiss()
         while world.role is not Role.WORKER:
             if node.serve() == "leave":
                 raise SystemExit(0)

@@ -67,14 +67,30 @@ class Calls:
 class Board:
     """The records of this host's processes, in shared memory."""
 
-    def __init__(self, path: Path, slots: int) -> None:
-        """Open the board; every process of the host gives the same path and number of slots."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            os.ftruncate(descriptor, max(1, slots) * _STRIDE)
-            self._memory = mmap.mmap(descriptor, max(1, slots) * _STRIDE)
-        finally:
-            os.close(descriptor)
+    def __init__(self, descriptor: int, slots: int) -> None:
+        self.descriptor = descriptor
+        self.slots = slots
+        self._memory = mmap.mmap(descriptor, slots * _STRIDE)
+
+    @classmethod
+    def create(cls, path: Path, slots: int) -> Board:
+        """Make or open the board; everyone on the host gives the same path and size."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.ftruncate(descriptor, slots * _STRIDE)
+        return cls(descriptor, slots)
+
+    @classmethod
+    def open(cls, path: Path) -> Board:
+        """Open a board that is there. Raises OSError if it cannot be reached."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return cls(descriptor, os.fstat(descriptor).st_size // _STRIDE)
+
+    @classmethod
+    def private(cls) -> Board:
+        """A board that nobody else sees."""
+        descriptor = os.memfd_create("diml-board", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, _STRIDE)
+        return cls(descriptor, 1)
 
     def publish(self, slot: int, heartbeat: int, calls: Calls) -> None:
         """Write this process's record."""

@@ -6,7 +6,9 @@ comes as an argument. Must not import mpi4py.
 
 from __future__ import annotations
 
+import os
 import shlex
+import socket
 from collections.abc import Mapping, Sequence
 
 # By which variables a launcher says that it started this process, and how many: the innermost
@@ -55,3 +57,12 @@ def refuse_singleton(
         f"{size} processes were meant, but this one is alone ({cause}): "
         f"use this environment's own `mpirun -n {size} {program}`"
     )
+
+
+def host_identity() -> str:
+    """Processes with the same answer see each other's pids (host name and pid namespace)."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()} {namespace}".strip()

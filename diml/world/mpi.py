@@ -1,13 +1,9 @@
-"""COMM_WORLD, its end, and which processes share a host.
+"""COMM_WORLD at the start, and its violent end.
 
-Owns what is asked of MPI and the system once, at the start or the very end. Must not know roles.
-Invariant: MPI's errors are returned, never fatal.
+Must not know roles. Invariant: MPI's errors are returned, never fatal.
 """
 
 from __future__ import annotations
-
-import os
-import socket
 
 from mpi4py import MPI
 
@@ -22,12 +18,3 @@ def world_comm() -> MPI.Intracomm:
 def abort(status: int) -> None:
     """End every process of the job at once, the last resort."""
     MPI.COMM_WORLD.Abort(status)
-
-
-def host_identity() -> str:
-    """Processes with the same answer see each other's pids (host name and pid namespace)."""
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        namespace = ""
-    return f"{socket.gethostname()} {namespace}".strip()

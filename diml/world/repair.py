@@ -9,17 +9,21 @@ step ends in an agreement, and so all survivors return the same links and member
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from mpi4py import MPI
 
-from diml.errors import GaveUp
+from diml.errors import GaveUp, PeerFailed
 from diml.world.link import Link
 from diml.world.membership import Membership, NoSpareLeft, Role
+from diml.world.spawn import Spawner, bridge
 
 ATTEMPTS_MAX = 64
+SPAWN_DEADLINE_S = 60.0
 
 
 class Unfilled(GaveUp):
@@ -39,60 +43,157 @@ class Footing:
         uids: who has which rank in `full`.
         workers: the workers ordered by logical rank; None on the others.
         membership: who holds which seat.
+        uid_next: the number of the next process that joins.
     """
 
     full: Link
     uids: tuple[int, ...]
     workers: Link | None
     membership: Membership
+    uid_next: int
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What the leader tells a spawned process: where the repair that it joins stands.
+
+    Attributes:
+        membership: as it was before the deaths.
+        uids: who has which rank in the new link, the newcomer's own last.
+        joined: the newcomers of this repair, this one included.
+        about: anything that the leader's World adds.
+    """
+
+    membership: Membership
+    uids: tuple[int, ...]
+    joined: tuple[int, ...]
+    about: Any
 
 
 def first_footing(comm: MPI.Intracomm, membership: Membership) -> Footing:
     """The links of a job that starts; `comm` stays the caller's."""
     full = Link(comm.Dup())
     uids = tuple(range(full.size))
-    return Footing(full, uids, _split(full, uids, membership), membership)
+    return Footing(full, uids, _split(full, uids, membership), membership, full.size)
 
 
-def rebuild(broken: Footing, phase: Callable[[str], None]) -> Footing:
-    """A footing without the dead, every seat filled.
+class Rebuild:
+    """One repair of the links, as seen by one process.
 
-    Collective over the living members of `broken.full`, after its gate has said "error".
-    `phase` is told the name of each step as it begins, for the record of times.
-
-    Raises:
-        Unfilled: on everyone alike, if a seat cannot be filled or deaths go on without end.
+    `phase` is told the name of each step as it begins, for the record of times. `spawner` is None
+    where seats may be filled by spares only; `about` goes into newcomers' Welcome.
     """
-    base, uids = broken.full, broken.uids
-    for _ in range(ATTEMPTS_MAX):
-        phase("shrink")
-        shrunk = _shrink(base)
+
+    def __init__(
+        self, phase: Callable[[str], None], spawner: Spawner | None, about: Callable[[], Any]
+    ) -> None:
+        self._phase = phase
+        self._spawner = spawner
+        self._about = about
+
+    def run(self, broken: Footing) -> Footing:
+        """A footing without the dead, every seat filled.
+
+        Collective over the living members of `broken.full`, after its gate has said "error".
+
+        Raises:
+            Unfilled: on everyone alike, if a seat cannot be filled or deaths go on without end.
+        """
+        self._begin(broken.membership, broken.full, broken.uids, (), broken.uid_next)
+        return self._loop(shrunk=False)
+
+    def join(self, full: Link, welcome: Welcome) -> Footing:
+        """The same for a spawned process, from the moment at which it has become a member."""
+        uid_next = max(welcome.uids) + 1
+        self._begin(welcome.membership, full, welcome.uids, welcome.joined, uid_next)
+        return self._loop(shrunk=True)
+
+    def _begin(
+        self,
+        before: Membership,
+        base: Link,
+        uids: tuple[int, ...],
+        joined: tuple[int, ...],
+        uid_next: int,
+    ) -> None:
+        self._before = before
+        self._base = base
+        self._uids = uids
+        self._joined = joined
+        self._uid_next = uid_next
+
+    def _loop(self, shrunk: bool) -> Footing:
+        for _ in range(ATTEMPTS_MAX):
+            if not shrunk and not self._shrink():
+                continue
+            shrunk = False
+            self._phase("refill")
+            membership = self._seated()
+            if membership is None:
+                continue
+            self._phase("split")
+            ok, workers = True, None
+            try:
+                workers = _split(self._base, self._uids, membership)
+            except MPI.Exception:
+                ok = False
+            if self._base.agree(ok):
+                return Footing(self._base, self._uids, workers, membership, self._uid_next)
+            if workers is not None:
+                workers.close()
+        message = f"the world could not be repaired in {ATTEMPTS_MAX} attempts: ranks keep dying"
+        raise Unfilled(message, self._base.rank == 0)
+
+    def _shrink(self) -> bool:
+        """Stand on a link of the living; False on everyone if anyone did not get it."""
+        self._phase("shrink")
+        shrunk = _shrink(self._base)
         if shrunk is None:
-            continue
-        uids = _uids_in(shrunk, base, uids)
+            return False
+        self._uids = _uids_in(shrunk, self._base, self._uids)
+        self._base.close()
+        self._base = shrunk
+        return True
+
+    def _seated(self) -> Membership | None:
+        """Everyone's seat, with newcomers if spares are too few; None if a death came between."""
+        while True:
+            joined = [uid for uid in self._joined if uid in self._uids]
+            try:
+                return self._before.refilled(self._uids, joined)
+            except NoSpareLeft as vacant:
+                reason = f"{vacant} died and no spare is left to take the place"
+            if self._spawner is None:
+                raise Unfilled(reason, self._base.rank == 0)
+            self._phase("spawn")
+            if not self._grow(self._spawner, reason):
+                return None
+
+    def _grow(self, spawner: Spawner, reason: str) -> bool:
+        """Let one spawned process join; False on everyone if a death came between.
+
+        Raises:
+            Unfilled: the leader could not start a process within the deadline.
+        """
+        base = self._base
+        child = spawner.take(SPAWN_DEADLINE_S) if base.rank == 0 else None
+        found = None
+        with contextlib.suppress(PeerFailed):
+            found = bool(base.broadcast_object(child is not None, 0))
+        if not base.agree(found is not None):
+            if child is not None:
+                spawner.give_back(child)
+            return False
+        if not found:
+            raise Unfilled(f"{reason}, and no process could be started", base.rank == 0)
+        uids, joined = (*self._uids, self._uid_next), (*self._joined, self._uid_next)
+        merged = bridge(base, child, Welcome(self._before, uids, joined, self._about()))
+        self._uid_next += 1
+        if merged is None:
+            return False
         base.close()
-        base = shrunk
-        phase("refill")
-        try:
-            membership = broken.membership.refilled(uids)
-        except NoSpareLeft as vacant:
-            message = f"{vacant} died and no spare is left to take the place"
-            raise Unfilled(message, base.rank == 0) from None
-        phase("split")
-        ok, workers = True, None
-        try:
-            workers = _split(base, uids, membership)
-        except MPI.Exception:
-            ok = False
-        if base.agree(ok):
-            if broken.workers is not None:
-                broken.workers.close()
-            return Footing(base, uids, workers, membership)
-        if workers is not None:
-            workers.close()
-        base.revoke()
-    message = f"the world could not be repaired in {ATTEMPTS_MAX} attempts: ranks keep dying"
-    raise Unfilled(message, base.rank == 0)
+        self._base, self._uids, self._joined = merged, uids, joined
+        return True
 
 
 def _shrink(base: Link) -> Link | None:
@@ -126,3 +227,20 @@ def _split(full: Link, uids: tuple[int, ...], membership: Membership) -> Link | 
     if comm == MPI.COMM_NULL:
         return None
     return Link(comm)
+
+
+class PhaseClock:
+    """Seconds spent in each named phase of a repair."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._name = "gate"
+        self._since = time.perf_counter()
+
+    def phase(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._since
+        self._name, self._since = name, now
+
+    def total_s(self) -> float:
+        return sum(self.seconds.values())

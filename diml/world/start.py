@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 from mpi4py import MPI
@@ -16,22 +15,14 @@ from mpi4py import MPI
 from diml.config import Settings
 from diml.errors import Misuse
 from diml.events import EventLog
-from diml.world.calls import Board
+from diml.world.host import first_host, later_host
 from diml.world.launch import refuse_singleton
 from diml.world.link import Link
 from diml.world.membership import Membership
-from diml.world.mpi import host_identity, world_comm
-from diml.world.repair import first_footing
-from diml.world.watchdog import Neighbour
-from diml.world.world import Host, World
-
-
-@dataclass(frozen=True, slots=True)
-class _Process:
-    uid: int
-    pid: int
-    host: str
-    host_name: str
+from diml.world.mpi import world_comm
+from diml.world.repair import Rebuild, first_footing
+from diml.world.spawn import Spawner, await_seat
+from diml.world.world import World, may_spawn
 
 
 def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None = None) -> World:
@@ -58,9 +49,21 @@ def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None =
     full = footing.full
     run = str(full.broadcast_object(uuid.uuid4().hex[:12], 0))
     events = _event_log(settings, full, run)
-    me = _Process(full.rank, os.getpid(), host_identity(), os.uname().nodename)
-    processes: list[_Process] = full.allgather_objects(me)
-    return World(settings, footing, events, _host(full, run, me, processes))
+    return World(settings, footing, events, first_host(full, run))
+
+
+def start_spawned(settings: Settings) -> World:
+    """The world of a process that a leader has spawned, once a repair needs it.
+
+    The process ends here if it never is. What remains of the repair is `World.join`'s.
+    """
+    full, welcome = await_seat()
+    uid = welcome.uids[-1]
+    run, processes = welcome.about
+    spawner = Spawner() if may_spawn(settings) else None
+    footing = Rebuild(lambda step: None, spawner, lambda: None).join(full, welcome)
+    events = EventLog(settings.events, run=run, uid=uid)
+    return World(settings, footing, events, later_host(uid, run, processes))
 
 
 def _command() -> list[str]:
@@ -80,17 +83,3 @@ def _event_log(settings: Settings, full: Link, run: str) -> EventLog:
     if problems or log is None:
         raise Misuse(problems[0])
     return log
-
-
-def _host(full: Link, run: str, me: _Process, processes: list[_Process]) -> Host:
-    """What this process knows of its host; the board's file is gone when it returns."""
-    here = [process for process in processes if process.host == me.host]
-    memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path("/tmp")
-    path = memory / f"diml-{run}-{here[0].uid}"
-    board = Board(path, len(here))
-    full.barrier()
-    if here[0].uid == me.uid:
-        path.unlink()
-    neighbours = tuple(Neighbour(p.uid, p.pid, slot) for slot, p in enumerate(here))
-    names = {process.uid: process.host_name for process in processes}
-    return Host(board=board, neighbours=neighbours, names=names)

@@ -19,18 +19,10 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from diml.world.calls import Board, Calls, LateJudge
+from diml.world.calls import Calls, LateJudge
+from diml.world.host import Host, Process
 
 TICK_S = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """A process of this host, and its slot on the board."""
-
-    uid: int
-    pid: int
-    slot: int
 
 
 @dataclass(frozen=True)
@@ -38,9 +30,7 @@ class Watch:
     """What a watchdog watches.
 
     Attributes:
-        me: this process.
-        others: the other processes of this host.
-        board: where they all publish.
+        host: this process, the others beside it, and the board where they publish.
         calls: this process's own calls.
         working: the uids that are workers at the moment.
         stuck: called when all workers of the host wait in calls past the deadline.
@@ -50,9 +40,7 @@ class Watch:
         deadline_s: for late workers.
     """
 
-    me: Neighbour
-    others: tuple[Neighbour, ...]
-    board: Board
+    host: Host
     calls: Calls
     working: Callable[[], frozenset[int]]
     stuck: Callable[[], None]
@@ -78,11 +66,21 @@ class Watchdog:
         self._limits: list[_Limit] = []
         self._heartbeat = 0
         self._judge = LateJudge(ticks(watch.deadline_s))
-        self._others = {other.uid: other for other in watch.others}
-        self._births = {uid: _process_state(n.pid)[1] for uid, n in self._others.items()}
-        self._frozen_ticks = dict.fromkeys(self._others, 0)
+        self._slot = max(0, watch.host.me.slot)
+        self._others: dict[int, Process] = {}
+        self._births: dict[int, str] = {}
+        self._frozen_ticks: dict[int, int] = {}
+        self.meet_neighbours()
         self._over = threading.Event()
         threading.Thread(target=self._run, name="diml-watchdog", daemon=True).start()
+
+    def meet_neighbours(self) -> None:
+        """Watch everyone who has joined on this host since the last time."""
+        for process in self._watch.host.neighbours():
+            if process.uid not in self._births:
+                self._births[process.uid] = _process_state(process.pid)[1]
+                self._frozen_ticks[process.uid] = 0
+                self._others[process.uid] = process
 
     def stop(self) -> None:
         """No more watching: the job is over."""
@@ -106,7 +104,7 @@ class Watchdog:
             self._heartbeat += 1
             calls = self._watch.calls
             calls.busy_ticks = max(0, calls.busy_ticks - 1)
-            self._watch.board.publish(self._watch.me.slot, self._heartbeat, calls)
+            self._watch.host.board.publish(self._slot, self._heartbeat, calls)
             for entry in list(self._limits):
                 entry.ticks_left -= 1
                 if entry.ticks_left <= 0:
@@ -124,8 +122,8 @@ class Watchdog:
 
     def _away(self) -> str:
         """Who of this host's workers is outside every call, for the message of a lost wait."""
-        board, working = self._watch.board, self._watch.working()
-        away = [n for n in self._others.values() if n.uid in working]
+        board, working = self._watch.host.board, self._watch.working()
+        away = [n for n in list(self._others.values()) if n.uid in working]
         names = [
             f"process {n.uid} (last call: {standing.site or 'none'})"
             for n in away
@@ -147,8 +145,8 @@ class Watchdog:
 
     def _fence_late(self) -> None:
         working = self._watch.working()
-        here = [n for n in (self._watch.me, *self._others.values()) if n.uid in working]
-        standings = {n.uid: self._watch.board.read(n.slot) for n in here}
+        here = [p for p in (self._watch.host.me, *self._others.values()) if p.uid in working]
+        standings = {p.uid: self._watch.host.board.read(max(0, p.slot)) for p in here}
         late, stuck = self._judge.tick(standings)
         for uid in late:
             if uid in self._others:
@@ -158,7 +156,7 @@ class Watchdog:
         if stuck:
             self._watch.stuck()
 
-    def _kill(self, other: Neighbour, reason: str) -> None:
+    def _kill(self, other: Process, reason: str) -> None:
         del self._others[other.uid]
         self._watch.report(other.uid, reason)
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -15,20 +15,23 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from diml.config import Settings
 from diml.drill import DrillPlan
 from diml.errors import GaveUp, PeerFailed
 from diml.events import EventLog
-from diml.world.calls import Board, Calls
+from diml.world.calls import Calls
+from diml.world.host import Host
 from diml.world.link import LEAVE_TAG, Link
 from diml.world.membership import Membership, Role
 from diml.world.mpi import abort
-from diml.world.repair import Footing, Unfilled, rebuild
-from diml.world.watchdog import Neighbour, Watch, Watchdog, ticks
+from diml.world.repair import Footing, PhaseClock, Rebuild, Unfilled
+from diml.world.spawn import Spawner
+from diml.world.watchdog import Watch, Watchdog, ticks
+
+# So many repairs in a row in which nobody was lost, and the cause is none that a repair mends.
+_IDLE_REPAIRS_MAX = 16
 
 
 class JobEnded(SystemExit):
@@ -47,19 +50,9 @@ class JobEnded(SystemExit):
         self.speaker = speaker
 
 
-@dataclass(frozen=True)
-class Host:
-    """What a process knows of the machine it is on.
-
-    Attributes:
-        board: the shared record of calls.
-        neighbours: the processes on this host, this one included.
-        names: host name by uid, of all processes of the run.
-    """
-
-    board: Board
-    neighbours: tuple[Neighbour, ...]
-    names: dict[int, str]
+def may_spawn(settings: Settings) -> bool:
+    """Whether empty seats may be filled by new processes."""
+    return settings.on_failure in ("respawn", "shrink")
 
 
 class World:
@@ -89,17 +82,16 @@ class World:
         self._full_gate_failed = False
         self._idle_repairs = 0
         self._ending: int = 0
-        self._host_names = host.names
+        self._host = host
+        self._spawner = Spawner()
+        self._committed = False
         self._record_place()
-        self.watchdog = Watchdog(self._watch(host))
+        self.watchdog = Watchdog(self._watch())
         self.event("start", size=footing.full.size)
 
-    def _watch(self, host: Host) -> Watch:
-        me = next(neighbour for neighbour in host.neighbours if neighbour.uid == self.uid)
+    def _watch(self) -> Watch:
         return Watch(
-            me=me,
-            others=tuple(neighbour for neighbour in host.neighbours if neighbour is not me),
-            board=host.board,
+            host=self._host,
             calls=self.calls,
             working=lambda: frozenset(seat.uid for seat in self.membership.workers),
             stuck=self._unstick,
@@ -154,7 +146,7 @@ class World:
     @property
     def hosts(self) -> tuple[str, ...]:
         """Host name of each worker, by rank."""
-        return tuple(self._host_names[seat.uid] for seat in self.membership.workers)
+        return tuple(self._host.processes[seat.uid].host_name for seat in self.membership.workers)
 
     def address(self, role: Role, index: int) -> int:
         """Rank in `full` of a logical worker, server or spare."""
@@ -186,13 +178,38 @@ class World:
             JobEnded: a rank leaves in error, nobody can take a dead one's seat, or a state has no
                 holder left: on everyone alike, the reason printed once.
         """
-        clock = _PhaseClock()
-        before = self.membership
+        clock = PhaseClock()
+        before = self.footing.uids
         self._shut_gates()
+        self._repair(clock, rebuild_first=True)
+        seconds = clock.total_s()
+        self.repairs.append(seconds)
+        lost = [uid for uid in before if uid not in self.footing.uids]
+        self._idle_repairs = 0 if lost else self._idle_repairs + 1
+        if self._idle_repairs >= _IDLE_REPAIRS_MAX:
+            error = GaveUp("MPI keeps failing though nobody has died")
+            raise self._ended(error, self.full.rank == 0)
+        self.event("repair", lost=lost, seconds=seconds, phases=clock.seconds)
+        if self._committed:
+            self._prepare_spare()
+
+    def join(self) -> None:
+        """Complete the repair for which this process was spawned, with its hooks in place."""
+        clock = PhaseClock()
+        self._repair(clock, rebuild_first=False)
+        self.event("join", seconds=clock.total_s(), phases=clock.seconds)
+
+    def _repair(self, clock: PhaseClock, rebuild_first: bool) -> None:
+        """Rebuild and restore until everyone has come through both alive."""
+        spawner = self._spawner if may_spawn(self.settings) else None
+        about = (self._host.run, self._host.processes)
         try:
             while True:
                 with self.watchdog.limit(self.settings.repair_deadline_s, "the repair"):
-                    self.footing = rebuild(self.footing, clock.phase)
+                    if rebuild_first:
+                        rebuild = Rebuild(clock.phase, spawner, lambda: about)
+                        self.footing = rebuild.run(self.footing)
+                    rebuild_first = True
                     clock.phase("restore")
                     if self._restore():
                         break
@@ -204,10 +221,19 @@ class World:
         self._full_gate_failed = False
         clock.phase("done")
         self._record_place()
-        self.repairs.append(clock.total_s())
-        lost = [seat.uid for seat in (*before.workers, *before.servers)]
-        lost = [uid for uid in (*lost, *before.spares) if uid not in self.footing.uids]
-        self.event("repair", lost=lost, seconds=clock.total_s(), phases=clock.seconds)
+
+    def _prepare_spare(self) -> None:
+        """With --spares auto, the leader keeps one process ready from the first commit on."""
+        wanted = self.settings.spares == "auto" and may_spawn(self.settings)
+        if wanted and self.full.rank == 0 and self.full.size > 1 and not self.membership.spares:
+            self._spawner.prepare()
+
+    def committed(self) -> None:
+        """Told after every commit (a checkpoint, a clock): from the first one on it is worth it
+        to have a process ready for the next death."""
+        if not self._committed:
+            self._committed = True
+            self._prepare_spare()
 
     def _ended(self, error: GaveUp, speaker: bool) -> JobEnded:
         """The end that every process comes to alike; one says why."""
@@ -230,10 +256,15 @@ class World:
         """Run the hooks; whether everyone came through them alive."""
         ok = True
         try:
-            endings = self.full.allgather_objects(self._ending)
+            said = self.full.allgather_objects((self._ending, self._host.me))
+            endings = [status for status, _ in said]
             if any(endings):
+                if not self.full.agree(True):
+                    return False
                 speaker = next(rank for rank, status in enumerate(endings) if status)
                 raise JobEnded(endings[speaker], self.full.rank == speaker)
+            self._host.processes.update({process.uid: process for _, process in said})
+            self.watchdog.meet_neighbours()
             for hook in self.at_repair:
                 hook()
         except PeerFailed:
@@ -250,6 +281,7 @@ class World:
             PeerFailed: someone died on the way out; recover, finish and leave again.
         """
         ok = True
+        self._spawner.close()
         try:
             if self.rank == 0:
                 others = set(range(self.full.size)) - {
@@ -339,20 +371,3 @@ class World:
     def _record_place(self) -> None:
         role, rank = self.membership.place_of(self.uid)
         self.event.stand(role=role.value, rank=rank, incarnation=self.incarnation, epoch=self.epoch)
-
-
-class _PhaseClock:
-    """Seconds spent in each named phase of a repair."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._name = "gate"
-        self._since = time.perf_counter()
-
-    def phase(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._since
-        self._name, self._since = name, now
-
-    def total_s(self) -> float:
-        return sum(self.seconds.values())

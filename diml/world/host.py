@@ -1,0 +1,107 @@
+"""The machine that a process is on: which others share it, and the board they share.
+
+Owns the making and the finding of the board. Must not know roles. The board's file has no name
+once everyone of the host has opened it, so nothing is left behind; a process that is spawned
+later reaches it through the descriptor of one that has it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from diml.world.calls import Board
+from diml.world.launch import host_identity
+from diml.world.link import Link
+
+# Room on a host's board for processes that are spawned later.
+_SPARE_SLOTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What all know of one process.
+
+    Attributes:
+        uid: its number for the whole run.
+        pid: its number on its host.
+        host: same for processes that see each other's pids.
+        host_name: what its host is called.
+        slot: its record on the host's board; negative if it is not on it.
+        board_descriptor: its open file of the board, for later ones to find it by.
+    """
+
+    uid: int
+    pid: int
+    host: str
+    host_name: str
+    slot: int = -1
+    board_descriptor: int = -1
+
+
+def this_process(uid: int) -> Process:
+    """This process, not yet on a board."""
+    return Process(uid, os.getpid(), host_identity(), os.uname().nodename)
+
+
+@dataclass
+class Host:
+    """The run as seen from this process's machine.
+
+    Attributes:
+        run: the run's name.
+        me: this process.
+        board: the host's board.
+        processes: all processes that ever joined the run, by uid.
+    """
+
+    run: str
+    me: Process
+    board: Board
+    processes: dict[int, Process]
+
+    def neighbours(self) -> list[Process]:
+        """The other processes on this host's board."""
+        return [p for p in self.processes.values() if self._shares(p) and p.uid != self.me.uid]
+
+    def _shares(self, process: Process) -> bool:
+        return process.host == self.me.host and process.slot >= 0
+
+
+def first_host(full: Link, run: str) -> Host:
+    """Make and open the boards of all hosts. Collective over `full`."""
+    me = this_process(full.rank)
+    here = [p for p in full.allgather_objects(me) if p.host == me.host]
+    memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path("/tmp")
+    path = memory / f"diml-{run}-{here[0].uid}"
+    board = Board.create(path, len(here) + _SPARE_SLOTS)
+    full.barrier()
+    if here[0].uid == me.uid:
+        path.unlink()
+    slot = [p.uid for p in here].index(me.uid)
+    me = replace(me, slot=slot, board_descriptor=board.descriptor)
+    processes: list[Process] = full.allgather_objects(me)
+    return Host(run, me, board, {p.uid: p for p in processes})
+
+
+def later_host(uid: int, run: str, processes: dict[int, Process]) -> Host:
+    """The same for a spawned process; on a host without others it has a board of its own."""
+    me = this_process(uid)
+    here = [p for p in processes.values() if p.host == me.host and p.slot >= 0]
+    slot = max((p.slot for p in here), default=-1) + 1
+    board = _found_board(here)
+    if board is None or slot >= board.slots:
+        return Host(run, me, Board.private(), {**processes, uid: me})
+    me = replace(me, slot=slot, board_descriptor=board.descriptor)
+    return Host(run, me, board, {**processes, uid: me})
+
+
+def _found_board(here: list[Process]) -> Board | None:
+    for process in here:
+        path = Path(f"/proc/{process.pid}/fd/{process.board_descriptor}")
+        try:
+            return Board.open(path)
+        except OSError:
+            continue
+    return None
