@@ -137,7 +137,14 @@ class Driver:
 
     def _event_together(self, seconds: float) -> None:
         version, sequence = self._core.coordinates
-        self._world.event("together", version=version, sequence=sequence, seconds=seconds)
+        self._world.event(
+            "together",
+            version=version,
+            sequence=sequence,
+            seconds=seconds,
+            sent=self.sent_bytes,
+            received=self.received_bytes,
+        )
 
     def _carry_out(self, effect: Effect, execute: Callable[[], Result] | None) -> Any:
         if isinstance(effect, Reduce):

@@ -11,6 +11,7 @@ for the caller; `prepare` runs once for a call, and not at all if the result is 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -259,8 +260,12 @@ class Engine:
         if core.loaded:
             raise Misuse("load_checkpoint was called twice")
         request = Request(Kind.LOAD, signature(Kind.LOAD), _site())
+        begun = time.perf_counter()
         self._long_call(request.site, lambda: self._driver.perform(lambda: core.load(request)))
         held = core.store.committed
+        if self._world.incarnation:
+            seconds = time.perf_counter() - begun
+            self._world.event("load", version=held.version, seconds=seconds)
         if held.version == 0:
             return 0, None, None
         local = held.locals.get(core.rank)
