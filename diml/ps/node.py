@@ -110,7 +110,7 @@ class Node:
         )
         self._client_core = core
         port = self._port if self._servers else LocalPort()
-        session = Session(port, core, world.settings.deadline_s, world.drill)
+        session = Session(port, core, world.settings.deadline_s, world.drill, world.calls)
         seed = world.settings.seed
         return ParameterServer(session, self._workers, seed, reject_nonfinite, world.event)
 
@@ -126,6 +126,8 @@ class Node:
         if not self._servers:
             self._world.wait_as_spare()
             return "leave" if self._world.role is Role.SPARE else "seated"
+        # Whoever serves waits for workers: it is never the one who is late.
+        self._world.calls.begin("serving the parameters")
         while self._world.role is not Role.WORKER:
             try:
                 self._serve_until_told()
@@ -136,6 +138,7 @@ class Node:
                 # A server that cannot go on must not be taken for a dead one and replaced.
                 traceback.print_exc()
                 raise self._world.end(1) from None
+        self._world.calls.end()
         return "seated"
 
     def _serve_until_told(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from diml.errors import DeadlineExceeded, PeerFailed
 from diml.ps.client_core import ClientCore
@@ -19,12 +20,25 @@ _WHO_TIMEOUT_S = 5.0
 Drill = Callable[[int, int, str], None]
 
 
+class Calls(Protocol):
+    """Who is told that this process waits for others (`diml.world.calls`)."""
+
+    def begin(self, site: object) -> None:
+        """A wait begins."""
+
+    def end(self) -> None:
+        """It is over."""
+
+
 class Session:
     """The worker's core, and its way to the servers."""
 
-    def __init__(self, port: Port, core: ClientCore, deadline_s: float, drill: Drill) -> None:
+    def __init__(
+        self, port: Port, core: ClientCore, deadline_s: float, drill: Drill, calls: Calls
+    ) -> None:
         self.core = core
         self._port, self._deadline_s, self._drill = port, deadline_s, drill
+        self._waits = calls
         # Calls of the program since its clock began: the sequence of a drill.
         self._calls = 0
 
@@ -69,12 +83,14 @@ class Session:
 
         Raises DeadlineExceeded, naming who is late and at which clock.
         """
+        self._waits.begin(what)
         begun = 0.0
         while not ready():
             if not self._take(1.0):
                 begun = begun or time.monotonic()
                 if time.monotonic() - begun > self._deadline_s:
                     raise DeadlineExceeded(self._late(what, silent()))
+        self._waits.end()
 
     def take_all(self) -> None:
         """Handle what has come already."""

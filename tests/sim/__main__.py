@@ -15,13 +15,14 @@ import time
 from collections import Counter
 
 from diml.drill import POINTS
-from tests.sim import allreduce_check
+from tests.sim import allreduce_check, ps_schedule
 from tests.sim.registry import Simulation
 
 SIMULATIONS = {
     "allreduce": Simulation(
         allreduce_check.run_schedule, (*POINTS, "idle spare"), allreduce_check.scale
     ),
+    "ps": Simulation(ps_schedule.run_schedule, ps_schedule.POINTS),
 }
 # From so many schedules on, a way to die that never struck is a fault of the simulation.
 _LONG = 1000

@@ -113,6 +113,7 @@ class Cluster:
         self.slowness = {uid: rng.choice((1, 1, 1, 10)) for uid in range(len(places))}
         self.repairs = 0
         self.deaths: list[str] = []
+        self.trace: list[str] | None = None
 
     # Messages --------------------------------------------------------------------------------
 
@@ -127,12 +128,17 @@ class Cluster:
         if not channel:
             del self.channels[pair]
         sender, to = pair
+        self._say(f"{sender.role} {sender.number} -> {to.role} {to.number}: {message}")
         process = self.seats[to]
         if to.role == "worker":
             assert process.worker is not None
             process.worker.core.handle(sender.number, message)
         else:
             self.post(to, process.node.handle(sender, message))
+
+    def _say(self, line: str) -> None:
+        if self.trace is not None:
+            self.trace.append(line)
 
     def flush(self, place: Address) -> None:
         self.post(place, self.seats[place].node.flush())
@@ -142,10 +148,11 @@ class Cluster:
     def spares(self) -> list[Address]:
         return [place for place in self.seats if place.role == "spare"]
 
-    def kill(self, victims: list[Address]) -> None:
+    def kill(self, victims: list[Address], where: str) -> None:
         """End processes at once, and give their seats to spares as the membership does."""
-        for victim in victims:
-            self.deaths.append(f"{victim.role} {victim.number}")
+        together = " with others" if len(victims) > 1 else ""
+        self.deaths += [f"{victim.role}{together} {where}" for victim in victims]
+        self._say(f"killed: {', '.join(self.deaths[-len(victims) :])}: {victims}")
         living = {p: process for p, process in self.seats.items() if p not in victims}
         pool = [living.pop(p) for p in sorted(p for p in living if p.role == "spare")]
         for victim in sorted(victims):
@@ -171,13 +178,14 @@ class Cluster:
 
     def _perhaps_die(self, chance: float) -> None:
         if self.spares() and self.rng.random() < chance:
-            self.kill([self.rng.choice(sorted(self.seats))])
+            self.kill([self.rng.choice(sorted(self.seats))], "in a repair")
             raise Died
 
     def _repair(self, newcomer: Callable[[int], Worker], chance: float) -> None:
         places = sorted(self.seats)
         reports = [self._report(place) for place in places]
         plan = make_plan(reports, self.replicas)
+        self._say(str(plan))
         for place in self.rng.sample(places, len(places)):
             self.seats[place].node.go_back(plan)
             self._perhaps_die(chance)

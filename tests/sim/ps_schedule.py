@@ -21,6 +21,7 @@ from diml.ps.consistency import Consistency, parse_consistency
 from diml.ps.message import Address
 from diml.ps.tables import TableSpec
 from tests.sim.ps_cluster import Cluster, Steps, Worker
+from tests.sim.registry import Verdict
 
 STEPS_MAX = 20_000
 
@@ -244,7 +245,7 @@ class Schedule:
         while victims and self._too_many(victims):
             victims.pop()
         if victims:
-            cluster.kill(victims)
+            cluster.kill(victims, "at work")
             cluster.repair(self.worker, self.interrupt)
 
     def _too_many(self, victims: list[Address]) -> bool:
@@ -252,9 +253,29 @@ class Schedule:
         return sum(v.role != "spare" for v in victims) > spares
 
 
-def check(seed: int) -> Outcome:
+POINTS = tuple(
+    f"{role}{together} {where}"
+    for role in ("worker", "server", "spare")
+    for together, where in (("", "at work"), (" with others", "at work"), ("", "in a repair"))
+)
+
+
+def run_schedule(seed: int, trace: list[str] | None) -> Verdict:
+    """The schedule of a seed, for `python -m tests.sim`."""
+    outcome = check(seed, trace)
+    shape = shape_of(random.Random(seed))
+    model = shape.consistency.model
+    if outcome.gave_up:
+        return Verdict(f"{model}: given up, a shard had no holder left", outcome.deaths)
+    return Verdict(f"{model}: every update once, no stale read", outcome.deaths)
+
+
+def check(seed: int, trace: list[str] | None = None) -> Outcome:
     """Run the schedule of a seed, and where clocks are transactions compare bits with its twin."""
     schedule = Schedule(seed)
+    schedule.cluster.trace = trace
+    if trace is not None:
+        trace.append(str(schedule.shape))
     outcome = schedule.run()
     if schedule.shape.consistency.buffered and outcome.model is not None:
         twin = Schedule(seed, deadly=False).run()

@@ -14,13 +14,14 @@ from diml.ps.consistency import parse_consistency
 from diml.ps.message import Send
 from diml.ps.port import LocalPort
 from diml.ps.session import Session
+from diml.world.calls import Calls
 
 
 def _server(
     staleness: int = 0, model: str | None = None, port: Any = None, **options: Any
 ) -> ParameterServer:
     core = ClientCore(0, 1, parse_consistency(model, staleness))
-    session = Session(port or LocalPort(), core, 0.05, lambda clock, calls, point: None)
+    session = Session(port or LocalPort(), core, 0.05, lambda clock, calls, point: None, Calls())
     reject = options.get("reject_nonfinite", False)
     ps = ParameterServer(session, 1, 3, reject, lambda what, **fields: None)
     ps.open()
