@@ -34,6 +34,7 @@ from diml.report.progress import Progress
 # A held-out RMSE up to so many times the planted noise meets the noise floor: what is estimated
 # from finite data can come near the noise, not down to it.
 FLOOR_MARGIN = 1.05
+DEFAULT_STEP = {"petuum": 0.5, "nnz": 0.5, "adagrad": 0.05}
 _PLANTED = "12000x3000x2500000"
 _ROWS_AT_ONCE = 1 << 16
 
@@ -63,7 +64,8 @@ def parser() -> JobParser:
     add("--loss_file", metavar="FILE", help="where the losses go (default PREFIX.loss)")
     add("--lambda", type=real(least=0), default=0.0, help="the regularizer (default 0)")
     add("--staleness", type=at_least(0), default=0, help="clocks that a read may lack (default 0)")
-    add("--init_step_size", type=real(above=0), default=0.5, help="x of x(y+t)^-z (default 0.5)")
+    step = "x of the step x(y+t)^-z (default 0.5); adagrad: the step itself (default 0.05)"
+    add("--init_step_size", type=real(above=0), help=step)
     add("--step_size_offset", type=real(above=0), default=100.0, help="y (default 100)")
     add("--step_size_pow", type=real(least=0), default=0.5, help="z (default 0.5)")
     add("--test", metavar="FILE", help="held-out entries")
@@ -116,7 +118,7 @@ def plan_of(flags: Namespace, seed: int) -> Plan:
         k=flags.K,
         update=flags.update,
         decay=vars(flags)["lambda"],
-        init_step_size=flags.init_step_size,
+        init_step_size=flags.init_step_size or DEFAULT_STEP[flags.update],
         step_size_offset=flags.step_size_offset,
         step_size_pow=flags.step_size_pow,
         biased=flags.bias,
@@ -168,13 +170,13 @@ class Report:
         if self._losses is not None:
             self._losses.close()
 
-    def summary(self, workers: int, noise: float | None) -> str:
-        """The result in words."""
+    def summary(self, workers: int, noise: float | None, repairs: Sequence[float]) -> str:
+        """The result in words. `repairs` are the seconds that each took."""
         assert self.last is not None
         end = self.last
-        lines = [f"train RMSE     {end.train_rmse:.4f}"]
+        lines = [f"train RMSE     {end.train_rmse:.4g}"]
         if not math.isnan(end.test_rmse):
-            lines.append(f"held-out RMSE  {end.test_rmse:.4f}")
+            lines.append(f"held-out RMSE  {end.test_rmse:.4g}")
         work = f"{end.iteration} iterations of {self._updates:,} entries in {end.seconds:.2f} s"
         lines.append(f"updates        {self.rate:.1f} M/s ({work}, {workers} workers)")
         if noise and not math.isnan(end.test_rmse):
@@ -182,6 +184,9 @@ class Report:
             met = "met" if ratio <= FLOOR_MARGIN else "NOT met"
             floor = f"{met}: held-out RMSE is {ratio:.3f} x the planted noise {noise:g}"
             lines.append(f"noise floor    {floor} (at most {FLOOR_MARGIN} x)")
+        if repairs:
+            took = ", ".join(f"{1000 * seconds:.0f} ms" for seconds in repairs)
+            lines.append(f"recovery       {len(repairs)} x, the job was whole again after {took}")
         return "\n".join(lines)
 
 
@@ -248,7 +253,7 @@ def train(job: diml.Job, plan: Plan) -> None:
         report.close()
     if plan.prefix is not None:
         write_factors(plan.prefix, tables, rule, ratings)
-    print(report.summary(ps.workers, ratings.noise), flush=True)
+    print(report.summary(ps.workers, ratings.noise, job.repairs), flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -2,7 +2,8 @@
 
 Owns the update rules and their sums of squares; knows arrays only. Must not know who owns which
 rows, nor in which order entries come: it takes them as they stand. All kernels release the
-interpreter lock and are cached on disk.
+interpreter lock and are cached on disk. Steps that are too large end in NaN, never in an
+exception.
 
 The model of the entry (i, j) is mean + b_i + c_j + L_i . R_j with biases and L_i . R_j without;
 e is the value less the model. With step eta, every rule moves L_i, R_j, b_i and c_j at once, each
@@ -30,7 +31,7 @@ Ids = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
 
-@njit(fastmath=True, nogil=True, cache=True)
+@njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
 def sgd_petuum(
     rows: Ids,
     cols: Ids,
@@ -65,7 +66,7 @@ def sgd_petuum(
             col_bias[j] = col_bias[j] * keep + pull
 
 
-@njit(fastmath=True, nogil=True, cache=True)
+@njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
 def sgd_nnz(
     rows: Ids,
     cols: Ids,
@@ -102,7 +103,7 @@ def sgd_nnz(
             col_bias[j] = col_bias[j] * col_keep + pull
 
 
-@njit(fastmath=True, nogil=True, cache=True)
+@njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
 def sgd_adagrad(
     rows: Ids,
     cols: Ids,

@@ -141,3 +141,10 @@ def test_warm_up_compiles_the_types_that_training_uses() -> None:
         mf.squared_error(*common)
         mf.weighted_square(p.left, np.ones(ROWS))
     assert [len(kernel.signatures) for kernel in kernels] == before
+
+
+def test_steps_that_are_too_large_end_without_an_exception() -> None:
+    p = Problem(4)
+    for _ in range(50):
+        mf.sgd_adagrad(*p.common(True), np.float32(1e9), np.float32(0), p.row_sum, p.col_sum)
+    assert not np.isfinite(mf.squared_error(*p.common(True)))
