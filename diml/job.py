@@ -219,11 +219,7 @@ class Job:
 
         if isinstance(error, JobEnded):
             raise error
-        status, text = _verdict(error)
-        ended = self._world.end(status)
-        if ended.speaker and text:
-            print(text, file=sys.stderr, flush=True)
-        raise ended
+        raise self._world.end(*_verdict(error))
 
 
 def _verdict(error: BaseException) -> tuple[int, str]:

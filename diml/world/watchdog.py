@@ -56,6 +56,7 @@ class _Limit:
     seconds: float
     what: str
     abort_status: int | None
+    last_words: str
 
 
 class Watchdog:
@@ -87,12 +88,14 @@ class Watchdog:
         self._over.set()
 
     @contextlib.contextmanager
-    def limit(self, seconds: float, what: str, abort_status: int | None = None) -> Iterator[None]:
+    def limit(
+        self, seconds: float, what: str, abort_status: int | None = None, last_words: str = ""
+    ) -> Iterator[None]:
         """End the job if the block takes longer than `seconds`.
 
-        With `abort_status` it ends with that status and without a word: the reason was said.
+        With `abort_status` it ends with that status, and says `last_words` instead of `what`.
         """
-        entry = _Limit(ticks(seconds), seconds, what, abort_status)
+        entry = _Limit(ticks(seconds), seconds, what, abort_status, last_words)
         self._limits.append(entry)
         try:
             yield
@@ -113,10 +116,11 @@ class Watchdog:
             self._fence_late()
 
     def _give_up(self, entry: _Limit) -> None:
+        text = entry.last_words
         if entry.abort_status is None:
-            text = f"diml: waited {entry.seconds:g} s for {entry.what}; giving up{self._away()}\n"
-            sys.stderr.write(text)
-            sys.stderr.flush()
+            text = f"diml: waited {entry.seconds:g} s for {entry.what}; giving up{self._away()}"
+        if text:
+            print(text, file=sys.stderr, flush=True)
         self._watch.abort(1 if entry.abort_status is None else entry.abort_status)
         os._exit(1)
 

@@ -34,6 +34,10 @@ from diml.world.watchdog import Watch, Watchdog, ticks
 _IDLE_REPAIRS_MAX = 16
 
 
+# How long a rank that leaves in error waits for the others to hear of it.
+_END_DEADLINE_S = 10.0
+
+
 class JobEnded(SystemExit):
     """The whole job leaves: an error of one rank, or a gap that nothing can fill.
 
@@ -330,21 +334,23 @@ class World:
             return False
         return message is not None and message.tag == LEAVE_TAG
 
-    def end(self, status: int) -> JobEnded:
+    def end(self, status: int, words: str) -> JobEnded:
         """Take the whole job down with an exit status; the caller raises what it returns.
 
-        Everyone else gets JobEnded out of `recover`. Those who do not come within a few seconds
-        are ended by MPI_Abort.
+        `words` are said once, though several ranks may have come to the same end. Everyone else
+        gets JobEnded out of `recover`; those who do not come within a few seconds are ended by
+        MPI_Abort.
         """
         self._ending = status
-        try:
-            with self.watchdog.limit(10.0, "everyone to leave", abort_status=status):
+        ended = JobEnded(status, True)
+        with self.watchdog.limit(_END_DEADLINE_S, "everyone to leave", status, words):
+            try:
                 self.recover()
-        except JobEnded as ended:
-            return ended
-        except PeerFailed:
-            pass
-        return JobEnded(status, True)
+            except JobEnded as agreed:
+                ended = agreed
+        if ended.speaker and words:
+            print(words, file=sys.stderr, flush=True)
+        return ended
 
     def busy(self, seconds: float) -> None:
         """Keep the watchdogs of the host from taking this rank for late during `seconds`."""
