@@ -43,7 +43,8 @@ $(STAMP): pyproject.toml diml/world/mpi_params.py
 	@touch $(STAMP)
 
 run: install ## matrix factorization on 6 processes, one killed halfway
-	mpirun -n 6 python -m diml.jobs.mf --generate --servers 1 --spares 1 --drill 1,10,0,0
+	mpirun -n 6 python -m diml.jobs.mf --generate --K 8 --update adagrad --lambda 0.02 \
+	  --num_iterations 60 --servers 1 --spares 1 --drill 1,120,0,0
 
 test: install check ## everything that CI holds, in under 20 minutes
 	python -m pytest -q tests
@@ -55,7 +56,10 @@ check: install ## format, lint, types, import floors
 	python -m pytest -q tests/unit/test_floors.py tests/unit/test_tidy.py
 
 sim: install ## 10,000 seeded schedules of failures, without MPI; SEED=n plays one again
-	python -m tests.sim --schedules $(or $(N),10000) $(if $(SEED),--seed $(SEED))
+	python -m tests.sim $(if $(SEED),--seed $(SEED),--schedules $(or $(N),10000))
+
+bench: install ## the side-by-side benchmarks, each a table with ratios
+	@for script in bench/*.py; do echo "== $$script"; python $$script || exit 1; done
 
 clean: ## remove what tools leave behind (not .venv)
 	rm -rf build out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
