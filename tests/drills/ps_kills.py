@@ -1,0 +1,61 @@
+"""Random SIGKILLs from outside on a running job: the next one once the repair is complete.
+
+Owns finding the process behind a seat (the event log says who sits where) and the moment to kill.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.mpi import Running
+
+REPAIR_WITHIN_S = 60.0
+
+
+class Killer:
+    """Kills seats of one running job that writes its events to `events`."""
+
+    def __init__(self, running: Running, events: Path, rng: random.Random) -> None:
+        self._running, self._events, self._rng = running, events, rng
+        self.killed: list[str] = []
+
+    def _lines(self) -> list[dict[str, Any]]:
+        if not self._events.exists():
+            return []
+        return [json.loads(line) for line in self._events.read_text().splitlines()]
+
+    def _seats(self) -> dict[tuple[str, int], int]:
+        """The pid at each seat of workers and servers, as of the newest event."""
+        return {
+            (line["role"], line["rank"]): line["pid"]
+            for line in self._lines()
+            if line["what"] in ("start", "repair") and line["role"] in ("worker", "server")
+        }
+
+    def _repairs(self) -> int:
+        """Repairs that everyone living has come through, as the slowest has reported them."""
+        done: dict[int, int] = {}
+        for line in self._lines():
+            if line["what"] in ("start", "repair"):
+                done[line["pid"]] = line["epoch"]
+        seats = set(self._seats().values())
+        return min(epoch for pid, epoch in done.items() if pid in seats)
+
+    def strike(self, roles: tuple[str, ...], progress: str) -> None:
+        """Kill one seat of each role at once, at a random moment; wait for the whole repair."""
+        time.sleep(self._rng.random() * 0.05)
+        before = self._repairs()
+        seats = sorted(self._seats().items())
+        for role in roles:
+            seat, pid = self._rng.choice([entry for entry in seats if entry[0][0] == role])
+            assert self._running.kill(pid), f"{seat} at {pid} was gone already"
+            self.killed.append(f"{seat[0]} {seat[1]} at {progress}")
+        deadline = time.monotonic() + REPAIR_WITHIN_S
+        while self._repairs() <= before:
+            assert self._running.poll() is None, f"the job ended after {self.killed}"
+            assert time.monotonic() < deadline, f"no repair after {self.killed}"
+            time.sleep(0.02)
