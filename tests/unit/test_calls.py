@@ -1,0 +1,59 @@
+"""Late, waiting or stuck: what a watchdog concludes from the board of calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diml.world.calls import Board, Calls, LateJudge, Standing
+
+
+def _standing(serial: int, inside: bool, busy: bool = False) -> Standing:
+    return Standing(heartbeat=0, serial=serial, inside=inside, busy=busy, site="")
+
+
+def test_a_rank_is_late_only_while_a_peer_has_waited_as_long() -> None:
+    judge = LateJudge(deadline_ticks=3)
+    computing = {0: _standing(4, False), 1: _standing(5, False)}
+    for _ in range(10):
+        assert judge.tick(computing) == ([], False)
+    waiting = {0: _standing(4, False), 1: _standing(6, True)}
+    assert [judge.tick(waiting) for _ in range(3)] == [([], False)] * 3
+    assert judge.tick(waiting) == ([0], False)
+
+
+def test_a_new_call_or_a_request_for_time_clears_a_rank() -> None:
+    judge = LateJudge(deadline_ticks=2)
+    for serial in range(20):
+        assert judge.tick({0: _standing(serial, False), 1: _standing(1, True)}) == ([], False)
+    for _ in range(20):
+        assert judge.tick({0: _standing(20, False, busy=True), 1: _standing(1, True)})[0] == []
+
+
+def test_all_waiting_with_nothing_moving_is_stuck_and_nobody_is_late() -> None:
+    judge = LateJudge(deadline_ticks=2)
+    standings = {0: _standing(1, True), 1: _standing(2, True)}
+    assert [judge.tick(standings)[1] for _ in range(3)] == [False, False, True]
+    assert judge.tick({0: _standing(1, True), 1: _standing(3, True)}) == ([], False)
+
+
+def test_a_lone_rank_is_never_stuck() -> None:
+    judge = LateJudge(deadline_ticks=1)
+    assert [judge.tick({0: _standing(1, True)}) for _ in range(5)] == [([], False)] * 5
+
+
+def test_the_board_shows_what_others_published(tmp_path: Path) -> None:
+    mine = Board.create(tmp_path / "board", slots=3)
+    other = Board.open(tmp_path / "board")
+    (tmp_path / "board").unlink()
+    calls = Calls()
+    calls.begin("train.py:12 allreduce")
+    other.publish(2, heartbeat=7, calls=calls)
+    standing = mine.read(2)
+    assert (standing.serial, standing.inside, standing.heartbeat) == (1, True, 7)
+    assert standing.site == "train.py:12 allreduce"
+    calls.end()
+    calls.site = "é" * 500  # a long site is cut, not refused, even inside a character
+    other.publish(2, heartbeat=8, calls=calls)
+    assert not mine.read(2).inside
+    assert mine.read(2).site.startswith("é" * 100)
+    assert mine.read(1) == Standing(0, 0, False, False, "")
