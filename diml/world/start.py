@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from mpi4py import MPI
@@ -32,6 +33,9 @@ def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None =
         Misuse: the processes are too few for the servers and spares, a launcher started each
             one on its own, or the event log cannot be written.
     """
+    if comm is not None:
+        # A spawned process would not find its way into a communicator of the caller's.
+        settings = replace(settings, on_failure="spare")
     comm = comm if comm is not None else world_comm()
     refusal = refuse_singleton(os.environ, comm.Get_size(), _command())
     if refusal is not None:

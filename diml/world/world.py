@@ -167,7 +167,9 @@ class World:
             PeerFailed: on all of them alike; recovery is next.
         """
         assert self.workers is not None
-        with self.watchdog.limit(self.settings.deadline_s, "the gate of the workers"):
+        # Longer than it takes to find the workers stuck: that ends better, with their call sites.
+        limit_s = 2 * self.settings.deadline_s + 5
+        with self.watchdog.limit(limit_s, "the gate of the workers"):
             if not self.workers.agree(True):
                 self._workers_gate_failed = True
                 raise PeerFailed("a worker failed before the gate")
