@@ -81,6 +81,15 @@ class SparseColumns:
     def finite(self) -> bool:
         return bool(np.isfinite(self.data).all())
 
+    def part(self, part: int, parts: int) -> SparseColumns:
+        """The range that `part` of `parts` answers for, as a view; all columns must be held."""
+        edges = balance(self.entries(), parts)
+        first, last = int(edges[part]), int(edges[part + 1])
+        start, end = self.indptr[first], self.indptr[last]
+        indptr = self.indptr[first : last + 1] - start
+        data, indices = self.data[start:end], self.indices[start:end]
+        return SparseColumns(self.rows, self.total, first, indptr, indices, data)
+
 
 @dataclass(frozen=True, slots=True)
 class DenseColumns:
@@ -119,6 +128,12 @@ class DenseColumns:
 
     def finite(self) -> bool:
         return bool(np.isfinite(self.X).all())
+
+    def part(self, part: int, parts: int) -> DenseColumns:
+        """The range that `part` of `parts` answers for, as a view; all columns must be held."""
+        edges = balance(self.entries(), parts)
+        first, last = int(edges[part]), int(edges[part + 1])
+        return DenseColumns(self.total, first, self.X[:, first:last])
 
 
 Columns = SparseColumns | DenseColumns

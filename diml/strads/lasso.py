@@ -16,7 +16,7 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from diml.errors import Misuse
-from diml.strads.columns import Columns, columns_of, response_of
+from diml.strads.columns import Columns, SparseColumns, columns_of, response_of
 from diml.strads.lasso_base import LassoBase
 from diml.strads.lasso_blocks import LassoBlocks
 from diml.strads.lasso_problem import Grid, Solution, Stop
@@ -49,7 +49,7 @@ def solve_lasso(
         held: this worker's columns. y: (n,). grid, stop: which λ and how well.
         job: None for this process alone; else called by all workers of the job.
         policy: a name, or a policy for `held.total` variables.
-        options: intercept, standardise, start_from, listener of `LassoBase`.
+        options: intercept, standardise, start_from, copy, listener of `LassoBase`.
 
     Raises:
         Misuse: data, λ or policy that cannot be used.
@@ -66,6 +66,17 @@ def solve_lasso(
         )
     run(job or Alone(), program, policy=policy, checkpoint_work=checkpoint_work)
     return program
+
+
+def warm_up(held: Columns) -> None:
+    """Compile, or load from the cache, all kernels for data like `held`: solves a tiny Lasso."""
+    dtype = held.data.dtype if isinstance(held, SparseColumns) else held.X.dtype
+    tiny = np.asfortranarray(np.eye(4, 3) + 0.1, dtype=dtype)
+    X = scipy.sparse.csc_matrix(tiny) if isinstance(held, SparseColumns) else tiny
+    grid, stop = Grid(ratios=(0.1,)), Stop(1e-6)
+    y = np.array([1.0, 2.0, 0.0, -1.0])
+    solve_lasso(columns_of(X), y, grid, stop)
+    solve_lasso(columns_of(X), y, grid, stop, policy="priority+dependency")
 
 
 class Lasso:

@@ -59,6 +59,8 @@ class LassoBase(Program):
     Args:
         held: this worker's columns. y: all of the response, (n,) float64.
         grid, stop: which λ, and how well.
+        start_from: (ids, coefficients on the scale of X) to begin with.
+        copy: all columns, where every worker has them: then none are sent.
         listener: called on every worker after each round (worker 0 writes its log there).
 
     After the run `solutions` holds one `Solution` a λ, the same on all workers.
@@ -78,6 +80,7 @@ class LassoBase(Program):
         standardise: bool = False,
         start_from: tuple[Integers, Floats] | None = None,
         listener: Callable[[Round], None] | None = None,
+        copy: Columns | None = None,
     ) -> None:
         check_shapes(held, y)
         check_grid(grid)
@@ -98,6 +101,7 @@ class LassoBase(Program):
         self._r = self._y.copy()
         self._c = np.empty(held.count)
         self._start_from = start_from
+        self._whole = Standard(copy, intercept, standardise) if copy is not None else None
 
     # ------------------------------------------------------------------ start and checkpoints
 
@@ -185,11 +189,10 @@ class LassoBase(Program):
 
     # ------------------------------------------------------------------ columns and residual
 
-    def _batch(self, ids: Integers) -> Batch:
-        """Those of the columns `ids` that this worker holds, as x̃."""
-        own = self._own
+    def _batch(self, own: Standard, ids: Integers) -> Batch:
+        """Those of the columns `ids` that `own` holds, as x̃."""
         first = own.held.first
-        local = ids[self._mine(ids)] - first
+        local = ids[(ids >= first) & (ids < first + own.held.count)] - first
         packed = own.held.take(local)
         scale, mean = own.scales(local), own.means(local)
         if self._sparse:
@@ -202,12 +205,15 @@ class LassoBase(Program):
         return Batch(local + first, packed, mean / scale, own.square[local])
 
     def _encoded(self, ids: Integers) -> NDArray[np.uint8]:
-        """This worker's columns among those of `ids` that are not stored yet, to be gathered."""
-        batch = self._batch(self._store.missing(ids))
-        if self.job.size == 1:
-            self._store.add(batch)
+        """This worker's columns among those of `ids` that are not stored yet, to be gathered.
+
+        Where the worker has all columns itself they go straight to the store.
+        """
+        missing = self._store.missing(ids)
+        if self._whole is not None or self.job.size == 1:
+            self._store.add(self._batch(self._whole or self._own, missing))
             return np.empty(0, np.uint8)
-        return encode(batch)
+        return encode(self._batch(self._own, missing))
 
     def _accept(self, data: NDArray[np.uint8]) -> None:
         """Store the columns that all workers' `_encoded` gave."""

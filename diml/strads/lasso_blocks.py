@@ -123,7 +123,7 @@ class LassoBlocks(LassoBase):
     def push(self, block: Integers) -> Floats:
         """(len(block) + n,): how far this worker's variables move, and r with them."""
         mine = self._mine(block)
-        batch = self._batch(block[mine])
+        batch = self._batch(self._own, block[mine])
         beta = self._full[batch.ids]
         r = self._r.copy()
         shift = _step(batch, self._bound, self._sequential, beta, r)

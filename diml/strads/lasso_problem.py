@@ -28,14 +28,18 @@ Floats = NDArray[np.float64]
 class Grid:
     """Which λ to solve for: `lambdas` as given, or ratios of λmax (the smallest λ that gives 0).
 
-    Exactly one of them is set; both are used in falling order.
+    Exactly one of them is set; both are used in falling order. With `path`, that many values from
+    λmax to the smallest of `lambdas` (just that one where it is above λmax).
     """
 
     lambdas: tuple[float, ...] = ()
     ratios: tuple[float, ...] = ()
+    path: int = 0
 
     def resolve(self, lambda_max: float) -> Floats:
         values = self.lambdas or tuple(ratio * lambda_max for ratio in self.ratios)
+        if self.path and min(values) < lambda_max:
+            values = tuple(np.geomspace(lambda_max, min(values), self.path).tolist())
         return np.sort(np.array(values, np.float64))[::-1].copy()
 
 

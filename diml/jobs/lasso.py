@@ -1,0 +1,209 @@
+"""The Lasso over MPI: python -m diml.jobs.lasso.
+
+Owns the command line (STRADS's names of flags are accepted), the order of the steps and what worker
+0 reports. Files in are `diml.data.design`'s, files out `lasso_output`'s, the rest `diml.strads`'s.
+
+λ is on scikit-learn's scale: ½n⁻¹‖y − Xβ − b‖² + λ‖β‖₁. STRADS minimises ½(‖y − Xβ‖² + λ‖β‖₁), so
+its λ divided by 2n is this one.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import diml
+from diml.data import design_planted
+from diml.data.design import read_design
+from diml.errors import Misuse
+from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
+from diml.jobs.lasso_output import Log, check_writable, write_coefficients, write_path
+from diml.strads import POLICIES, Policy, policy_by_name, solve_lasso
+from diml.strads.columns import Columns, columns_from, columns_of
+from diml.strads.lasso import warm_up
+from diml.strads.lasso_base import LassoBase
+from diml.strads.lasso_problem import Grid, Stop
+
+GENERATED: dict[str, Callable[..., design_planted.Planted]] = {
+    "text": design_planted.text_like,
+    "neighbours": design_planted.neighbour_correlated,
+    "expression": design_planted.expression_like,
+    "tall": design_planted.tall,
+}
+# What STRADS had flags for and DiML has not: MPI ranks take the place of its processes.
+_WITHOUT_EFFECT = (
+    "machfile", "scheduler", "threads_per_scheduler", "threads",
+    "ring4scheduler", "topology", "nzcount",
+)  # fmt: skip
+
+
+def parser() -> JobParser:
+    """The job's command line."""
+    made = job_parser("lasso", "The Lasso by scheduled coordinate descent, with a certificate.")
+    add, tune = made.add_argument, made.tuning.add_argument
+    add("--data_xfile", "--x", metavar="FILE", help="X: libsvm, MatrixMarket, .npz or HDF5")
+    add("--data_yfile", "--y", metavar="FILE", help="y, where it is not in X's file")
+    add("--generate", choices=list(GENERATED), help="generated data instead of files")
+    add("--lambda", type=real(above=0), help="λ, on scikit-learn's scale")
+    add("--lambda_ratio", type=real(above=0), help="λ as a part of λmax (default 0.1)")
+    add("--path", type=at_least(2), metavar="N", help="N values from λmax down to that λ")
+    add("--tol", type=real(above=0), default=1e-6, help="gap ≤ tol·‖y‖²/n (default 1e-6)")
+    add("--no_intercept", action="store_true", help="no b")
+    add("--standardize", action="store_true", help="penalise by columns' standard deviations")
+    add(
+        "--output",
+        "--outputfile_coeff",
+        metavar="FILE",
+        help="coefficients: .npz, else MatrixMarket",
+    )
+    add("--path_output", metavar="FILE", help="the path, .npz")
+    add("--log", metavar="FILE", help="a CSV line for each measurement")
+    add("--max_seconds", type=real(above=0), help="stop with what there is by then")
+    add("--policy", choices=list(POLICIES), help="who is updated next (default working-set)")
+    add("--data", choices=("sharded", "replicated"), default="sharded",
+        help="a worker holds its own columns (default), or all of X")  # fmt: skip
+    tune("--max_iter", type=at_least(1), default=1_000_000, help="rounds for a λ")
+    tune("--schedule_size", type=at_least(1), default=32, help="variables in a block (default 32)")
+    tune("--exact", action="store_true", help="published policies: update one after the other")
+    tune("--infthreshold", "--rho", type=real(above=0, most=1), default=0.1,
+         help="correlation that priority+dependency avoids (default 0.1)")  # fmt: skip
+    tune("--candidates", type=at_least(0), default=0, help="draws for a block (default 2 blocks)")
+    tune("--weight_sampling", type=_yes, help="STRADS: true is --policy priority")
+    tune("--check_interference", type=_yes, help="STRADS: both true is priority+dependency")
+    tune("--logfreq", type=at_least(1), default=1, help="rounds between lines of the log")
+    tune("--samples", type=at_least(0), default=0, help="rows that X must have (0: any)")
+    tune("--columns", type=at_least(0), default=0, help="columns that X must have (0: any)")
+    tune("--algorithm", choices=("lasso",), default="lasso", help="STRADS: only lasso")
+    tune("--checkpoint_work", type=at_least(1), default=2_000_000_000,
+         help="entries visited between two checkpoints")  # fmt: skip
+    for name in _WITHOUT_EFFECT:
+        tune(f"--{name}", help="STRADS: accepted, without effect")
+    return made
+
+
+def _yes(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise ArgumentTypeError(f"{text!r} is not true or false")
+    return text.lower() in ("true", "1")
+
+
+def policy_name(flags: Namespace) -> str:
+    """The policy that the flags ask for, STRADS's among them."""
+    if flags.policy is not None:
+        return str(flags.policy)
+    if flags.weight_sampling is None and flags.check_interference is None:
+        return "working-set"
+    if not flags.weight_sampling:
+        return "random"
+    return "priority+dependency" if flags.check_interference else "priority"
+
+
+def check(flags: Namespace) -> None:
+    """Check the flags against each other and the outputs. Raises Misuse."""
+    if (flags.data_xfile is None) == (flags.generate is None):
+        raise Misuse("give either --data_xfile FILE or --generate NAME")
+    if vars(flags)["lambda"] is not None and flags.lambda_ratio is not None:
+        raise Misuse("give --lambda or --lambda_ratio, not both")
+    if flags.path_output is not None and flags.path is None:
+        raise Misuse("--path_output goes with --path")
+    for name in (flags.output, flags.path_output, flags.log):
+        check_writable(None if name is None else Path(name))
+
+
+def grid_of(flags: Namespace) -> Grid:
+    """The values of λ; with --path evenly on a log scale, λmax first."""
+    lam = vars(flags)["lambda"]
+    ratio = flags.lambda_ratio or 0.1
+    if flags.path is None:
+        return Grid(lambdas=(lam,)) if lam is not None else Grid(ratios=(ratio,))
+    if lam is not None:
+        return Grid(lambdas=(lam,), path=flags.path)
+    return Grid(ratios=tuple(np.geomspace(1.0, min(ratio, 1.0), flags.path)))
+
+
+def load(
+    flags: Namespace, rank: int, size: int, seed: int
+) -> tuple[Columns, Columns | None, NDArray[np.float64]]:
+    """(this worker's columns, all columns where they are replicated, y)."""
+    if flags.generate is not None:
+        planted = GENERATED[flags.generate](seed=seed)
+        held, y = columns_of(planted.X, rank, size), planted.y
+        copy = columns_of(planted.X) if flags.data == "replicated" else None
+    elif flags.data == "replicated":
+        part, y = read_design(flags.data_xfile, flags.data_yfile)
+        copy = columns_from(part)
+        held = copy.part(rank, size)
+    else:
+        part, y = read_design(flags.data_xfile, flags.data_yfile, rank, size)
+        held, copy = columns_from(part), None
+    for name, found in (("samples", held.rows), ("columns", held.total)):
+        asked = vars(flags)[name]
+        if asked and asked != found:
+            raise Misuse(f"--{name} says {asked}, but X has {found}")
+    return held, copy, y
+
+
+def _policy(flags: Namespace, variables: int, seed: int) -> Policy:
+    name = policy_name(flags)
+    if name == "working-set":
+        return policy_by_name(name, variables)
+    options: dict[str, Any] = {"block": flags.schedule_size, "seed": seed, "exact": flags.exact}
+    if name == "priority+dependency":
+        options |= {"candidates": flags.candidates, "rho": flags.infthreshold}
+    return policy_by_name(name, variables, **options)
+
+
+def report(program: LassoBase, say: Any) -> None:
+    """Say what was found, at the last λ."""
+    last = program.solutions[-1]
+    if len(program.solutions) > 1:
+        say(f"{len(program.solutions)} values of lambda from {program.solutions[0].lam:.6g}")
+    say(
+        f"lambda {last.lam:.6g}  objective {last.objective:.9g}  gap {last.gap:.3g}  "
+        f"kkt {last.kkt:.3g}  non-zeros {len(last.ids)} of {program.variables}  "
+        f"rounds {program.rounds}  column visits {program.visits}"
+    )
+    missed = [answer.lam for answer in program.solutions if not answer.converged]
+    if missed:
+        say(f"the gap did not reach the tolerance at {len(missed)} values of lambda")
+
+
+def main(arguments: Sequence[str]) -> int:
+    flags = parse(parser(), arguments)
+    check(flags)
+    with diml.init(flags=vars(flags)) as job:
+        seed = job.settings.seed
+        held, copy, y = load(flags, job.rank, job.size, seed)
+        warm_up(held)
+        listener = Log(Path(flags.log), flags.logfreq) if flags.log and job.rank == 0 else None
+        program = solve_lasso(
+            held,
+            y,
+            grid_of(flags),
+            Stop(flags.tol, flags.max_iter, flags.max_seconds),
+            job=job,
+            policy=_policy(flags, held.total, seed),
+            checkpoint_work=flags.checkpoint_work,
+            intercept=not flags.no_intercept,
+            standardise=flags.standardize,
+            listener=listener,
+            copy=copy,
+        )
+        if program.flat:
+            raise Misuse("X is all zero (or constant, with an intercept): there is nothing to fit")
+        if job.rank == 0:
+            report(program, job.log)
+            if flags.output:
+                write_coefficients(Path(flags.output), program.solutions[-1], held.total)
+            if flags.path_output:
+                write_path(Path(flags.path_output), program.solutions, held.total)
+    return 0
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,118 @@
+"""What the Lasso job writes: coefficients, the path, and a line for each measurement.
+
+Owns file formats. Files appear whole (written beside, then renamed), except the log, which grows by
+a flushed line. Must not know how the Lasso is solved.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+import scipy.sparse
+
+from diml.errors import Misuse
+from diml.strads.lasso_base import Round
+from diml.strads.lasso_problem import Solution
+
+LOG_HEADER = "round,seconds,lambda,gap,objective,nonzeros,column_visits,bytes"
+
+
+def check_writable(path: Path | None) -> None:
+    """Raises Misuse where no file can be written at `path`."""
+    if path is None:
+        return
+    folder = path.parent
+    if not folder.is_dir():
+        raise Misuse(f"{path}: there is no directory {folder}")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise Misuse(f"{path}: cannot be written")
+
+
+class Log:
+    """One CSV line for each measurement. A replacement, or a resumed run, goes on with the file:
+    what stands in it from its first round on is written anew, so each round stands once."""
+
+    def __init__(self, path: Path, every: int = 1) -> None:
+        self._path = path
+        self._every = every
+        self._open = False
+
+    def __call__(self, line: Round) -> None:
+        if not self._open:
+            self._begin(line.round)
+            self._open = True
+        if line.round % self._every:
+            return
+        with self._path.open("a") as file:
+            file.write(
+                f"{line.round},{line.seconds:.6f},{line.lam!r},{line.gap!r},{line.objective!r},"
+                f"{line.nonzeros},{line.visits},{line.bytes}\n"
+            )
+
+    def _begin(self, first: int) -> None:
+        kept = [LOG_HEADER]
+        if first > 0 and self._path.exists():
+            for line in self._path.read_text().splitlines()[1:]:
+                number = line.partition(",")[0]
+                if number.isdigit() and int(number) < first and line.count(",") == 7:
+                    kept.append(line)
+        _whole(self._path, ("\n".join(kept) + "\n").encode())
+
+
+def write_coefficients(path: Path, answer: Solution, count: int) -> None:
+    """`.npz`: coef (p,), intercept, gap, lambda; any other name: a 1 × p MatrixMarket matrix."""
+    if path.suffix == ".npz":
+        fields: dict[str, Any] = {
+            "coef": answer.dense(count),
+            "intercept": answer.intercept,
+            "gap": answer.gap,
+            "kkt": answer.kkt,
+            "lambda": answer.lam,
+        }
+        _whole(path, _npz(fields))
+        return
+    note = f"intercept {answer.intercept!r}\nlambda {answer.lam!r}\ngap {answer.gap!r}"
+    row = scipy.sparse.coo_matrix(
+        (answer.values, (np.zeros(len(answer.ids), np.int64), answer.ids)), shape=(1, count)
+    )
+    buffer = io.BytesIO()
+    scipy.io.mmwrite(buffer, row, comment=note, precision=17)
+    _whole(path, buffer.getvalue())
+
+
+def write_path(path: Path, answers: Sequence[Solution], count: int) -> None:
+    """`.npz` with lambda, gap, kkt, objective, intercept, nonzeros (each (N,)) and the (p, N)
+    coefficients as data, indices, indptr, shape, format of a CSC matrix."""
+    coefs = {
+        "data": np.concatenate([a.values for a in answers]),
+        "indices": np.concatenate([a.ids for a in answers]),
+        "indptr": np.concatenate([[0], np.cumsum([len(a.ids) for a in answers])]),
+        "shape": np.array([count, len(answers)]),
+        "format": np.array("csc"),
+    }
+    numbers = {
+        "lambda": np.array([a.lam for a in answers]),
+        "gap": np.array([a.gap for a in answers]),
+        "kkt": np.array([a.kkt for a in answers]),
+        "objective": np.array([a.objective for a in answers]),
+        "intercept": np.array([a.intercept for a in answers]),
+    }
+    _whole(path, _npz(coefs | numbers | {"nonzeros": np.diff(coefs["indptr"])}))
+
+
+def _npz(fields: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **fields)
+    return buffer.getvalue()
+
+
+def _whole(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_bytes(content)
+    os.replace(beside, path)
