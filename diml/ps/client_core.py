@@ -20,7 +20,6 @@ import numpy as np
 from diml.errors import Misuse
 from diml.ps.consistency import Consistency
 from diml.ps.message import (
-    NO_IDS,
     Address,
     Bytes,
     Flag,
@@ -30,13 +29,11 @@ from diml.ps.message import (
     Rows,
     Send,
     blob_rows,
-    frame,
     text_of,
     text_rows,
 )
-from diml.ps.pending import Pending, Segment
+from diml.ps.pending import Pending, Segment, Writing
 from diml.ps.recovery import Plan
-from diml.ps.rules import Rule, rule_of
 from diml.ps.tables import TableSpec, row_bounds
 
 # More than any n.
@@ -49,48 +46,6 @@ class Piece(NamedTuple):
     server: int
     ids: Ids
     places: slice | Ids
-
-
-@dataclass(slots=True)
-class _Writing:
-    """A worker's side of one table: its rule, and its updates of the open clock."""
-
-    spec: TableSpec
-    rule: Rule
-    pending: Pending
-    echo: Rows | None
-    """By row, the state that was read with it and goes back with its next update."""
-
-    @classmethod
-    def of(cls, spec: TableSpec) -> _Writing:
-        rule = rule_of(spec)
-        echo = np.zeros((spec.rows, spec.cols), spec.numpy_dtype) if rule.echo else None
-        return cls(spec, rule, Pending(spec.cols, spec.numpy_dtype), echo)
-
-    def segments(self) -> list[Segment]:
-        """What is pending, as it goes to the servers: one step of a rule that does not add."""
-        if self.pending and not self.rule.additive:
-            self.pending.merge()
-        return [self.with_echo(segment) for segment in self.pending.take()]
-
-    def with_echo(self, segment: Segment) -> Segment:
-        if self.echo is None:
-            return segment
-        cols = self.spec.cols
-        buffer, ids, values = frame(len(segment.ids), len(segment.ids), 2 * cols, self.echo.dtype)
-        ids[:] = segment.ids
-        values[:, :cols] = segment.values
-        values[:, cols:] = self.echo[ids]
-        return Segment(ids, values, buffer)
-
-    def shown(self, ids: Ids, rows: Rows) -> Rows:
-        """Rows as the program sees them: its own pending updates added, state kept back."""
-        if self.echo is not None:
-            self.echo[ids] = rows[:, self.spec.cols :]
-            return np.ascontiguousarray(rows[:, : self.spec.cols])
-        if self.pending and self.rule.additive:
-            self.pending.overlay(ids, rows)
-        return rows
 
 
 @dataclass(slots=True)
@@ -123,7 +78,8 @@ class ClientCore:
         self._n = 0
         self._requests: dict[int, Request] = {}
         self._next_request = 0
-        self._writing: dict[int, _Writing] = {}
+        self._servers = [Address("server", server) for server in range(servers)]
+        self._writing: dict[int, Writing] = {}
         self._retained: list[deque[Message]] = [deque() for _ in range(servers)]
         self._acknowledged = [(0, 0)] * servers
 
@@ -158,14 +114,19 @@ class ClientCore:
             if reply.kind is Kind.REFUSED:
                 raise Misuse(text_of(reply))
         self.specs[spec.id] = spec
-        self._writing[spec.id] = _Writing.of(spec)
+        self._writing[spec.id] = Writing.of(spec)
 
     def get(self, spec: TableSpec, ids: Ids) -> tuple[int, list[Send], list[Piece]]:
         """Ask for rows. `rows_of` wants the pieces back."""
         pieces = self.split(spec, ids)
-        template = Message(Kind.GET, clock=self.clock, table=spec.id)
-        messages = {piece.server: template._replace(ids=piece.ids) for piece in pieces}
-        return (*self._ask(messages), pieces)
+        request = self._next_request
+        asked = {
+            piece.server: Message(
+                Kind.GET, self.worker, self.clock, 0, spec.id, piece.ids, request=request
+            )
+            for piece in pieces
+        }
+        return (*self._ask(asked), pieces)
 
     def synchronise(self) -> tuple[int, list[Send]]:
         """Ask every server to answer once all workers have finished this worker's clocks."""
@@ -173,20 +134,19 @@ class ClientCore:
 
     def ask_who_is_late(self, servers: list[int]) -> tuple[int, list[Send]]:
         """Ask servers whom they wait for."""
-        return self._ask(dict.fromkeys(servers, Message(Kind.WHO)))
+        message = Message(Kind.WHO, self.worker, request=self._next_request)
+        return self._ask(dict.fromkeys(servers, message))
 
     def _ask_all(self, message: Message) -> tuple[int, list[Send]]:
+        message = message._replace(worker=self.worker, request=self._next_request)
         return self._ask(dict.fromkeys(range(self.servers), message))
 
-    def _ask(self, messages: dict[int, Message]) -> tuple[int, list[Send]]:
+    def _ask(self, asked: dict[int, Message]) -> tuple[int, list[Send]]:
+        """Remember a question; its messages carry the next request's number."""
         request = self._next_request
         self._next_request = (request + 1) % 2**32
-        asked = {
-            server: message._replace(worker=self.worker, request=request)
-            for server, message in messages.items()
-        }
         self._requests[request] = Request(asked)
-        return request, [Send(Address("server", server), asked[server]) for server in asked]
+        return request, [Send(self._servers[server], asked[server]) for server in asked]
 
     def done(self, request: int) -> bool:
         """Whether every server has answered."""
@@ -259,13 +219,9 @@ class ClientCore:
         stamp = (self.clock, self._n)
         by_server: list[list[Message]] = [[] for _ in range(self.servers)]
         for segment in parcel.take():
-            self._spread(spec, self._writing[spec.id].with_echo(segment), by_server)
-        sends = [
-            self._retain(server, message._replace(flags=Flag.ACK))
-            for server, messages in enumerate(by_server)
-            for message in messages
-        ]
-        return stamp, sends
+            segment = self._writing[spec.id].with_echo(segment)
+            self._spread(spec, segment, by_server, Flag.ACK)
+        return stamp, self._retained_sends(by_server)
 
     def acknowledged(self, stamp: tuple[int, int]) -> bool:
         """Whether the update sent as (clock, n) has been acknowledged wherever it went."""
@@ -299,38 +255,52 @@ class ClientCore:
         for key in sorted(self._writing):
             writing = self._writing[key]
             for segment in writing.segments():
-                self._spread(writing.spec, segment, by_server)
+                self._spread(writing.spec, segment, by_server, Flag.NONE)
+        mark = self.watermark
         if local is not None:
             home = by_server[self.worker % self.servers]
-            home.append(Message(Kind.LOCAL, n=self._n, values=blob_rows(local)))
+            home.append(
+                Message(
+                    Kind.LOCAL, self.worker, self.clock, self._n, values=blob_rows(local), mark=mark
+                )
+            )
             self._n += 1
-        sends = []
-        for server, messages in enumerate(by_server):
-            if not messages:
-                messages.append(Message(Kind.UPDATE, n=self._n, ids=NO_IDS))
-            messages[-1] = messages[-1]._replace(flags=Flag.LAST)
-            sends += [self._retain(server, message) for message in messages]
+        for messages in by_server:
+            if messages:
+                messages[-1] = messages[-1]._replace(flags=Flag.LAST)
+            else:
+                end = Message(
+                    Kind.UPDATE, self.worker, self.clock, self._n, flags=Flag.LAST, mark=mark
+                )
+                messages.append(end)
+        sends = self._retained_sends(by_server)
         self.clock += 1
         self._n = 0
         return sends
 
-    def _spread(self, spec: TableSpec, segment: Segment, by_server: list[list[Message]]) -> None:
+    def _spread(
+        self, spec: TableSpec, segment: Segment, by_server: list[list[Message]], flags: int
+    ) -> None:
         """One segment's messages, one a server, under one n."""
-        template = Message(Kind.UPDATE, n=self._n, table=spec.id)
-        self._n += 1
         pieces = self.split(spec, segment.ids)
-        for piece in pieces:
-            ids, values, buffer = segment
-            if len(pieces) == 1:
-                message = template._replace(ids=ids, values=values, frame=buffer)
-            else:
-                message = template._replace(ids=piece.ids, values=values[piece.places])
-            by_server[piece.server].append(message)
+        mark = self.watermark
+        for server, ids, places in pieces:
+            whole = len(pieces) == 1
+            values = segment.values if whole else segment.values[places]
+            buffer = segment.buffer if whole else None
+            message = Message(
+                Kind.UPDATE, self.worker, self.clock, self._n, spec.id, ids, values, flags, mark,
+                frame=buffer,
+            )  # fmt: skip
+            by_server[server].append(message)
+        self._n += 1
 
-    def _retain(self, server: int, message: Message) -> Send:
-        message = message._replace(worker=self.worker, clock=self.clock, mark=self.watermark)
-        self._retained[server].append(message)
-        return Send(Address("server", server), message)
+    def _retained_sends(self, by_server: list[list[Message]]) -> list[Send]:
+        sends = []
+        for server, messages in enumerate(by_server):
+            self._retained[server].extend(messages)
+            sends += [Send(self._servers[server], message) for message in messages]
+        return sends
 
     @property
     def all_acknowledged(self) -> bool:
@@ -373,7 +343,7 @@ class ClientCore:
         for asked in self._requests.values():
             for server, message in asked.messages.items():
                 if server not in asked.replies:
-                    sends.append(Send(Address("server", server), message))
+                    sends.append(Send(self._servers[server], message))
         return sends
 
 

@@ -31,7 +31,7 @@ LATE       server -> worker   -, text: who is late         request
 from __future__ import annotations
 
 import struct
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -76,9 +76,13 @@ class Kind(IntEnum):
     LATE = 18
 
 
-class Flag(IntFlag):
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+class Flag:
     """LAST: nothing more comes for this clock. EXACT: a GET that allows no staleness. ACK: an
-    UPDATE whose sender waits for its acknowledgement."""
+    UPDATE whose sender waits for its acknowledgement. (Plain numbers: an IntFlag costs a
+    microsecond an operation.)"""
 
     NONE = 0
     LAST = 1
@@ -110,7 +114,7 @@ class Message(NamedTuple):
     table: int = 0
     ids: Ids = NO_IDS
     values: Rows = NO_ROWS
-    flags: Flag = Flag.NONE
+    flags: int = Flag.NONE
     mark: int = 0
     shard: int = 0
     request: int = 0
@@ -122,7 +126,7 @@ class Message(NamedTuple):
         return (
             f"{self.kind.name} worker {self.worker} clock {self.clock} n {self.n} "
             f"table {self.table:08x} ids {len(self.ids)}{rows if self.values.size else ''} "
-            f"flags {int(self.flags)} mark {self.mark} shard {self.shard} request {self.request}"
+            f"flags {self.flags} mark {self.mark} shard {self.shard} request {self.request}"
         )
 
 
@@ -201,12 +205,10 @@ def decode(buffer: Bytes) -> Message:
         raise CorruptState(
             f"a message of {len(buffer)} bytes announces {ids} ids, {rows} rows of {width} {dtype}"
         )
-    try:
-        its_kind = Kind(kind)
-    except ValueError:
-        raise CorruptState(f"a message has the unknown kind {kind}") from None
+    if kind not in _KINDS:
+        raise CorruptState(f"a message has the unknown kind {kind}")
     values = _rows(buffer, start, rows, width, dtype)
     return Message(
-        its_kind, worker, clock, n, table, buffer[HEADER_BYTES:start].view(np.int64), values,
-        Flag(flags), mark, shard, request, buffer,
+        _KINDS[kind], worker, clock, n, table, buffer[HEADER_BYTES:start].view(np.int64), values,
+        flags, mark, shard, request, buffer,
     )  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 
 from diml.checkpoint.codec import decode, encode
 from diml.errors import GaveUp, Misuse, PeerFailed
+from diml.ps.buffers import keep_freed_memory
 from diml.ps.client import ParameterServer
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
@@ -45,6 +46,7 @@ class Node:
         self._asked: tuple[Any, ...] = ()
         self._closed = 0
         self._replicated = True
+        keep_freed_memory()
         members = world.membership
         self._workers, self._servers = len(members.workers), len(members.servers)
         spares = len(members.spares)
@@ -136,8 +138,7 @@ class Node:
                 self._world.recover()
             except Exception:
                 # A server that cannot go on must not be taken for a dead one and replaced.
-                traceback.print_exc()
-                raise self._world.end(1) from None
+                raise self._world.end(1, traceback.format_exc().rstrip()) from None
         self._world.calls.end()
         return "seated"
 

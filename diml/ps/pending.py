@@ -7,6 +7,7 @@ depends only on the sequence of calls, so that a replayed clock gives the same b
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from diml.kernels import rows as kernels
 from diml.ps.message import Bytes, Ids, Rows, frame
+from diml.ps.rules import Rule, rule_of
+from diml.ps.tables import TableSpec
 
 # More than so many calls are merged into one: a message each would cost more than the merge.
 _SEGMENTS_MAX = 16
@@ -80,3 +83,47 @@ class Pending:
             start = end
         self._segments = [Segment(its_ids, sums, buffer)]
         self._merged = True
+
+
+@dataclass(slots=True)
+class Writing:
+    """A worker's side of one table: its rule, and its updates of the open clock."""
+
+    spec: TableSpec
+    rule: Rule
+    pending: Pending
+    echo: Rows | None
+    """By row, the state that was read with it and goes back with its next update."""
+
+    @classmethod
+    def of(cls, spec: TableSpec) -> Writing:
+        """Nothing written yet. Raises Misuse if the table's rule is not to be had here."""
+        rule = rule_of(spec)
+        echo = np.zeros((spec.rows, spec.cols), spec.numpy_dtype) if rule.echo else None
+        return cls(spec, rule, Pending(spec.cols, spec.numpy_dtype), echo)
+
+    def segments(self) -> list[Segment]:
+        """What is pending, as it goes to the servers: one step of a rule that does not add."""
+        if self.pending and not self.rule.additive:
+            self.pending.merge()
+        return [self.with_echo(segment) for segment in self.pending.take()]
+
+    def with_echo(self, segment: Segment) -> Segment:
+        """A segment as the table's rule wants it."""
+        if self.echo is None:
+            return segment
+        cols = self.spec.cols
+        buffer, ids, values = frame(len(segment.ids), len(segment.ids), 2 * cols, self.echo.dtype)
+        ids[:] = segment.ids
+        values[:, :cols] = segment.values
+        values[:, cols:] = self.echo[ids]
+        return Segment(ids, values, buffer)
+
+    def shown(self, ids: Ids, rows: Rows) -> Rows:
+        """Rows as the program sees them: its own pending updates added, state kept back."""
+        if self.echo is not None:
+            self.echo[ids] = rows[:, self.spec.cols :]
+            return np.ascontiguousarray(rows[:, : self.spec.cols])
+        if self.pending and self.rule.additive:
+            self.pending.overlay(ids, rows)
+        return rows

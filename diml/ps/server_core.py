@@ -28,7 +28,7 @@ from diml.ps.message import (
     text_of,
     text_rows,
 )
-from diml.ps.shard import CLOCK, N, Shard
+from diml.ps.shard import CLOCK, Shard
 from diml.ps.tables import TableSpec
 
 
@@ -55,6 +55,7 @@ class ServerCore:
         self._parked: list[Message] = []
         self._replies: list[Send] = []
         self._to_acknowledge: set[int] = set()
+        self._workers = [Address("worker", worker) for worker in range(shard.workers)]
         # BSP: the open clock's updates by worker, the next n of each, and who has finished it.
         self._buffers: list[list[Message]] = [[] for _ in range(shard.workers)]
         self._finished: set[int] = set()
@@ -72,7 +73,7 @@ class ServerCore:
         """Take a worker's message; returns what can be sent at once."""
         if message.kind is Kind.WHO:
             late = Message(Kind.LATE, request=message.request, values=text_rows(self._late()))
-            return [Send(Address("worker", message.worker), late)]
+            return [Send(self._workers[message.worker], late)]
         if self._waiting:
             self._deferred.append(message)
             return []
@@ -125,7 +126,7 @@ class ServerCore:
     def _apply(self, message: Message) -> None:
         """SSP and ASP: apply at once what was not applied, and remember who to acknowledge."""
         worker, last = message.worker, bool(message.flags & Flag.LAST)
-        clock, n = (int(x) for x in self.shard.ledger[worker, (CLOCK, N)])
+        clock, n, _ = self.shard.ledger[worker].tolist()
         if last or message.flags & Flag.ACK:
             self._to_acknowledge.add(worker)
         if (message.clock, message.n) < (clock, n):
@@ -187,8 +188,10 @@ class ServerCore:
         return sends + self._released()
 
     def _reply(self, request: Message, reply: Message) -> None:
-        to = Address("worker", request.worker)
-        self._replies.append(Send(to, reply._replace(request=request.request)))
+        to = self._workers[request.worker]
+        if reply.request != request.request:
+            reply = reply._replace(request=request.request)
+        self._replies.append(Send(to, reply))
 
     def _released(self) -> list[Send]:
         """All that may be said now: nothing while a change is not safe yet."""
@@ -207,8 +210,8 @@ class ServerCore:
         return sends
 
     def _ack(self, worker: int) -> Send:
-        clock, n = (int(x) for x in self.shard.ledger[worker, (CLOCK, N)])
-        return Send(Address("worker", worker), Message(Kind.ACK, worker, clock, n))
+        clock, n, _ = self.shard.ledger[worker].tolist()
+        return Send(self._workers[worker], Message(Kind.ACK, worker, clock, n))
 
     def _readable(self, message: Message) -> bool:
         if message.flags & Flag.EXACT:
@@ -218,10 +221,12 @@ class ServerCore:
 
     def _values(self, message: Message) -> Message:
         """The rows that a GET asks for, stamped with the clock of the slowest worker."""
+        closed, request = self.shard.closed, message.request
         if not len(message.ids):
-            return Message(Kind.VALUES, clock=self.shard.closed)
+            return Message(Kind.VALUES, clock=closed, request=request)
         table = self.shard.tables[message.table]
-        return table.values_message(message.ids)._replace(kind=Kind.VALUES, clock=self.shard.closed)
+        buffer, rows = table.values_frame(message.ids)
+        return Message(Kind.VALUES, clock=closed, values=rows, request=request, frame=buffer)
 
     # For those who watch ---------------------------------------------------------------------
 

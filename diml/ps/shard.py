@@ -43,24 +43,27 @@ class TableShard:
         self._flags = np.zeros(high - low, np.uint8)
         self._touched: list[Ids] = []
 
-    def rows_message(self, array: Rows, ids: Ids, name_ids: bool) -> Message:
-        """A message with the rows `ids` of values or state, gathered straight into its frame."""
-        named = len(ids) if name_ids else 0
-        buffer, its_ids, rows = frame(named, len(ids), array.shape[1], array.dtype)
-        if name_ids:
-            its_ids[:] = ids
+    def rows_message(self, kind: Kind, array: Rows, ids: Ids, shard: int) -> Message:
+        """The message that gives a replica the rows `ids` of values or state."""
+        buffer, its_ids, rows = frame(len(ids), len(ids), array.shape[1], array.dtype)
+        its_ids[:] = ids
         _take(array, self.low, ids, rows)
-        return Message(Kind.ROWS, table=self.spec.id, ids=its_ids, values=rows, frame=buffer)
+        return Message(
+            kind, clock=self.steps, table=self.spec.id, ids=its_ids, values=rows, shard=shard,
+            frame=buffer,
+        )  # fmt: skip
 
-    def values_message(self, ids: Ids) -> Message:
-        """The rows that a worker reads: with the state that it is to bring back, if any."""
-        if not self.rule.echo:
-            return self.rows_message(self.values, ids, False)
+    def values_frame(self, ids: Ids) -> tuple[Bytes, Rows]:
+        """The rows that a worker reads, with the state that it is to bring back if the rule
+        wants that: gathered straight into the frame of their message."""
         cols = self.spec.cols
-        buffer, _, rows = frame(0, len(ids), 2 * cols, self.values.dtype)
-        rows[:, :cols] = self.values[ids - self.low]
-        rows[:, cols:] = self.state[ids - self.low, :cols]
-        return Message(Kind.ROWS, table=self.spec.id, values=rows, frame=buffer)
+        buffer, _, rows = frame(0, len(ids), self.rule.wire_cols(cols), self.values.dtype)
+        if self.rule.echo:
+            rows[:, :cols] = self.values[ids - self.low]
+            rows[:, cols:] = self.state[ids - self.low, :cols]
+        else:
+            _take(self.values, self.low, ids, rows)
+        return buffer, rows
 
     def saved(self, ids: Ids) -> Saved:
         """A copy of rows as they are now."""
@@ -158,7 +161,8 @@ class Shard:
     @property
     def closed(self) -> int:
         """Clocks that every worker has finished."""
-        return int(self.ledger[:, CLOCK].min())
+        clocks: list[int] = self.ledger[:, CLOCK].tolist()
+        return min(clocks)
 
     def define(self, spec: TableSpec) -> bool:
         """Make a table; False if it is there already. Raises Misuse if it is another one."""
@@ -272,10 +276,10 @@ class Shard:
         ids = table.touched()
         if not len(ids):
             return []
-        parts = [table.rows_message(table.values, ids, True)]
+        parts = [table.rows_message(Kind.ROWS, table.values, ids, self.index)]
         if table.rule.slots:
-            parts.append(table.rows_message(table.state, ids, True)._replace(kind=Kind.RULE))
-        return [part._replace(clock=table.steps, shard=self.index) for part in parts]
+            parts.append(table.rows_message(Kind.RULE, table.state, ids, self.index))
+        return parts
 
     def forget_changes(self) -> None:
         """Start anew what a replica is to be told: it has everything so far."""

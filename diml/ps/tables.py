@@ -12,6 +12,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ _WORDS_PER_BLOCK = 4
 _INITS = {"zeros": 0, "constant": 1, "uniform": 2, "normal": 2}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TableSpec:
     """Definition of a table. Raises Misuse where it makes no sense.
 
@@ -66,12 +67,12 @@ class TableSpec:
         if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
             raise Misuse(f"table {self.name!r}: init {self.init!r} has a number that is not finite")
 
-    @property
+    @cached_property
     def id(self) -> int:
         """The table's number on the wire."""
         return zlib.crc32(self.name.encode())
 
-    @property
+    @cached_property
     def numpy_dtype(self) -> np.dtype[Any]:
         """The dtype as NumPy has it."""
         return np.dtype(self.dtype)

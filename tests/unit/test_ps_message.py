@@ -36,7 +36,7 @@ def test_a_message_survives_the_wire(
     ids: list[int],
     shape: tuple[int, int],
     dtype: np.dtype[np.float32],
-    flags: Flag,
+    flags: int,
 ) -> None:
     values = np.arange(shape[0] * shape[1]).reshape(shape).astype(dtype)
     clock, n, mark, request = numbers
