@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 
 from diml.config import OPTIONS, Option
 from diml.errors import DimlError, Misuse
-from diml.world.launch import speaks
+from diml.world.launch import say_once, speaks
 
 INTERRUPTED = 130
 
@@ -129,8 +129,7 @@ def run_job(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     try:
         status = main(sys.argv[1:]) or 0
     except DimlError as error:
-        if speaks(os.environ):
-            print(f"diml: {error}", file=sys.stderr, flush=True)
+        say_once(f"diml: {error}", os.environ)
         status = error.exit_status
     except KeyboardInterrupt:
         status = INTERRUPTED

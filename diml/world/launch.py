@@ -1,15 +1,23 @@
 """What the environment tells about the launcher, before MPI is asked anything.
 
-Owns the names of the variables by which launchers and batch systems speak. Pure: the environment
-comes as an argument. Must not import mpi4py.
+Owns the names of the variables by which launchers and batch systems speak; the environment comes
+as an argument. Owns also how ranks that cannot talk to each other yet say one thing once. Must
+not import mpi4py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import socket
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+_PATIENCE_S = 10.0  # for rank 0 on this host to say it
+_PATIENCE_ELSEWHERE_S = 2.0  # for a rank 0 that cannot be watched
 
 # By which variables a launcher says that it started this process, and how many: the innermost
 # launcher first, since inside a Slurm step there may be an mpirun. A batch script's own shell has
@@ -28,7 +36,48 @@ def speaks(env: Mapping[str, str]) -> bool:
 
     For use before MPI is up.
     """
-    return next((env[rank] == "0" for rank, _ in (*_MPIRUN, *_SRUN) if rank in env), True)
+    return _rank(env) in ("0", None)
+
+
+def say_once(text: str, env: Mapping[str, str]) -> None:
+    """Print to stderr a line that all ranks have to say before they leave with an error.
+
+    Rank 0 prints it, the others wait until it has gone: mpirun ends the job when the second rank
+    has left with an error, and what rank 0 has not said by then is lost. If rank 0 has not gone
+    within ten seconds it has nothing to say, and the line is this rank's own.
+    """
+    if not speaks(env) and _rank_0_has_gone(env):
+        return
+    print(text, file=sys.stderr, flush=True)
+
+
+def _rank_0_has_gone(env: Mapping[str, str]) -> bool:
+    """Wait for rank 0's end; True also where it cannot be watched from here (another host)."""
+    all_here = env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == env.get("OMPI_COMM_WORLD_SIZE")
+    begun, seen = time.monotonic(), False
+    while True:
+        lives = "0" in (_rank(sibling) for sibling in _siblings())
+        seen = seen or lives
+        waited_s = time.monotonic() - begun
+        if not lives and (seen or all_here or waited_s > _PATIENCE_ELSEWHERE_S):
+            return True
+        if waited_s > _PATIENCE_S:
+            return False
+        time.sleep(0.02)
+
+
+def _siblings() -> Iterator[dict[str, str]]:
+    """The environments of the living processes that this process's parent started."""
+    for listing in Path(f"/proc/{os.getppid()}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for pid in listing.read_text().split():
+                with contextlib.suppress(OSError):
+                    text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+                    yield dict(item.split("=", 1) for item in text.split("\0") if "=" in item)
+
+
+def _rank(env: Mapping[str, str]) -> str | None:
+    return next((env[rank] for rank, _ in (*_MPIRUN, *_SRUN) if rank in env), None)
 
 
 def refuse_singleton(

@@ -23,3 +23,31 @@ def test_an_unknown_flag_is_one_line_on_any_number_of_ranks(n: int | None) -> No
 def test_help_is_printed_once() -> None:
     done = run_mpi(3, PROGRAM, args=["--help"], timeout_s=60).expect(0)
     assert done.stdout.count("usage: ") == 1
+
+
+@pytest.mark.parametrize("late", [0, 1, 3])
+def test_the_line_comes_however_late_a_rank_is(late: int) -> None:
+    program = f"""
+        import os, time
+        from diml.errors import Misuse
+        from diml.jobs.flags import run_job
+        def main(arguments):
+            if os.environ["OMPI_COMM_WORLD_RANK"] == "{late}":
+                time.sleep(1)
+            raise Misuse("no such file")
+        run_job(main)
+    """
+    done = run_mpi(4, program, timeout_s=60).expect(2)
+    assert done.stderr == "diml: no such file\n"
+
+
+def test_an_error_of_one_rank_alone_is_said_by_that_rank() -> None:
+    program = """
+        import os, time
+        from diml.world import launch
+        launch._PATIENCE_S = 0.5
+        if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+            launch.say_once("no such file here", os.environ)
+        time.sleep(2)
+    """
+    assert run_mpi(3, program, timeout_s=60).expect(0).stderr == "no such file here\n"
