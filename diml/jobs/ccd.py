@@ -1,0 +1,73 @@
+"""Matrix factorization by coordinate descent: python -m diml.jobs.ccd.
+
+A second model-parallel program beside the Lasso. Owns the command line and the files; the model is
+`diml.strads.ccd`'s. Its λ counts once for each row and column, not for each entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import diml
+from diml.data.triplets import Triplets, read_triplets
+from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
+from diml.jobs.lasso_output import check_writable
+from diml.strads import policy_by_name, run
+from diml.strads.ccd import Factorization
+
+
+def parser() -> JobParser:
+    """The job's command line."""
+    made = job_parser("ccd", "Matrix factorization M ~ L R by cyclic coordinate descent.")
+    add = made.add_argument
+    add("--datafile", required=True, metavar="FILE", help="`row col value` lines or MatrixMarket")
+    add("--K", type=at_least(1), default=10, help="the rank (default 10)")
+    add("--num_iterations", type=at_least(1), default=20, help="passes (default 20)")
+    add("--lambda", type=real(least=0), default=0.1, help="the regularizer (default 0.1)")
+    add("--output_prefix", metavar="PREFIX", help="write PREFIX.L and PREFIX.R")
+    add("--one_based", action="store_true", help="ids in text files begin at 1")
+    made.tuning.add_argument(
+        "--checkpoint_work", type=at_least(1), default=10_000_000, help="values between checkpoints"
+    )
+    return made
+
+
+def main(arguments: Sequence[str]) -> int:
+    flags = parse(parser(), arguments)
+    if flags.output_prefix:
+        check_writable(Path(f"{flags.output_prefix}.L"))
+    with diml.init(flags=vars(flags)) as job:
+        entries: Triplets = read_triplets(
+            flags.datafile, job.rank, job.size, one_based=flags.one_based
+        )
+        sizes = np.array([entries.n_rows, entries.n_cols], np.int64)
+        rows, cols = (int(size) for size in job.allreduce(sizes, "max"))
+        count = int(job.allreduce(np.array([len(entries)], np.int64), "sum")[0])
+
+        def tell(passes: int, square: float, objective: float) -> None:
+            if job.rank == 0:
+                rmse = np.sqrt(square / max(count, 1))
+                job.log(f"pass {passes}  rmse {rmse:.6f}  objective {objective:.6f}")
+
+        program = Factorization(
+            entries,
+            (rows, cols),
+            flags.K,
+            decay=vars(flags)["lambda"],
+            passes=flags.num_iterations,
+            seed=job.settings.seed,
+            listener=tell,
+        )
+        policy = policy_by_name("cyclic", program.variables, block=1)
+        run(job, program, policy=policy, checkpoint_work=flags.checkpoint_work)
+        if job.rank == 0 and flags.output_prefix:
+            for name, factor in (("L", program.L), ("R", program.R)):
+                np.savetxt(f"{flags.output_prefix}.{name}", factor.T, fmt="%.6g")
+    return 0
+
+
+if __name__ == "__main__":
+    run_job(main)
