@@ -126,14 +126,13 @@ class Engine:
         frame = sys._getframe(1)
         site = Site((frame.f_code, frame.f_lasti))
         core = self._core
-        if prepare is not None or out is not None or core.recovering or self._watched:
+        plain = prepare is None and out is None and not self._watched
+        if core.recovering or not plain or type(array) is not np.ndarray or type(op) is not str:
             return self._allreduce(array, op, prepare, out, site)
         log = core.steps if core.loaded else core.boot
-        try:
-            plan = self._plans[op, array.dtype, array.shape]
-        except (KeyError, AttributeError, TypeError):
-            return self._allreduce(array, op, None, None, site)
-        if (len(log.results) + 1) % COMPARE_EVERY == 0 or not array.flags.c_contiguous:
+        plan = self._plans.get((op, array.dtype, array.shape))
+        compares = (len(log.results) + 1) % COMPARE_EVERY == 0
+        if plan is None or compares or not array.flags.c_contiguous:
             return self._allreduce(array, op, None, None, site)
         shelf = plan.shelf
         result = shelf.pop() if shelf else fresh(array.dtype, array.shape, shelf)

@@ -161,10 +161,12 @@ def main(arguments: Sequence[str]) -> int | None:
         model = PROGRAMS[flags.program](job, flags.ndata, flags.rounds)
         seconds = time.perf_counter() - begun
         digests = job.allgather(zlib.crc32(model.tobytes()))
-        wanted = expected_model(flags.program, job.size, flags.ndata, flags.rounds)
-        identical = digests == [zlib.crc32(wanted.tobytes())] * job.size
+        wanted = None
+        if job.rank == 0:
+            twin = expected_model(flags.program, job.size, flags.ndata, flags.rounds)
+            wanted = zlib.crc32(twin.tobytes())
+        identical = digests == [job.broadcast(wanted)] * job.size
         log = Path(job.settings.events)
-        job.barrier()
         if job.rank == 0:
             if not job.settings.quiet:
                 _report(job, log, identical, seconds)

@@ -30,8 +30,9 @@ class WrongValue(DimlError):
 
 
 def _term(length: int, rank: int, modulus: int) -> Floats:
-    """(i·(rank+1)) mod modulus for i = 0..length-1."""
-    return (np.arange(length, dtype=np.int64) * (rank + 1) % modulus).astype(np.float32)
+    """(i·(rank+1)) mod modulus for i = 0..length-1, which repeats after `modulus` elements."""
+    period = (np.arange(modulus) * (rank + 1) % modulus).astype(np.float32)
+    return np.resize(period, length)
 
 
 def expected_max(model: Floats, size: int, step: int, local: bool = False) -> Floats:

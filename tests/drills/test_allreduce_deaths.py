@@ -1,0 +1,97 @@
+"""Deaths in hard places: neighbours on the ring, rank 0, nearly everyone, spares, no spare left."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers.mpi import Finished, run_mpi
+
+
+def drill(
+    processes: int, spares: int, *drills: str, program: str = "local", more: tuple[str, ...] = ()
+) -> Finished:
+    """Run the recovery drill on small data."""
+    flags = [word for text in drills for word in ("--drill", text)]
+    job = ["-m", "diml.jobs.drill", "--program", program, "--ndata", "1000"]
+    return run_mpi(processes, [*job, "--spares", str(spares), *flags, *more], timeout_s=120)
+
+
+def assert_recovered(finished: Finished, deaths: int) -> None:
+    finished.expect(0)
+    assert "identical to the run without failures: yes" in finished.stdout, finished.report()
+    assert f"{deaths} deaths" in finished.stdout, finished.report()
+    assert "did not fire" not in finished.stdout, finished.report()
+
+
+# The local program: max, broadcasts from ranks 0, 1, 2, (3), sum, checkpoint.
+RECOVERED = {
+    "two neighbours on the ring at once": ("1,1,1,0", "2,1,1,0"),
+    "the last and the first": ("4,1,0,0", "0,1,0,0"),
+    "rank 0, then its replacement": ("0,1,2,0", "0,1,2,1"),
+    "inside a collective": ("3,0,0,0,inside", "1,2,0,0,inside"),
+    "between the steps of a checkpoint": ("2,1,7,0,checkpoint",),
+    "at the entry of a checkpoint": ("2,0,7,0",),
+    "right after a collective": ("1,1,0,0,after", "4,2,6,0,after"),
+    "in the load of a replacement": ("1,1,1,0", "1,0,0,1,load"),
+    "a survivor in the repair": ("1,1,1,0", "3,1,1,0,repair"),
+    "a replacement in the repair": ("1,1,1,0", "1,0,0,1,repair"),
+    "before the first checkpoint": ("2,0,0,0", "3,0,3,0"),
+    "a replacement while it catches up": ("1,1,4,0", "1,1,2,1", "1,1,3,2"),
+}
+
+
+@pytest.mark.parametrize("name", RECOVERED)
+def test_recovered(name: str) -> None:
+    drills = RECOVERED[name]
+    assert_recovered(drill(5 + 3, 3, *drills), len(drills))
+
+
+def test_all_but_one_rank_die() -> None:
+    drills = [f"{rank},1,2,0" for rank in (0, 1, 3)]
+    assert_recovered(drill(4 + 3, 3, *drills, program="model"), 3)
+    assert_recovered(drill(4 + 3, 3, *drills, more=("--replicas", "3")), 3)
+
+
+def test_three_neighbours_are_one_too_many_for_two_replicas() -> None:
+    finished = drill(6 + 3, 3, "1,1,1,0", "2,1,1,0", "3,1,1,0").expect(1)
+    assert "the local state of rank 1 (version 1) is lost" in finished.stderr
+    assert "all 2 ranks that held its replicas have died" in finished.stderr
+    assert len(finished.stderr.strip().splitlines()) == 1, finished.report()
+    assert "identical" not in finished.stdout
+
+
+def test_everyone_is_lost_before_the_replacements_have_loaded() -> None:
+    # Two ranks: the one survivor dies before the newcomer has fetched the model.
+    finished = drill(
+        2 + 2, 2, "0,1,1,0", "1,1,1,0,repair", program="model", more=("--replicas", "1")
+    )
+    finished.expect(1)
+    assert "gone" in finished.stderr
+    assert "identical" not in finished.stdout
+
+
+def test_a_spare_dies_while_idle() -> None:
+    program = """
+        import os, signal, sys, numpy as np, diml
+        with diml.init(spares=2, drills="1,0,30,0") as job:
+            job.load_checkpoint()
+            for i in range(60):
+                if i == 10 and job.rank == 0:
+                    os.kill(int(open("spare.pid").read()), signal.SIGKILL)
+                total = job.allreduce(np.full(10, i))
+            print(job.rank, job.incarnation, total[0])
+    """
+    program = program.replace(
+        "        with diml.init",
+        '        if os.environ["OMPI_COMM_WORLD_RANK"] == "4":\n'
+        '            open("spare.pid", "w").write(str(os.getpid()))\n'
+        "        with diml.init",
+    )
+    finished = run_mpi(5, program, timeout_s=60).expect(0)
+    lines = sorted(finished.stdout.splitlines())
+    assert lines == ["0 0 177", "1 1 177", "2 0 177"], finished.report()
+
+
+def test_a_spare_dies_while_it_takes_over() -> None:
+    # Its first life as rank 1 ends in the repair that seats it.
+    assert_recovered(drill(4 + 2, 2, "1,1,1,0", "1,0,0,1,repair", program="model"), 2)
