@@ -58,6 +58,9 @@ check: install ## format, lint, types, import floors
 sim: install ## 10,000 seeded schedules of failures, without MPI; SEED=n plays one again
 	python -m tests.sim $(if $(SEED),--seed $(SEED),--schedules $(or $(N),10000))
 
+soak: install ## N (20) runs on real MPI, ranks killed from outside at random times
+	python -m tests.drills.soak --runs $(or $(N),20)
+
 bench: install ## the side-by-side benchmarks, each a table with ratios
 	@for script in bench/*.py; do echo "== $$script"; python $$script || exit 1; done
 
