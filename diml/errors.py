@@ -25,7 +25,7 @@ class PeerFailed(DimlError):
 
 
 class Mismatch(DimlError):
-    """Ranks called different collectives, or a replay diverged. The message names both call sites."""
+    """Ranks called different collectives, or a replay diverged; names both call sites."""
 
 
 class DeadlineExceeded(DimlError):
@@ -37,7 +37,7 @@ class CorruptState(DimlError):
 
 
 class GaveUp(DimlError):
-    """Recovery is not possible: a state has no holder left, or no process can take a rank's place."""
+    """Recovery is not possible: a state has no holder, or nobody can take a rank's place."""
 
 
 class Resumable(GaveUp):

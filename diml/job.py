@@ -10,7 +10,6 @@ Invariant: no rank leaves the `with` block before every worker has finished, unl
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -55,7 +54,7 @@ def init(
     """
     if _current is not None:
         raise Misuse("diml.init was called twice in one process")
-    from diml.world.launch import singleton, speaks
+    from diml.world.launch import say_once, singleton
     from diml.world.orphan import Guard, was_spawned
 
     # MPI has not started yet: from here on something else can end a process that hangs in it.
@@ -75,8 +74,7 @@ def init(
             return _seated(start_spawned(settings), guard)
         world = start(settings, servers_default, comm)
     except Misuse as error:
-        if speaks(os.environ):
-            print(f"diml: {error}", file=sys.stderr, flush=True)
+        say_once(f"diml: {error}", os.environ)
         raise SystemExit(error.exit_status) from None
     return _seated(world)
 

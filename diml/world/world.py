@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from diml.config import Settings
@@ -36,6 +37,8 @@ _IDLE_REPAIRS_MAX = 16
 
 # How long a rank that leaves in error waits for the others to hear of it.
 _END_DEADLINE_S = 10.0
+# How long the others stay when one says why all must leave and no agreement is possible any more.
+_LET_SPEAK_S = 1.0
 
 
 class JobEnded(SystemExit):
@@ -45,13 +48,8 @@ class JobEnded(SystemExit):
     the status that all the others end with.
 
     Attributes:
-        code: the exit status of every process.
-        speaker: whether this process is the one that prints the reason.
+        code: the exit status of every process. The reason has been printed, by one of them.
     """
-
-    def __init__(self, status: int, speaker: bool) -> None:
-        super().__init__(status)
-        self.speaker = speaker
 
 
 def may_spawn(settings: Settings) -> bool:
@@ -85,7 +83,8 @@ class World:
         self._workers_gate_failed = False
         self._full_gate_failed = False
         self._idle_repairs = 0
-        self._ending: int = 0
+        self._ending = 0
+        self._last_words = ""
         self._host = host
         self._spawner = Spawner()
         self._committed = False
@@ -216,6 +215,7 @@ class World:
                         rebuild = Rebuild(clock.phase, spawner, lambda: about)
                         self.footing = rebuild.run(self.footing)
                     rebuild_first = True
+                    self._record_place()
                     clock.phase("restore")
                     if self._restore():
                         break
@@ -226,7 +226,6 @@ class World:
         self._workers_gate_failed = False
         self._full_gate_failed = False
         clock.phase("done")
-        self._record_place()
 
     def _prepare_spare(self) -> None:
         """With --spares auto, the leader keeps one process ready from the first commit on."""
@@ -242,10 +241,12 @@ class World:
             self._prepare_spare()
 
     def _ended(self, error: GaveUp, speaker: bool) -> JobEnded:
-        """The end that every process comes to alike; one says why."""
+        """The end that every process comes to alike; one says why, and the others let it."""
         if speaker:
             print(f"diml: {error}", file=sys.stderr, flush=True)
-        return JobEnded(error.exit_status, speaker)
+        else:
+            time.sleep(_LET_SPEAK_S)
+        return JobEnded(error.exit_status)
 
     def _shut_gates(self) -> None:
         """Get everyone out of what they are in, and meet them at the gates with "error"."""
@@ -265,10 +266,7 @@ class World:
             said = self.full.allgather_objects((self._ending, self._host.me))
             endings = [status for status, _ in said]
             if any(endings):
-                if not self.full.agree(True):
-                    return False
-                speaker = next(rank for rank, status in enumerate(endings) if status)
-                raise JobEnded(endings[speaker], self.full.rank == speaker)
+                return self._end_together(endings)
             self._host.processes.update({process.uid: process for _, process in said})
             self.watchdog.meet_neighbours()
             for hook in self.at_repair:
@@ -277,6 +275,20 @@ class World:
             ok = False
             self.full.revoke()
         return self.full.agree(ok)
+
+    def _end_together(self, endings: list[int]) -> bool:
+        """Leave for the first rank's reason; False on everyone if a death came between.
+
+        The reason is said before anyone leaves: mpirun ends the job at the second process that
+        leaves in error, and what has not been said by then is lost.
+        """
+        speaker = next(rank for rank, status in enumerate(endings) if status)
+        if self.full.rank == speaker and self._last_words:
+            print(self._last_words, file=sys.stderr, flush=True)
+            self._last_words = ""
+        if not self.full.agree(True):
+            return False
+        raise JobEnded(endings[speaker])
 
     def leave(self) -> None:
         """The last gate of a worker: all workers are finished, servers and spares may go.
@@ -343,16 +355,13 @@ class World:
         gets JobEnded out of `recover`; those who do not come within a few seconds are ended by
         MPI_Abort.
         """
-        self._ending = status
-        ended = JobEnded(status, True)
+        self._ending, self._last_words = status, words
         with self.watchdog.limit(_END_DEADLINE_S, "everyone to leave", status, words):
             try:
                 self.recover()
-            except JobEnded as agreed:
-                ended = agreed
-        if ended.speaker and words:
-            print(words, file=sys.stderr, flush=True)
-        return ended
+            except JobEnded as ended:
+                return ended
+        return JobEnded(status)
 
     def busy(self, seconds: float) -> None:
         """Keep the watchdogs of the host from taking this rank for late during `seconds`."""
