@@ -55,7 +55,6 @@ class Node:
         )
         if self._servers:
             world.at_repair.append(self._repair)
-            self._warn_unreplicated()
 
     def _place(self) -> Address:
         return Address(self._world.role.value, self._world.rank)
@@ -63,9 +62,11 @@ class Node:
     def _warn_unreplicated(self) -> None:
         """Say, once each time it comes to that, that a server's rows are in one place only."""
         world = self._world
+        if not self._servers or self._client is None or world.rank:
+            return
         others = len(world.membership.spares) if self._servers == 1 else self._servers - 1
         before, self._replicated = self._replicated, bool(others and world.settings.ps_replicas)
-        if before and not self._replicated and world.full.rank == 0:
+        if before and not self._replicated:
             world.event("unreplicated")
             if not world.settings.quiet:
                 text = "diml: not replicated: the death of a server ends this job"
@@ -94,6 +95,7 @@ class Node:
             self._client = self._new_client(*asked)
             self._asked = asked
             self._client.open()
+            self._warn_unreplicated()
         elif asked != self._asked:
             raise Misuse(f"parameter_server was opened with {self._asked}, now with {asked}")
         return self._client

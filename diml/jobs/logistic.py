@@ -1,0 +1,192 @@
+"""Logistic regression by SGD on the parameter server: python -m diml.jobs.logistic.
+
+Minimises mean_i log(1 + exp(-y_i x_i·w)) + λ₁‖w‖₁ + λ₂‖w‖²/2 over a libsvm file. Owns the command
+line and the files; the course of the training is logistic_train's.
+
+`--method async-sgd` is the loop of ps-lite: read a minibatch, pull the keys that it needs, push
+the gradient summed over it; the server steps with its own η(t) at every push. `--method sync-sgd`
+is the same loop with a server that steps once a round, on the sum over all workers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import diml
+from diml.errors import Misuse
+from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
+from diml.jobs.logistic_data import Examples, load, share_of, widened
+from diml.jobs.logistic_train import Course, Losses, Training
+from diml.ps.client import ParameterServer
+from diml.ps.kv import KeyValues
+from diml.report.progress import Progress
+
+METHODS = ("async-sgd", "sync-sgd")
+RULES = ("sgd", "adagrad", "adarevision", "ftrl")
+_COLUMNS = "epoch,seconds,train_loss,objective,train_accuracy,test_loss,test_accuracy"
+
+
+def parser() -> JobParser:
+    """The job's command line."""
+    made = job_parser("logistic", "L1/L2 logistic regression by stochastic gradient descent.")
+    add, tune = made.add_argument, made.tuning.add_argument
+    add("--datafile", metavar="FILE", required=True, help="examples in libsvm format, two labels")
+    add("--test", metavar="FILE", help="held-out examples")
+    add("--method", choices=METHODS, default="async-sgd", help="default async-sgd")
+    add("--batch_size", type=at_least(1), default=200, help="examples of a minibatch (200)")
+    add("--num_epochs", type=at_least(1), default=10, help="passes over the examples (10)")
+    add("--staleness", type=at_least(0), help="async: clocks that a read may lack (no bound)")
+    add("--l1", type=real(least=0), default=0.0, help="weight λ1 on the mean loss (default 0)")
+    add("--l2", type=real(least=0), default=0.0, help="weight λ2 on the mean loss (default 0)")
+    add("--rule", choices=RULES, default="sgd", help="the server's update rule (default sgd)")
+    add("--init_step_size", type=real(above=0), help="x of x(y+t)^-z (5), or of the rule (0.1)")
+    tune("--step_size_offset", type=real(least=0), default=100.0, help="y (default 100)")
+    tune("--step_size_pow", type=real(least=0), default=0.5, help="z (default 0.5)")
+    add("--intercept", action="store_true", help="learn a constant term as well")
+    add("--output_prefix", metavar="PREFIX", help="write PREFIX.w and PREFIX.loss")
+    return made
+
+
+def rule_options(flags: Namespace, examples_a_step: int) -> dict[str, Any]:
+    """The rule's numbers, for gradients that are sums over so many examples.
+
+    Step sizes and penalties are given for the mean over a step's examples, so that they mean the
+    same whatever the batch size: the step of a sum is so much shorter, a penalty so much heavier.
+    """
+    penalties = {"l1": flags.l1 * examples_a_step, "l2": flags.l2 * examples_a_step}
+    if flags.rule == "sgd":
+        step = (flags.init_step_size or 5.0) / examples_a_step
+        schedule = {
+            "step_size_offset": flags.step_size_offset,
+            "step_size_pow": flags.step_size_pow,
+        }
+        return {"step_size": step, **schedule, **penalties}
+    step = flags.init_step_size or 0.1
+    if flags.rule == "adagrad":
+        return {"step_size": step, **penalties}
+    if flags.rule == "ftrl":
+        return {"alpha": step, **penalties}
+    if flags.l1 or flags.l2:
+        raise Misuse("--rule adarevision takes neither --l1 nor --l2")
+    return {"step_size": step}
+
+
+class Output:
+    """Worker 0's files: PREFIX.loss, a flushed line an epoch, and PREFIX.w at the end."""
+
+    def __init__(self, prefix: str | None, fresh: bool) -> None:
+        self._prefix = prefix
+        self.epochs_written = 0
+        self._begun = time.time()
+        if prefix is None:
+            return
+        path = Path(f"{prefix}.loss")
+        try:
+            if fresh or not path.exists():
+                path.write_text(_COLUMNS + "\n", encoding="ascii")
+            whole = [line for line in path.read_text("ascii").splitlines(True) if "\n" in line]
+            path.write_text("".join(whole), encoding="ascii")
+            self._file = path.open("a", encoding="ascii")
+        except OSError as error:
+            raise Misuse(f"--output_prefix: cannot write {path}: {error.strerror}") from None
+        self.epochs_written = len(whole) - 1
+        if self.epochs_written:
+            self._begun -= float(whole[-1].split(",")[1])
+
+    def write(self, losses: Losses) -> None:
+        """One epoch's line."""
+        if self._prefix is None:
+            return
+        numbers = (losses.train_loss, losses.objective, losses.train_accuracy)
+        held_out = (losses.test_loss, losses.test_accuracy)
+        cells = [f"{x:.9g}" for x in numbers]
+        cells += ["" if math.isnan(x) else f"{x:.9g}" for x in held_out]
+        seconds = f"{time.time() - self._begun:.4f}"
+        self._file.write(",".join([str(losses.epoch), seconds, *cells]) + "\n")
+        self._file.flush()
+
+    def finish(self, weights: NDArray[Any]) -> None:
+        """The weights, one a line, in the order of the features; the intercept is the last."""
+        if self._prefix is None:
+            return
+        path = Path(f"{self._prefix}.w")
+        beside = path.with_name(path.name + ".part")
+        np.savetxt(beside, weights, "%.9g")
+        os.replace(beside, path)
+
+
+def _read(flags: Namespace) -> tuple[Examples, Examples | None]:
+    """Train and test examples with one number of columns."""
+    train = load(Path(flags.datafile), flags.intercept)
+    if flags.test is None:
+        return train, None
+    test = load(Path(flags.test), flags.intercept)
+    cols = max(train.X.shape[1], test.X.shape[1])
+    return widened(train, cols, flags.intercept), widened(test, cols, flags.intercept)
+
+
+def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | None) -> None:
+    """One worker's run."""
+    sync = flags.method == "sync-sgd"
+    if sync and flags.staleness:
+        raise Misuse("--staleness goes with --method async-sgd: a synchronous step has none")
+    model = "bsp" if sync else "asp" if flags.staleness is None else f"ssp({flags.staleness})"
+    if model == "ssp(0)":
+        raise Misuse("--staleness 0 is --method sync-sgd")
+    batch = min(flags.batch_size, max(1, train.total // job.size))
+    per_epoch = math.ceil(math.ceil(train.total / job.size) / batch)
+    with job.parameter_server(consistency=model, reject_nonfinite=True) as ps:
+        cols = train.X.shape[1]
+        options = rule_options(flags, batch * ps.workers if sync else batch)
+        weights: KeyValues = ps.kv("weights", cols, dtype="float64", rule=flags.rule, **options)
+        course = Course(flags.num_epochs, per_epoch, flags.l1, flags.l2)
+        speaks = ps.worker == 0
+        output = Output(flags.output_prefix if speaks else None, ps.clock_now == 0)
+        training = Training(
+            ps, weights, cols, train, test, course, job.settings.seed,
+            lambda examples: share_of(examples, ps.worker, ps.workers),
+        )  # fmt: skip
+        with Progress("logistic", flags.num_epochs, quiet=job.settings.quiet) as progress:
+            last: list[Losses] = []
+
+            def report(losses: Losses) -> None:
+                output.write(losses)
+                progress.update(losses.epoch, objective=losses.objective)
+                last.append(losses)
+
+            result = training.run(report, output.epochs_written)
+        if speaks:
+            output.finish(result)
+            _say(ps, last)
+
+
+def _say(ps: ParameterServer, reported: list[Losses]) -> None:
+    """The result in a few words."""
+    end = reported[-1] if reported else None
+    if end is None:
+        return
+    text = f"objective {end.objective:.6f}, train accuracy {end.train_accuracy:.4f}"
+    if not math.isnan(end.test_accuracy):
+        text += f", test loss {end.test_loss:.6f}, test accuracy {end.test_accuracy:.4f}"
+    print(f"logistic: {ps.consistency}, {ps.workers} workers: {text}", flush=True)
+
+
+def main(arguments: Sequence[str]) -> int | None:
+    """Run the job on this rank."""
+    flags = parse(parser(), arguments)
+    with diml.init(flags=vars(flags), servers=1) as job:
+        _train(job, flags, *_read(flags))
+    return 0
+
+
+if __name__ == "__main__":
+    run_job(main)

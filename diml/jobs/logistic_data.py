@@ -1,0 +1,100 @@
+"""The examples of logistic regression: one worker's rows of a libsvm file.
+
+Owns which rows a worker has, and the order of its minibatches. Must not know the parameter
+server. Invariant: a minibatch depends on (seed, worker, clock) only, so that a replacement sees
+the same examples as the worker whose place it takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from diml.data.design_text import read_libsvm
+from diml.errors import Misuse
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Rows in CSR form; y is 0 or 1. `total` rows are in the whole file."""
+
+    X: Any
+    y: Floats
+    total: int
+
+
+def load(path: Path, intercept: bool) -> Examples:
+    """All rows of a libsvm file. With `intercept` a last column of ones is added.
+
+    Raises Misuse, naming file and line, for what is not libsvm, and for other than two labels.
+    """
+    if not path.is_file():
+        raise Misuse(f"{path}: no such file")
+    columns, labels = read_libsvm(path, 0, 1)
+    shape = (columns.rows, columns.total)
+    X = sp.csc_matrix((columns.data, columns.indices, columns.indptr), shape=shape).tocsr()
+    values = np.unique(labels)
+    if len(values) != 2:
+        raise Misuse(f"{path}: {len(values)} different labels; logistic regression needs two")
+    if intercept:
+        X = sp.hstack([X, np.ones((X.shape[0], 1))], format="csr")
+    return Examples(X, (labels == values[1]).astype(np.float64), X.shape[0])
+
+
+def widened(examples: Examples, cols: int, intercept: bool) -> Examples:
+    """The same rows with `cols` columns; the column of ones stays the last."""
+    X = examples.X
+    missing = cols - X.shape[1]
+    if missing > 0 and intercept:
+        body, ones = X[:, :-1], X[:, -1:]
+        X = sp.hstack([body, sp.csr_matrix((X.shape[0], missing)), ones], format="csr")
+    elif missing > 0:
+        X = sp.csr_matrix((X.data, X.indices, X.indptr), shape=(X.shape[0], cols))
+    return Examples(X, examples.y, examples.total)
+
+
+def share_of(examples: Examples, worker: int, workers: int) -> Examples:
+    """One worker's rows: contiguous, as many as the others' up to one."""
+    low, high = (examples.total * w // workers for w in (worker, worker + 1))
+    return Examples(examples.X[low:high], examples.y[low:high], examples.total)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A minibatch: CSR over its own keys (sorted, each once)."""
+
+    keys: NDArray[np.int64]
+    indptr: NDArray[Any]
+    places: NDArray[np.int64]
+    data: Floats
+    y: Floats
+
+
+class Minibatches:
+    """A worker's minibatches: in every epoch its rows are shuffled and cut into `per_epoch`."""
+
+    def __init__(self, share: Examples, per_epoch: int, seed: int, worker: int) -> None:
+        self._share, self.per_epoch = share, per_epoch
+        self._seed, self._worker = seed, worker
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def at(self, clock: int) -> Batch:
+        """The minibatch of a clock."""
+        epoch, number = divmod(clock, self.per_epoch)
+        rows = len(self._share.y)
+        if epoch != self._epoch:
+            rng = np.random.default_rng((self._seed, self._worker, epoch))
+            self._epoch, self._order = epoch, rng.permutation(rows)
+        low, high = (rows * n // self.per_epoch for n in (number, number + 1))
+        chosen = self._order[low:high]
+        X = self._share.X[chosen]
+        keys, places = np.unique(X.indices, return_inverse=True)
+        data = np.ascontiguousarray(X.data, np.float64)
+        return Batch(keys.astype(np.int64), X.indptr, places, data, self._share.y[chosen])

@@ -1,0 +1,142 @@
+"""The course of logistic regression by SGD on the parameter server.
+
+Owns what happens in which clock. One minibatch is one clock; the first clock of an epoch also
+records the losses of the model as the epoch before has left it. Must not know files or flags.
+Invariant: what a worker sends in a clock depends on the clock and on what it reads, so that a
+replacement repeats it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diml.jobs.logistic_data import Examples, Minibatches
+from diml.kernels.logistic import gradient_sum, loss_and_hits
+from diml.ps.client import ParameterServer, Table
+from diml.ps.kv import KeyValues
+
+# Columns of the table of losses.
+TRAIN_LOSS, TRAIN_HITS, TEST_LOSS, TEST_HITS, EXAMPLES = range(5)
+_COLUMNS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How long and how: epochs, clocks of an epoch, weights of the penalties on the mean loss."""
+
+    epochs: int
+    per_epoch: int
+    l1: float
+    l2: float
+
+    @property
+    def clocks(self) -> int:
+        """Clocks of all minibatches; one more records the losses at the end."""
+        return self.epochs * self.per_epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The model after so many epochs, as all workers' parts of it were recorded."""
+
+    epoch: int
+    train_loss: float
+    objective: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+
+
+class Training:
+    """One worker's part."""
+
+    def __init__(
+        self,
+        ps: ParameterServer,
+        weights: KeyValues,
+        cols: int,
+        train: Examples,
+        test: Examples | None,
+        course: Course,
+        seed: int,
+        share_of: Callable[[Examples], Examples],
+    ) -> None:
+        self._ps, self._weights, self._course = ps, weights, course
+        self._keys = np.arange(cols)
+        self._train, self._test = share_of(train), None if test is None else share_of(test)
+        self._examples = (train.total, test.total if test is not None else 0)
+        self._batches = Minibatches(self._train, course.per_epoch, seed, ps.worker)
+        self._losses: Table = ps.table("losses", course.epochs + 1, _COLUMNS + 1, "float64")
+        self._reported = 0
+        self.gradients = 0
+        self.seconds = 0.0
+
+    def run(self, report: Callable[[Losses], None], first_report: int) -> NDArray[np.float64]:
+        """Train to the end; returns the weights. `report` is called on worker 0 for each epoch
+        from `first_report` on, in order, once all workers' parts are there."""
+        ps, course = self._ps, self._course
+        self._reported = first_report
+        for clock in range(ps.clock_now, course.clocks):
+            epoch, first = divmod(clock, course.per_epoch)
+            if first == 0:
+                self._record(epoch)
+                self._report(report, epoch)
+            self._step(clock)
+            ps.clock()
+        ps.barrier()
+        if ps.clock_now == course.clocks:
+            self._record(course.epochs)
+            ps.clock()
+        ps.barrier()
+        self._report(report, course.epochs + 1)
+        return self._weights.pull(self._keys)
+
+    def _step(self, clock: int) -> None:
+        """One minibatch: pull the keys that it needs, push the gradient summed over it."""
+        batch = self._batches.at(clock)
+        weights = self._weights.pull(batch.keys)
+        begun = time.perf_counter()
+        gradient = np.zeros(len(batch.keys))
+        gradient_sum(batch.indptr, batch.places, batch.data, batch.y, weights, gradient)
+        self.seconds += time.perf_counter() - begun
+        self.gradients += len(batch.y)
+        self._weights.push(batch.keys, gradient)
+
+    def _record(self, epoch: int) -> None:
+        """Add this worker's part of the losses after so many epochs to the table."""
+        weights = self._weights.pull(self._keys)
+        row = np.zeros((1, _COLUMNS + 1))
+        parts = ((self._train, TRAIN_LOSS), (self._test, TEST_LOSS))
+        for part, column in parts:
+            if part is not None:
+                X = part.X
+                data = np.ascontiguousarray(X.data, np.float64)
+                row[0, column : column + 2] = loss_and_hits(
+                    X.indptr, X.indices, data, part.y, weights
+                )
+        row[0, EXAMPLES] = len(self._train.y)
+        if self._ps.worker == 0:
+            penalty = self._course.l1 * np.abs(weights).sum()
+            row[0, _COLUMNS] = penalty + 0.5 * self._course.l2 * weights @ weights
+        self._losses.inc([epoch], row)
+
+    def _report(self, report: Callable[[Losses], None], before: int) -> None:
+        """Report what is complete of the epochs before one, in order."""
+        if self._ps.worker != 0:
+            return
+        while self._reported < before:
+            row = self._losses.get([self._reported])[0]
+            train, test = self._examples
+            if row[EXAMPLES] < train:
+                return
+            mean = row[TRAIN_LOSS] / train
+            held_out = (row[TEST_LOSS] / test, row[TEST_HITS] / test) if test else (np.nan,) * 2
+            objective = mean + row[_COLUMNS]
+            hits = row[TRAIN_HITS] / train
+            report(Losses(self._reported, mean, objective, hits, *held_out))
+            self._reported += 1
