@@ -72,6 +72,7 @@ def parser() -> JobParser:
     tune("--exact", action="store_true", help="published policies: update one after the other")
     tune("--infthreshold", "--rho", type=real(above=0, most=1), default=0.1,
          help="correlation that priority+dependency avoids (default 0.1)")  # fmt: skip
+    tune("--pipeline", type=at_least(0), default=0, help="published policies: blocks in flight")
     tune("--candidates", type=at_least(0), default=0, help="draws for a block (default 2 blocks)")
     tune("--weight_sampling", type=_yes, help="STRADS: true is --policy priority")
     tune("--check_interference", type=_yes, help="STRADS: both true is priority+dependency")
@@ -188,6 +189,7 @@ def main(arguments: Sequence[str]) -> int:
             Stop(flags.tol, flags.max_iter, flags.max_seconds),
             job=job,
             policy=_policy(flags, held.total, seed),
+            pipeline=flags.pipeline,
             checkpoint_work=flags.checkpoint_work,
             intercept=not flags.no_intercept,
             standardise=flags.standardize,

@@ -39,6 +39,7 @@ def solve_lasso(
     *,
     job: Collectives | None = None,
     policy: str | Policy = "working-set",
+    pipeline: int = 0,
     checkpoint_work: int = 2_000_000_000,
     on_divergence: str = "halve",
     **options: Any,
@@ -64,7 +65,13 @@ def solve_lasso(
         program = LassoBlocks(
             held, y, grid, stop, policy=policy, on_divergence=on_divergence, **options
         )
-    run(job or Alone(), program, policy=policy, checkpoint_work=checkpoint_work)
+    run(
+        job or Alone(),
+        program,
+        policy=policy,
+        pipeline=pipeline,
+        checkpoint_work=checkpoint_work,
+    )
     return program
 
 

@@ -38,9 +38,11 @@ class Answers(Protocol):
 
 
 class Policy(Protocol):
-    """A policy: `update` says how its blocks are meant to be updated."""
+    """A policy: `update` says how its blocks are meant to be updated; `in_flight` is set before
+    each draw to the variables whose results are not in yet, which must not be picked."""
 
     update: str
+    in_flight: Integers
 
     def next_block(self, program: Answers) -> Integers: ...
     def moved(self, block: Integers, change: Floats | None) -> None: ...
@@ -58,7 +60,12 @@ class _Blocks:
         self.variables = variables
         self.block = min(block, variables)
         self.update = "sweep" if exact else "jacobi"
+        self.in_flight = np.empty(0, np.int64)
         self._random = np.random.default_rng(seed)
+
+    def _free(self, block: Integers) -> Integers:
+        """Those of a block that are not in flight."""
+        return block[~np.isin(block, self.in_flight)] if len(self.in_flight) else block
 
     def moved(self, block: Integers, change: Floats | None) -> None:
         """Hear how far the variables of a block moved."""
@@ -87,7 +94,7 @@ class Cyclic(_Blocks):
     def next_block(self, program: Answers) -> Integers:
         block = (self._at + np.arange(self.block, dtype=np.int64)) % self.variables
         self._at = int((self._at + self.block) % self.variables)
-        return block
+        return self._free(block)
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"at": self._at}
@@ -101,7 +108,8 @@ class Random(_Blocks):
     """U distinct variables, each set of U equally likely, in random order."""
 
     def next_block(self, program: Answers) -> Integers:
-        return self._random.choice(self.variables, self.block, replace=False).astype(np.int64)
+        drawn = self._random.choice(self.variables, self.block, replace=False)
+        return self._free(drawn.astype(np.int64))
 
 
 class Priority(_Blocks):
@@ -127,7 +135,8 @@ class Priority(_Blocks):
             edges = np.cumsum(self._weight + eta)
             drawn = np.searchsorted(edges, self._random.random(count) * edges[-1], side="right")
             drawn = np.unique(np.minimum(drawn, self.variables - 1))
-        return drawn[np.argsort(-self._weight[drawn], kind="stable")].astype(np.int64)
+        drawn = drawn[np.argsort(-self._weight[drawn], kind="stable")].astype(np.int64)
+        return self._free(drawn)
 
     def next_block(self, program: Answers) -> Integers:
         return self.draw(self.block)
@@ -172,7 +181,12 @@ class PriorityDependency(Priority):
 
     def next_block(self, program: Answers) -> Integers:
         drawn = self.draw(int(self.block * self._surplus))
-        block = drawn[independent(program.correlations(drawn), self._rho, self.block)]
+        busy = len(self.in_flight)
+        correlation = program.correlations(np.concatenate([self.in_flight, drawn]))
+        near = (correlation[busy:, :busy] >= self._rho).any(axis=1)
+        free = drawn[~near]
+        among = correlation[busy:, busy:][np.ix_(~near, ~near)]
+        block = free[independent(among, self._rho, self.block)]
         self.drawn += len(drawn)
         self.kept += len(block)
         return block
@@ -186,6 +200,7 @@ class WorkingSet:
     def __init__(self, first: int = 50, growth: float = 2.0) -> None:
         if first < 1 or growth <= 1.0:
             raise Misuse(f"a working set needs first ≥ 1 and growth > 1, not {first}, {growth:g}")
+        self.in_flight = np.empty(0, np.int64)
         self._first = first
         self._growth = growth
 

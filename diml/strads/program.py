@@ -21,6 +21,7 @@ that a run with deaths takes the same steps as one without.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,6 +31,8 @@ from diml.errors import Misuse
 from diml.strads.policy import Policy, policy_by_name
 
 Integers = NDArray[np.int64]
+
+_NONE = np.empty(0, np.int64)
 
 
 class Collectives(Protocol):
@@ -134,33 +137,45 @@ def run(
     program: Program,
     *,
     policy: str | Policy = "working-set",
+    pipeline: int = 0,
     checkpoint_work: int = 2_000_000_000,
 ) -> None:
     """Run `program` to its end. Called by all workers of the job.
 
     Args:
         policy: a name (`diml.strads.policy.POLICIES`) or an object.
+        pipeline: how many blocks may be in flight when the next one is picked and pushed: a block
+            is computed from a model that lacks the latest `pipeline` results, as in STRADS. Blocks
+            in flight share no variable, and under priority+dependency no correlated ones.
         checkpoint_work: checkpoint whenever `program.work` has grown by this much.
 
     Raises:
-        Misuse: no such policy, or one that the program cannot serve.
+        Misuse: no such policy, or one that the program cannot serve, or a working set (whose
+            blocks each need the result of the one before) with a pipeline.
     """
     if isinstance(policy, str):
         policy = policy_by_name(policy, program.variables)
+    if pipeline and policy.update == "solve":
+        raise Misuse("--pipeline goes with the published policies, not with working-set")
     program.job = job
     _, saved, _ = job.load_checkpoint()
     _start(program, policy, saved)
     marked = program.work
+    flight: deque[tuple[Integers, NDArray[Any]]] = deque()
     while not program.finished():
+        policy.in_flight = np.concatenate([_NONE, *(block for block, _ in flight)])
         block = program.schedule(policy)
         if block is None:
             break
         part = program.push(block)
         result = job.allreduce(part, "sum") if program.combine == "sum" else job.allgather(part)
-        moved = program.pull(block, result)
-        policy.moved(block, moved)
+        flight.append((block, result))
+        if len(flight) > pipeline:
+            _pull(program, policy, flight)
         program.rounds += 1
         if program.work - marked >= checkpoint_work:
+            while flight:
+                _pull(program, policy, flight)
             marked = program.work
             saved = {
                 "program": program.model(),
@@ -170,6 +185,11 @@ def run(
             }
             job.checkpoint(saved)
             _start(program, policy, saved)
+
+
+def _pull(program: Program, policy: Policy, flight: deque[tuple[Integers, NDArray[Any]]]) -> None:
+    block, result = flight.popleft()
+    policy.moved(block, program.pull(block, result))
 
 
 def _start(program: Program, policy: Policy, saved: Any) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diml.data.design_planted import neighbour_correlated
+from diml.errors import Misuse
 from diml.strads.columns import columns_of
 from diml.strads.lasso_base import LassoBase
 from diml.strads.lasso_blocks import Diverged, LassoBlocks
@@ -18,7 +19,9 @@ DATA = neighbour_correlated()
 GRID = Grid(ratios=(0.1,))
 
 
-def solve(policy: Policy, on_divergence: str = "stop", rounds: int = 100_000) -> LassoBase:
+def solve(
+    policy: Policy, on_divergence: str = "stop", rounds: int = 100_000, pipeline: int = 0
+) -> LassoBase:
     held = columns_of(DATA.X)
     stop = Stop(1e-6, rounds_max=rounds)
     program: LassoBase
@@ -34,7 +37,7 @@ def solve(policy: Policy, on_divergence: str = "stop", rounds: int = 100_000) ->
             policy=policy,
             on_divergence=on_divergence,
         )
-    run(Alone(), program, policy=policy)
+    run(Alone(), program, policy=policy, pipeline=pipeline, checkpoint_work=3_000_000)
     return program
 
 
@@ -69,6 +72,15 @@ def test_the_published_policy_makes_progress_without_diverging() -> None:
     assert not program.solutions[0].converged
     assert gap < 0.1 * float(DATA.y @ DATA.y) / 500
     assert policy.kept < policy.drawn
+
+
+def test_a_pipeline_computes_from_a_model_that_lacks_the_latest_results() -> None:
+    plain = solve(Random(1000, 4), rounds=20_000)
+    piped = solve(Random(1000, 4), rounds=20_000, pipeline=3)
+    assert piped.solutions[0].gap != plain.solutions[0].gap
+    assert piped.solutions[0].gap == pytest.approx(plain.solutions[0].gap, rel=0.2)
+    with pytest.raises(Misuse, match="pipeline"):
+        solve(WorkingSet(), pipeline=1)
 
 
 def test_exact_blocks_of_one_equal_one_exact_sweep() -> None:

@@ -81,6 +81,17 @@ def test_blocks_in_flight_never_conflict() -> None:
     assert policy.kept < policy.drawn
 
 
+def test_what_is_in_flight_is_avoided_with_its_neighbours() -> None:
+    busy = np.array([10, 11, 30], np.int64)
+    dependency = PriorityDependency(50, 8, seed=2, candidates=24, rho=0.5)
+    random = Random(50, 20, seed=2)
+    for _ in range(100):
+        dependency.in_flight = random.in_flight = busy
+        block = dependency.next_block(ANSWERS)
+        assert not np.isin(block, [9, 10, 11, 12, 29, 30, 31]).any()
+        assert not np.isin(random.next_block(ANSWERS), busy).any()
+
+
 def test_filter_keeps_the_first_of_a_correlated_pair() -> None:
     correlation = np.array([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]])
     assert independent(correlation, 0.5, 3).tolist() == [0, 2]
