@@ -304,6 +304,8 @@ class Engine:
         self._long_call(
             site, lambda: self._driver.perform(lambda: core.checkpoint(request, kept, mine))
         )
+        self._world.committed()
+        self._pool.trim(self._world.settings.log_budget_bytes)
 
     def finish(self) -> None:
         """The last operation of a worker: it helps the others until all have come to it."""

@@ -18,9 +18,6 @@ from types import CodeType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
-from diml.allreduce.protocol import Stage
 
 
 class Site(tuple[CodeType, int]):
@@ -60,11 +57,6 @@ class Result:
         if form == "array":
             self.value = owner.view()
             self.value.flags.writeable = False
-
-
-def array_result(array: NDArray[Any]) -> Result:
-    """A result that takes over `array`, which nobody may change any more."""
-    return Result("array", array, array.nbytes)
 
 
 @dataclass(slots=True)
@@ -174,7 +166,7 @@ class Pool:
         return shelf.pop() if shelf else fresh(dtype, shape, shelf)
 
     def trim(self, budget_bytes: int) -> None:
-        """Let go of free buffers beyond a budget, the kinds used least recently first."""
+        """Let go of free buffers beyond a budget, the oldest kinds first."""
         held = sum(len(shelf) * shelf[0].nbytes for shelf in self._free.values() if shelf)
         for shelf in self._free.values():
             while held > budget_bytes and shelf:
@@ -185,16 +177,3 @@ def fresh(dtype: np.dtype[Any], shape: tuple[int, ...], shelf: list[Result]) -> 
     """A new buffer that will go back to `shelf`."""
     owner = np.empty(shape, dtype)
     return Result("array", owner, owner.nbytes, shelf)
-
-
-class History:
-    """Both logs of a rank: before `load_checkpoint` (kept for the whole run) and since a commit."""
-
-    def __init__(self, budget_bytes: int) -> None:
-        self.boot = Log(budget_bytes)
-        self.steps = Log(budget_bytes)
-
-    def of(self, stage: Stage) -> Log:
-        """The log of a stage (not of LOAD, which has no results)."""
-        assert stage is not Stage.LOAD
-        return self.boot if stage is Stage.BOOT else self.steps

@@ -106,7 +106,6 @@ class Core:
         if self.recovering:
             record = yield from self._settle(request)
             if record is not None:
-                self._check_replay(request, record)
                 self.finish(request, record.result)
                 return record.result
         elif (self.sequence + 1) % self.compare_every == 0:
@@ -180,7 +179,10 @@ class Core:
     # Recovery --------------------------------------------------------------------------------
 
     def _settle(self, request: Request) -> Script[Record | None]:
-        """Rounds until this request is answered (its record) or to be carried out (None)."""
+        """Rounds until this request is answered (its record) or to be carried out (None).
+
+        Raises Mismatch if others have done something else at this place.
+        """
         bare = request.kind is Kind.CHECKPOINT
         place = self.place(request.kind)
         standing = Standing(place, chain(self.trace, request.signature), bare)
@@ -195,6 +197,7 @@ class Core:
             if decision.action is Action.SERVE:
                 record = yield from self._serve(decision, place)
                 if record is not None:
+                    self._check_replay(request, record)
                     return record
             elif decision.action is Action.LOAD:
                 if (yield from self._hand_out_checkpoint(decision, place)):

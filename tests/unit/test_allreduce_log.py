@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from diml.allreduce.log import Log, Pool, Site, array_result
+from diml.allreduce.log import Log, Pool, Result, Site, fresh
 from diml.checkpoint.memory import Checkpoint, Store
 
 SITE = Site((sys._getframe().f_code, 0))
@@ -34,6 +34,16 @@ def test_buffers_are_recycled_unless_somebody_holds_a_view() -> None:
     assert log.nbytes == 0
 
 
+def test_free_buffers_are_trimmed_to_a_budget() -> None:
+    pool = Pool()
+    for shape in ((10,), (20,)):
+        shelf = pool.shelf(np.dtype("f8"), shape)
+        shelf += [fresh(np.dtype("f8"), shape, shelf) for _ in range(3)]
+    pool.trim(400)
+    assert len(pool.shelf(np.dtype("f8"), (10,))) == 0
+    assert len(pool.shelf(np.dtype("f8"), (20,))) == 2
+
+
 def test_results_cannot_be_changed_in_place() -> None:
     result = Pool().take(np.dtype("f8"), (3,))
     with pytest.raises(ValueError, match="read-only"):
@@ -43,7 +53,7 @@ def test_results_cannot_be_changed_in_place() -> None:
 def fill(log: Log, count: int, synchronising: bool = True) -> bool:
     over = False
     for _ in range(count):
-        over = log.append(1, SITE, array_result(np.zeros(10)), synchronising)
+        over = log.append(1, SITE, Result("array", np.zeros(10), 80), synchronising)
     return over
 
 
