@@ -10,18 +10,18 @@ Invariant: a row belongs to one worker, a column to one block, both chosen by en
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from diml.data.cells import own_cells, own_col_entries
 from diml.data.partition import balanced
 from diml.data.planted import Planted, planted
 from diml.data.triplets import Triplets, read_triplets
 from diml.errors import Misuse
 
-# Rows and columns of a cell whose factors stay in cache while its entries are worked through.
-CELL_ROWS, CELL_COLS = 8192, 1024
 _MOST_ROWS = 2**31 - 1
 
 
@@ -80,7 +80,7 @@ def load(source: Source) -> Ratings:
             raise Misuse(f"{name}: {what} id {size - 1} is too large: below {_MOST_ROWS} is read")
     train, test = _narrow(known), _narrow(held_out) if held_out else _narrow(known).take(_none())
     if source.test_fraction > 0:
-        random = np.random.Generator(np.random.Philox(key=[source.seed, 1]))
+        random = np.random.Generator(np.random.Philox(key=[source.seed % 2**64, 1]))
         chosen = random.random(len(train.values)) < source.test_fraction
         train, test = train.take(~chosen), train.take(chosen)
     if not len(train.values):
@@ -186,20 +186,19 @@ def choose_layout(
 
 
 def share_of(ratings: Ratings, worker: int, workers: int, layout: Layout, seed: int) -> Share:
-    """This worker's rows and blocks: entries stand cell by cell (CELL_ROWS x CELL_COLS)."""
+    """This worker's rows and blocks."""
     blocks = layout.blocks
     train, test = ratings.train, ratings.test
     row_entries = np.bincount(train.rows, minlength=ratings.n_rows).astype(np.int64)
     col_entries = np.bincount(train.cols, minlength=ratings.n_cols).astype(np.int64)
-    row_owner = balanced(row_entries, workers)
+    owner = balanced(row_entries, workers)
     block_of = balanced(col_entries, blocks)
-    row_ids = np.flatnonzero(row_owner == worker)
+    row_ids = np.flatnonzero(owner == worker)
     row_place = np.zeros(ratings.n_rows, np.int32)
     row_place[row_ids] = np.arange(len(row_ids), dtype=np.int32)
 
-    train = train.take(row_owner[train.rows] == worker)
-    test = test.take(row_owner[test.rows] == worker)
-    mine = np.bincount(train.cols, minlength=ratings.n_cols).astype(np.int64)
+    test = test.take(owner[test.rows] == worker)
+    mine = own_col_entries(train.rows, train.cols, owner, worker, ratings.n_cols)
     used = mine > 0
     used[test.cols] = True
     block_cols = [np.flatnonzero(used & (block_of == block)) for block in range(blocks)]
@@ -207,38 +206,19 @@ def share_of(ratings: Ratings, worker: int, workers: int, layout: Layout, seed: 
     for ids in block_cols:
         col_place[ids] = np.arange(len(ids), dtype=np.int32)
 
-    warm = (row_entries[test.rows] > 0) & (col_entries[test.cols] > 0)
-    train_block, test_block = block_of[train.cols], block_of[test.cols]
-    train = Entries(row_place[train.rows], col_place[train.cols], train.values)
-    test = Entries(row_place[test.rows], col_place[test.cols], test.values)
-    order = _order(train, train_block, layout.shuffled, (seed, worker))
-    ends = np.cumsum(np.bincount(train_block, minlength=blocks))
-    made = tuple(
-        Block(
-            block_cols[block],
-            mine[block_cols[block]],
-            train.take(chosen),
-            test.take((test_block == block) & warm),
-            test.take((test_block == block) & ~warm),
-        )
-        for block, chosen in enumerate(np.split(order, ends[:-1]))
+    mixer = (seed * workers + worker) % 2**64
+    rows, cols, values, ends = own_cells(
+        *train, owner, worker, row_place, block_of, col_place, blocks, mixer
     )
-    return Share(worker, workers, row_ids, row_entries[row_ids], col_entries, made)
-
-
-def _order(
-    entries: Entries, block: npt.NDArray[np.int32], shuffled: bool, key: tuple[int, int]
-) -> npt.NDArray[np.int64]:
-    """Places of the entries by block, then cell, then at random (or by row and column)."""
-    if not shuffled:
-        return np.lexsort((entries.cols, entries.rows, block))
-    across = int(entries.cols.max(initial=0)) // CELL_COLS + 1
-    down = int(entries.rows.max(initial=0)) // CELL_ROWS + 1
-    cell = (block.astype(np.int64) * down + entries.rows // CELL_ROWS) * across
-    cell += entries.cols // CELL_COLS
-    if cell.max(initial=0) < 2**16:
-        cell = cell.astype(np.uint16)  # NumPy sorts these by radix
-    random = np.random.Generator(np.random.Philox(key=[key[0], 2 + key[1]]))
-    mixed = random.permutation(len(cell))
-    order: npt.NDArray[np.int64] = mixed[np.argsort(cell[mixed], kind="stable")]
-    return order
+    warm = (row_entries[test.rows] > 0) & (col_entries[test.cols] > 0)
+    test_block = block_of[test.cols]
+    test = Entries(row_place[test.rows], col_place[test.cols], test.values)
+    made = []
+    for block, (first, last) in enumerate(pairwise(ends)):
+        ids = block_cols[block]
+        entries = Entries(rows[first:last], cols[first:last], values[first:last])
+        if not layout.shuffled:
+            entries = entries.take(np.lexsort((entries.cols, entries.rows)))
+        here = test_block == block
+        made.append(Block(ids, mine[ids], entries, test.take(here & warm), test.take(here & ~warm)))
+    return Share(worker, workers, row_ids, row_entries[row_ids], col_entries, tuple(made))

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diml.data.cells import CELL_COLS
 from diml.data.planted import Planted
 from diml.errors import Misuse
-from diml.jobs.mf_data import CELL_COLS, Layout, Ratings, Source, choose_layout, load, share_of
+from diml.jobs.mf_data import Layout, Ratings, Source, choose_layout, load, share_of
 from tests.unit.mf_cases import SAMPLE, sample
 
 PLAN = Planted(300, 200, 5000, skew=0.7, seed=2)
