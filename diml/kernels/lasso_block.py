@@ -240,12 +240,15 @@ def solve_block(
     bound: float,
     tol: float,
     sweeps_max: int,
+    history_length: int,
     square0: float,
     beta: Floats,
     r: Floats,
 ) -> tuple[float, float, int, int]:
     """Sweep until the block's gap is at most `tol` or `sweeps_max` is reached.
 
+    A cycle is one sweep over all columns, `history_length` over the non-zero ones (HISTORY, or 0
+    for none), an extrapolation, and the gap.
     `beta` (k,) and `r` ((n,), or (k,) in GRAM form) are updated in place; `square` is ‖x̃_j‖²
     and `square0` ‖r‖² at the start (used in GRAM form). Returns (gap, shift, visits, sweeps);
     the caller subtracts `shift` from r.
@@ -266,16 +269,16 @@ def solve_block(
         )
         visits += seen
         history[0] = beta
-        for h in range(HISTORY):
+        for h in range(history_length):
             shift, seen = _sweep(
                 form, indptr, indices, values, mean, dense, square, bound, beta, r, shift, True
             )
             visits += seen
             history[h + 1] = beta
-        sweeps += HISTORY + 1
+        sweeps += history_length + 1
         half = _half_square(form, r, shift, beta, start, c0, square0)
         l1 = np.abs(beta).sum()
-        if _extrapolate(history, candidate):
+        if history_length == HISTORY and _extrapolate(history, candidate):
             trial[:] = r
             trial_shift, trial_l1, seen = _move(
                 form, indptr, indices, values, mean, dense, beta, candidate, trial, shift

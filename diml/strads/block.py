@@ -1,21 +1,32 @@
 """Minimise the Lasso over one block of stored columns: picks the form the kernel works in.
 
-Knows nothing of ranks or of columns outside the block.
+Owns the choice between sweeping over data and over inner products. Where the inner products of the
+non-zero columns are known, a sparse block alternates one sweep over its data with a minimisation
+over those columns that touches no data at all. Knows nothing of ranks, or of columns outside the
+block.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from diml.kernels.lasso_block import DENSE, GRAM, SPARSE, solve_block
+from diml.kernels import lasso as passes
+from diml.kernels.lasso_block import DENSE, GRAM, HISTORY, SPARSE, solve_block
+from diml.strads.products import Products
 from diml.strads.store import Store
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 _SWEEPS_MAX = 100_000
 # With this many rows for each column of the block, a k × k Gram matrix pays for itself.
 _ROWS_PER_COLUMN_FOR_GRAM = 10
+_SHARPER = 0.1  # the inner minimisation goes to this part of the block's goal
+_COVERED = 0.9  # of the non-zero columns: from here on data are swept only once a cycle
+_CYCLES_MAX = 10_000
 
 _NO_INTS = np.empty(0, np.int64)
 _NO_ROWS = np.empty(0, np.int32)
@@ -23,45 +34,141 @@ _NO_FLOATS = np.empty(0)
 _NO_DENSE = np.empty((0, 0))
 
 
+class Spent(NamedTuple):
+    """What a block cost: column visits, numbers touched, and those of them in the data."""
+
+    visits: int
+    touched: int
+    swept: int
+
+
 def solve(
-    store: Store, ids: NDArray[np.int64], bound: float, tol: float, beta: Floats, r: Floats
-) -> tuple[int, int]:
+    store: Store,
+    products: Products,
+    ids: Integers,
+    bound: float,
+    tol: float,
+    beta: Floats,
+    r: Floats,
+) -> Spent:
     """Minimise ½‖r‖² + Λ‖β‖₁ over the coefficients of `ids` to a duality gap of `tol`.
 
     Args:
+        products: inner products of some of the columns (sparse blocks only).
         ids: stored columns, (k,). bound: Λ. beta: (k,), updated in place.
         r: (n,) residual at `beta`; left in an undefined state.
-
-    Returns: (column visits, entries visited).
     """
+    if store.sparse:
+        return _solve_sparse(store, products, ids, bound, tol, beta, r)
     slots = store.slots(ids)
     k = len(ids)
-    indptr, indices, values = _NO_INTS, _NO_ROWS, _NO_FLOATS
-    dense = _NO_DENSE
-    if store.sparse:
-        form, entries = SPARSE, int(store.entries_of(ids).sum())
-        indptr, indices, values = store.sparse_block(slots)
-    elif k * _ROWS_PER_COLUMN_FOR_GRAM <= store.rows:
-        form, entries = GRAM, k * k
-        dense = store.gram_block(slots)
-    else:
-        form, entries = DENSE, k * store.rows
-        dense = store.dense_block(slots)
-    square0 = float(r @ r)
-    state = store.correlate(slots, r) if form == GRAM else r
+    if k * _ROWS_PER_COLUMN_FOR_GRAM <= store.rows:
+        square0 = float(r @ r)
+        c = store.correlate(slots, r)
+        gram = store.gram_block(slots)
+        visits = _solve_gram(gram, store.square[slots], bound, tol, square0, beta, c)
+        return Spent(visits, visits * k, 0)
     _, _, visits, _ = solve_block(
-        form,
-        indptr,
-        indices,
-        values,
-        store.mean[slots],
-        dense,
+        DENSE,
+        _NO_INTS,
+        _NO_ROWS,
+        _NO_FLOATS,
+        _NO_FLOATS,
+        store.dense_block(slots),
         store.square[slots],
         bound,
         tol,
         _SWEEPS_MAX,
+        HISTORY,
+        0.0,
+        beta,
+        r,
+    )
+    return Spent(int(visits), int(visits) * store.rows, int(visits) * store.rows)
+
+
+def _solve_gram(
+    gram: Floats,
+    square: Floats,
+    bound: float,
+    tol: float,
+    square0: float,
+    beta: Floats,
+    c: Floats,
+) -> int:
+    """Minimise over columns of which only inner products are used. Returns the column visits."""
+    _, _, visits, _ = solve_block(
+        GRAM,
+        _NO_INTS,
+        _NO_ROWS,
+        _NO_FLOATS,
+        _NO_FLOATS,
+        gram,
+        square,
+        bound,
+        tol,
+        _SWEEPS_MAX,
+        HISTORY,
         square0,
         beta,
-        state,
+        c,
     )
-    return int(visits), int(visits * (entries // max(k, 1)))
+    return int(visits)
+
+
+def _solve_sparse(
+    store: Store,
+    products: Products,
+    ids: Integers,
+    bound: float,
+    tol: float,
+    beta: Floats,
+    r: Floats,
+) -> Spent:
+    slots = store.slots(ids)
+    mean, square = store.mean[slots], store.square[slots]
+    indptr, indices, values = store.sparse_block(slots)
+    known = products.holds(ids)
+    each = len(values) // max(len(ids), 1) + 1
+    visits = touched = swept = 0
+    for _ in range(_CYCLES_MAX):
+        live = np.flatnonzero(beta)
+        covered = known[live].any() and known[live].mean() >= _COVERED
+        # Without inner products the kernel goes on by itself until the goal is reached.
+        sweeps_max = 1 if known.any() else _SWEEPS_MAX
+        gap, shift, seen, _ = solve_block(
+            SPARSE,
+            indptr,
+            indices,
+            values,
+            mean,
+            _NO_DENSE,
+            square,
+            bound,
+            tol,
+            sweeps_max,
+            0 if covered else HISTORY,
+            0.0,
+            beta,
+            r,
+        )
+        visits += int(seen)
+        swept += int(seen) * each
+        if gap <= tol or not np.isfinite(gap) or sweeps_max > 1:
+            break
+        live = np.flatnonzero((beta != 0.0) & known)
+        r -= shift
+        c = np.empty(len(ids))
+        passes.sparse_correlate(indptr, indices, values, r, c)
+        part = beta[live]
+        gram = products.block(ids[live])
+        goal = _SHARPER * tol
+        seen = _solve_gram(gram, square[live], bound, goal, float(r @ r), part, c[live])
+        step = part - beta[live]
+        passes.sparse_subtract(indptr, indices, values, live, step, r)
+        r += float(mean[live] @ step)
+        beta[live] = part
+        visits += int(seen) + len(live)
+        touched += int(seen) * len(live)
+        swept += len(values) + len(live) * each
+    return Spent(visits, touched + swept, swept)

@@ -19,8 +19,9 @@ from diml.strads.block import solve
 from diml.strads.lasso_base import LassoBase
 from diml.strads.lasso_problem import Floats, Integers
 from diml.strads.policy import worst
+from diml.strads.products import Products
 
-_INNER, _FINAL = 0.03, 0.3  # a block is solved to this part of the gap, or of the goal
+_INNER, _FINAL = 0.01, 0.3  # a block is solved to this part of the gap, or of the goal
 _STORE_BLOCKS = 3  # stored entries allowed, in blocks ...
 _STORE_LEAST = 1_000_000  # ... or in entries
 
@@ -31,6 +32,7 @@ class LassoProgram(LassoBase):
     combine = "gather"
 
     def _settle(self) -> None:
+        self._products = Products(keep=self.job.rank == 0)
         if len(self._ids):
             self._accept(self.job.allgather(self._encoded(self._ids)))
         super()._settle()
@@ -68,15 +70,17 @@ class LassoProgram(LassoBase):
         self._accept(result)
         beta = np.zeros(len(block))
         beta[np.searchsorted(block, self._ids)] = self._beta
-        answer = np.empty(len(block) + 2)
+        answer = np.empty(len(block) + 3)
+        self._share_products()
         if self.job.rank == 0:
             goal = max(_INNER * self._gap, _FINAL * self._tol)
-            visits, entries = solve(self._store, block, self._bound, goal, beta, self._r)
-            answer = np.concatenate([beta, [visits, entries]])
+            spent = solve(self._store, self._products, block, self._bound, goal, beta, self._r)
+            answer = np.concatenate([beta, spent])
         answer = self.job.broadcast(answer, 0)
-        self.visits += int(answer[-2])
-        self.work += int(answer[-1])
-        beta = answer[:-2]
+        self.visits += int(answer[-3])
+        self.work += int(answer[-2])
+        self._products.spend(int(answer[-1]))
+        beta = answer[:-3]
         live = np.flatnonzero(beta)
         self._ids, self._beta = block[live], beta[live].copy()
         self._residual()
@@ -84,3 +88,19 @@ class LassoProgram(LassoBase):
         self._round_of_lambda += 1
         allowed = _STORE_BLOCKS * int(self._store.entries_of(block).sum())
         self._store.trim(block, max(allowed, _STORE_LEAST))
+        self._products.retain(self._store)
+
+    def _share_products(self) -> None:
+        """Compute inner products of the non-zero columns, each worker some, when that pays."""
+        if not self._sparse:
+            return
+        products, job = self._products, self.job
+        fresh = products.wanted(self._store, self._ids)
+        if len(fresh) == 0:
+            return
+        rows = products.rows(self._store, fresh, job.rank, job.size)
+        if job.size > 1:
+            rows = job.allgather(rows)
+            self.bytes += rows.nbytes
+        products.add(fresh, rows)
+        self.work += rows.size

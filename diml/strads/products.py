@@ -1,0 +1,100 @@
+"""Inner products of the columns that are not zero, computed when they have come to pay.
+
+Owns which inner products are known, and the decision to compute more: when the entries swept over
+since the last time exceed what it costs ("rent until it is worth to buy"), which at worst doubles
+the work. Rows are shared out over the workers; worker 0, who solves blocks, keeps them. Must not
+know what they are for. Invariant: all workers know the same ids, for all are told the same costs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diml.kernels import lasso as kernels
+from diml.strads.store import Store
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_COLUMNS_LEAST = 20  # fewer are swept over quickly enough
+_COLUMNS_MOST = 4000  # 128 MB of inner products
+_GATHER = 0.4  # an entry of a product costs this part of an entry in a sweep
+
+
+class Products:
+    """x̃_iᵀx̃_j for pairs of some columns.
+
+    Args:
+        keep: whether this worker keeps the numbers (else only which are known).
+    """
+
+    def __init__(self, keep: bool) -> None:
+        self._keep = keep
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all products, and what has been spent."""
+        self._ids = np.empty(0, np.int64)
+        self._order = np.empty(0, np.int64)
+        self._matrix = np.empty((0, 0))
+        self._spent = 0.0
+
+    def spend(self, entries: int) -> None:
+        """Note the entries that a solve has swept over."""
+        self._spent += entries
+
+    def holds(self, ids: Integers) -> NDArray[np.bool_]:
+        """Which of `ids` have products with all others held."""
+        return np.isin(ids, self._ids)
+
+    def block(self, ids: Integers) -> Floats:
+        """(k, k) products of columns that are held."""
+        places = self._order[np.searchsorted(self._ids[self._order], ids)]
+        return self._matrix[np.ix_(places, places)]
+
+    def wanted(self, store: Store, ids: Integers) -> Integers:
+        """Columns to compute the products of now: none until sweeping has cost as much."""
+        fresh = ids[~self.holds(ids)]
+        total = len(self._ids) + len(fresh)
+        if len(fresh) == 0 or not _COLUMNS_LEAST <= total <= _COLUMNS_MOST:
+            return fresh[:0]
+        entries = store.entries_of(np.concatenate([self._ids, fresh])).sum()
+        return fresh if self._spent >= _GATHER * len(fresh) * float(entries) else fresh[:0]
+
+    def rows(self, store: Store, fresh: Integers, part: int, parts: int) -> Floats:
+        """This worker's share of the products of `fresh` with all columns: (share, all)."""
+        everything = np.concatenate([self._ids, fresh])
+        slots = store.slots(everything)
+        indptr, indices, values = store.sparse_block(slots)
+        edges = len(self._ids) + np.arange(parts + 1) * len(fresh) // parts
+        first, last = int(edges[part]), int(edges[part + 1])
+        out = np.empty((last - first, len(everything)))
+        kernels.sparse_inner(indptr, indices, values, store.rows, first, last, out)
+        mean = store.mean[slots]
+        out -= store.rows * np.outer(mean[first:last], mean)
+        return out
+
+    def add(self, fresh: Integers, rows: Floats) -> None:
+        """Take in the products of `fresh`: (len(fresh), all)."""
+        known = len(self._ids)
+        total = known + len(fresh)
+        if self._keep:
+            matrix = np.empty((total, total))
+            matrix[:known, :known] = self._matrix
+            matrix[known:] = rows
+            matrix[:known, known:] = rows[:, :known].T
+            self._matrix = matrix
+        self._ids = np.concatenate([self._ids, fresh])
+        self._order = np.argsort(self._ids, kind="stable")
+        self._spent = 0.0
+
+    def retain(self, store: Store) -> None:
+        """Forget columns that are not stored any more."""
+        gone = np.isin(self._ids, store.ids, invert=True)
+        if gone.any():
+            stay = np.flatnonzero(~gone)
+            if self._keep:
+                self._matrix = self._matrix[np.ix_(stay, stay)]
+            self._ids = self._ids[stay]
+            self._order = np.argsort(self._ids, kind="stable")
