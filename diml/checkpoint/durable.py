@@ -1,0 +1,275 @@
+"""Checkpoints that outlive the run: written behind the job's back, found again by the next one.
+
+Owns a directory of versions on behalf of one process: the thread that writes, what may be
+deleted, and the choice among what all processes have found. `shard` owns the files. Must not know
+MPI: who agrees on what, and how, is the caller's business.
+
+A version is whole when every piece that it needs is named by a good manifest that some process
+sees; there is no central file, so each node may have a directory of its own. Invariants: at most
+one version of a process is being written; what is deleted is older than the newest versions that
+all processes are known to have written, and belongs to this job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diml.checkpoint.shard import (
+    Bytes,
+    Identity,
+    Manifest,
+    check_file,
+    folder_order,
+    manifest_path,
+    read_manifest,
+    read_piece,
+    write_shard,
+)
+from diml.errors import CorruptState, Misuse
+
+Order = tuple[int, int, str]
+"""(attempt, version, run): the greatest is the newest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one process has found: a shard in one of its directories (by index), or a bad one.
+
+    `problem` says what is wrong with a shard that cannot be used; `manifest` may then be missing.
+    """
+
+    order: Order
+    place: int
+    manifest: Manifest | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A version that is whole as far as manifests tell.
+
+    Attributes:
+        order: which version.
+        size: how many ranks wrote it.
+        uses_local: whether it has local states.
+        holders: for each piece, the process and its directory (by index) that can read it.
+    """
+
+    order: Order
+    size: int
+    uses_local: bool
+    holders: Mapping[str, tuple[int, int]]
+
+    @property
+    def version(self) -> int:
+        """Number of committed checkpoints up to this one."""
+        return self.order[1]
+
+
+class Vault:
+    """One process's directory of durable checkpoints.
+
+    Attributes:
+        directory: where the versions are.
+        written: newest version of this run whose files this process has brought to the disk.
+    """
+
+    def __init__(self, directory: Path, run: str, *, keep: int = 2, sync: bool = True) -> None:
+        """Make the directory if it is not there.
+
+        Args:
+            run: the run's name, the same on all its processes.
+            keep: how many whole versions stay.
+            sync: wait for the disk (not needed where the directory is memory).
+
+        Raises Misuse if the directory cannot be made or written.
+        """
+        self.directory = directory
+        self.written = 0
+        self._run = run
+        self._keep = keep
+        self._sync = sync
+        self._thread: threading.Thread | None = None
+        self._whole: list[Order] = []
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Misuse(f"checkpoint directory {directory}: {error.strerror}") from None
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise Misuse(f"checkpoint directory {directory}: not writable")
+
+    # Writing ---------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether a version is still on its way to the disk."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def offer(self, manifest: Manifest, states: Mapping[str, Bytes]) -> None:
+        """Write a version in the background. The states must not change until it is there.
+
+        A disk that refuses costs one line on stderr, not the job.
+        """
+        assert not self.busy, "a version is still being written"
+        self._thread = threading.Thread(
+            target=self._write, args=(manifest, dict(states)), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is being written any more; whether that came in time."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return not self.busy
+
+    def _write(self, manifest: Manifest, states: Mapping[str, Bytes]) -> None:
+        try:
+            if states:
+                write_shard(self.directory, manifest, states, sync=self._sync)
+            self._remove_old(manifest.rank, manifest.size, manifest.identity)
+        except OSError as error:
+            path = error.filename or self.directory
+            text = f"checkpoint of version {manifest.version} not written: {path}: {error.strerror}"
+            print(f"diml: rank {manifest.rank}: {text}", file=sys.stderr, flush=True)
+            return
+        self.written = manifest.version
+
+    def confirm(self, attempt: int, version: int, run: str | None = None) -> None:
+        """All processes have written this version: older ones may go once `keep` are whole."""
+        order = (attempt, version, run if run is not None else self._run)
+        if order not in self._whole:
+            self._whole = sorted([*self._whole, order])[-self._keep :]
+
+    def _remove_old(self, rank: int, size: int, identity: Identity) -> None:
+        """Delete this rank's files of versions older than those that stay."""
+        if len(self._whole) < self._keep:
+            return
+        whole = list(self._whole)
+        for folder in self.directory.iterdir():
+            order = folder_order(folder.name)
+            if order is None or order >= whole[0]:
+                continue
+            for path in sorted(folder.iterdir(), reverse=True):
+                # Of a run on more ranks, each present one clears away its share.
+                number = path.name.lstrip(".").removeprefix("rank-").partition(".")[0]
+                if number.isdigit() and int(number) % size == rank and _ours(path, identity):
+                    path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    # Reading ---------------------------------------------------------------------------------
+
+    def found(self, place: int = 0) -> list[Found]:
+        """All shards in the directory, each checked but for the bytes of its states."""
+        shards = []
+        for folder in sorted(self.directory.iterdir()):
+            order = folder_order(folder.name)
+            if order is None or not folder.is_dir():
+                continue
+            if folder.stat().st_uid != os.geteuid():
+                shards.append(Found(order, place, None, f"{folder}: belongs to another user"))
+                continue
+            manifests = sorted(folder.glob("rank-*.json"))
+            shards += [self._found_one(order, place, path) for path in manifests]
+            if not manifests:
+                shards.append(Found(order, place, None, f"{folder}: no manifest"))
+        return shards
+
+    def _found_one(self, order: Order, place: int, path: Path) -> Found:
+        manifest = None
+        try:
+            manifest = read_manifest(path)
+            if path != manifest_path(self.directory, manifest):
+                raise CorruptState(f"{path}: tells of {manifest.folder}, rank {manifest.rank}")
+            check_file(self.directory, manifest)
+        except CorruptState as error:
+            return Found(order, place, manifest, str(error))
+        return Found(order, place, manifest)
+
+    def read(self, order: Order, name: str) -> Bytes:
+        """One encoded state of a version that `found` has shown, all of it checked.
+
+        Raises CorruptState, naming the file.
+        """
+        for found in self.found():
+            manifest = found.manifest
+            if found.order != order or found.problem or manifest is None:
+                continue
+            if name in (piece.name for piece in manifest.pieces):
+                return read_piece(self.directory, manifest, name)
+        raise CorruptState(f"{self.directory}: {name} of version {order[1]} is gone")
+
+
+def _ours(path: Path, identity: Identity) -> bool:
+    """Whether a file may be deleted: its manifest is this job's, or it has none."""
+    manifest = path.with_name(path.name.lstrip(".")).with_suffix(".json")
+    if not manifest.exists():
+        return True
+    with contextlib.suppress(CorruptState):
+        return not identity.difference(read_manifest(manifest).identity)
+    return False
+
+
+def next_attempt(inventories: Sequence[Sequence[Found]]) -> int:
+    """The number of a run that begins now."""
+    return 1 + max((found.order[0] for shards in inventories for found in shards), default=0)
+
+
+def choose(
+    inventories: Sequence[Sequence[Found]], identity: Identity, size: int
+) -> tuple[list[Candidate], list[str]]:
+    """The versions to go on from, newest first, and a line for each that cannot be used.
+
+    Pure, so that all processes that know all inventories come to the same choice.
+
+    Args:
+        inventories: what each process has found, by rank.
+        identity: this job's.
+        size: its number of workers; a version with local states needs the same number.
+
+    Raises Misuse if a version is another job's: going on would mix two jobs in one directory.
+    """
+    versions: dict[Order, list[tuple[int, Found]]] = {}
+    for process, shards in enumerate(inventories):
+        for found in shards:
+            versions.setdefault(found.order, []).append((process, found))
+    candidates, problems = [], []
+    for order in sorted(versions, reverse=True):
+        manifests = [found.manifest for _, found in versions[order] if found.manifest is not None]
+        for manifest in manifests:
+            if difference := identity.difference(manifest.identity):
+                raise Misuse(f"the checkpoint {manifest.folder} is another job's: {difference}")
+        holders = _holders(versions[order])
+        bad = sorted({found.problem for _, found in versions[order] if found.problem})
+        needs = manifests[0].needs if manifests else frozenset(("model",))
+        if lacking := sorted(needs - holders.keys()):
+            why = bad[0] if bad else f"{lacking[0]} is missing"
+            problems.append(f"checkpoint of version {order[1]} skipped: {why}")
+        elif manifests[0].uses_local and manifests[0].size != size:
+            problems.append(
+                f"checkpoint of version {order[1]} skipped: {manifests[0].size} workers wrote it, "
+                f"each with a state of its own; this run has {size}"
+            )
+        else:
+            first = manifests[0]
+            candidates.append(Candidate(order, first.size, first.uses_local, holders))
+    return candidates, problems
+
+
+def _holders(shards: Sequence[tuple[int, Found]]) -> dict[str, tuple[int, int]]:
+    """Who reads which piece: its own rank if that sees it, else the lowest that does."""
+    holders: dict[str, tuple[int, int]] = {}
+    for process, found in shards:
+        if found.problem or found.manifest is None:
+            continue
+        for piece in found.manifest.pieces:
+            own = piece.name.endswith(f"-{process:05d}")
+            if own or piece.name not in holders:
+                holders[piece.name] = (process, found.place)
+    return holders

@@ -1,0 +1,231 @@
+"""Durable checkpoints: cut after every step, damaged at every byte, foreign, old, node-local."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from diml.checkpoint import codec
+from diml.checkpoint.durable import Candidate, Vault, choose, next_attempt
+from diml.checkpoint.shard import Bytes, Identity, Manifest, write_shard
+from diml.errors import CorruptState, Misuse
+
+OURS = Identity("diml.jobs.drill", 7, {"data": "c0ffee"})
+RUN = "ab12"
+
+
+def state(version: int, rank: int) -> dict[str, Any]:
+    return {"version": version, "rank": rank, "w": np.arange(40, dtype=np.float32) + version}
+
+
+def manifest(version: int, rank: int = 0, size: int = 2, **other: Any) -> Manifest:
+    return replace(Manifest(OURS, 1, RUN, version, rank, size, True), **other)
+
+
+def states(version: int, rank: int) -> dict[str, Bytes]:
+    pieces = {f"local-{rank:05d}": codec.encode(state(version, rank))}
+    if rank == 0:
+        pieces["model"] = codec.encode(state(version, -1))
+    return pieces
+
+
+def write(directory: Path, version: int, size: int = 2, **other: Any) -> None:
+    for rank in range(size):
+        written = manifest(version, rank, size, **other)
+        write_shard(directory, written, states(version, rank), sync=False)
+
+
+def candidates(
+    directory: Path, identity: Identity = OURS, size: int = 2
+) -> tuple[list[Candidate], list[str]]:
+    vault = Vault(directory, "new")
+    return choose([vault.found() for _ in range(size)], identity, size)
+
+
+def read_all(directory: Path, candidate: Candidate) -> dict[str, Any]:
+    vault = Vault(directory, "new")
+    return {name: codec.decode(vault.read(candidate.order, name)) for name in candidate.holders}
+
+
+def test_what_was_written_comes_back_and_any_hdf5_tool_reads_it(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    found, problems = candidates(tmp_path)
+    assert [c.version for c in found] == [3] and not problems
+    back = read_all(tmp_path, found[0])
+    assert sorted(back) == ["local-00000", "local-00001", "model"]
+    assert back["local-00001"]["rank"] == 1
+    np.testing.assert_array_equal(back["model"]["w"], state(3, -1)["w"])
+    with h5py.File(next(tmp_path.glob("*/rank-00000.h5"))) as file:
+        assert file.attrs["version"] == 3
+        assert codec.decode(file["model"][...])["version"] == 3
+
+
+def test_only_the_owner_may_read(tmp_path: Path) -> None:
+    directory = tmp_path / "checkpoints"
+    Vault(directory, RUN)
+    write(directory, 1)
+    for path in [directory, *directory.rglob("*")]:
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+class Cut(Exception):
+    pass
+
+
+def test_a_write_cut_after_any_step_leaves_the_version_before(tmp_path: Path) -> None:
+    steps: list[str] = []
+    write_shard(tmp_path / "..", manifest(9), states(9, 0), reached=steps.append)
+    shutil.rmtree(tmp_path / ".." / manifest(9).folder)
+    assert len(steps) == 8 and len(set(steps)) == 8
+    for last in steps:
+        directory = tmp_path / last.replace(" ", "-")
+        directory.mkdir()
+        write(directory, 1)
+        write_shard(directory, manifest(2, 1), states(2, 1), sync=False)
+
+        def cut(step: str, last: str = last) -> None:
+            if step == last:
+                raise Cut
+
+        with pytest.raises(Cut):
+            write_shard(directory, manifest(2, 0), states(2, 0), reached=cut)
+        found, problems = candidates(directory)
+        if last == "manifest in place":
+            assert [c.version for c in found] == [2, 1] and not problems
+        else:
+            assert [c.version for c in found] == [1], last
+            assert len(problems) == 1 and "version 2 skipped" in problems[0]
+        assert read_all(directory, found[0])["local-00000"]["version"] == found[0].version
+
+
+def test_a_bit_flipped_anywhere_is_caught(tmp_path: Path) -> None:
+    write(tmp_path, 1, size=1)
+    whole = candidates(tmp_path, size=1)[0][0]
+    for path in sorted(tmp_path.rglob("rank-*")):
+        good = path.read_bytes()
+        for position in range(0, len(good), 1 if path.suffix == ".json" else 3):
+            bad = bytearray(good)
+            bad[position] ^= 1 << position % 8
+            path.write_bytes(bad)
+            # Never another job's: damage must not end in an error that blames the user.
+            found, problems = candidates(tmp_path, size=1)
+            if found:
+                with pytest.raises(CorruptState, match=path.name):
+                    read_all(tmp_path, found[0])
+            else:
+                assert path.name in problems[0], problems
+        path.write_bytes(good)
+    assert read_all(tmp_path, whole)["model"]["version"] == 1
+
+
+@pytest.mark.parametrize("name", ["rank-00001.h5", "rank-00001.json"])
+def test_a_missing_or_shortened_file_is_skipped_by_name(tmp_path: Path, name: str) -> None:
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    path = tmp_path / manifest(2).folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    found, problems = candidates(tmp_path)
+    assert [c.version for c in found] == [1] and str(path) in problems[0]
+    path.unlink()
+    found, problems = candidates(tmp_path)
+    assert [c.version for c in found] == [1] and "version 2 skipped" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (replace(OURS, program="mine.py"), "it is of diml.jobs.drill, this is mine.py"),
+        (replace(OURS, seed=8), "its seed is 7, this run's is 8"),
+        (replace(OURS, facts={"data": "bad"}), "its data is c0ffee, this run's is bad"),
+        (replace(OURS, facts={}), "its data is c0ffee, this run's is not there"),
+    ],
+)
+def test_another_jobs_checkpoint_is_refused(tmp_path: Path, other: Identity, words: str) -> None:
+    write(tmp_path, 1)
+    with pytest.raises(Misuse, match=words):
+        candidates(tmp_path, other)
+
+
+def test_local_states_need_as_many_workers_as_wrote_them(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    found, problems = candidates(tmp_path, size=3)
+    assert not found and "2 workers wrote it" in problems[0]
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    write(bare, 1, uses_local=False)
+    assert [c.version for c in candidates(bare, size=3)[0]] == [1]
+
+
+def test_each_node_may_have_a_directory_of_its_own(tmp_path: Path) -> None:
+    vaults = [Vault(tmp_path / f"node{rank}", RUN) for rank in range(2)]
+    for rank, vault in enumerate(vaults):
+        vault.offer(manifest(4, rank), states(4, rank))
+        assert vault.drain(20) and vault.written == 4
+    # The nodes have changed places since.
+    (best,), _ = choose([vaults[1].found(), vaults[0].found()], OURS, 2)
+    assert best.holders == {"model": (1, 0), "local-00000": (1, 0), "local-00001": (0, 0)}
+    assert next_attempt([vault.found() for vault in vaults]) == 2
+    found, problems = choose([vaults[0].found(), []], OURS, 2)
+    assert not found and "local-00001 is missing" in problems[0]
+
+
+def test_a_later_attempt_is_newer_than_a_greater_version(tmp_path: Path) -> None:
+    write(tmp_path, 50)
+    write(tmp_path, 3, attempt=2, run="cd34")
+    assert [c.version for c in candidates(tmp_path)[0]] == [3, 50]
+
+
+def test_old_versions_go_only_once_newer_ones_are_known_to_be_whole(tmp_path: Path) -> None:
+    vaults = [Vault(tmp_path, RUN, keep=2) for _ in range(2)]
+
+    def versions() -> list[int]:
+        return [c.version for c in candidates(tmp_path)[0]]
+
+    for version in range(1, 6):
+        for rank, vault in enumerate(vaults):
+            vault.offer(manifest(version, rank), states(version, rank))
+            assert vault.drain(20)
+            if version in (2, 3):
+                vault.confirm(1, version)
+    assert versions() == [5, 4, 3, 2]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_files_of_another_job_are_never_deleted(tmp_path: Path) -> None:
+    write(tmp_path, 1, identity=replace(OURS, seed=1), run="theirs")
+    vault = Vault(tmp_path, RUN, keep=1)
+    for version in (2, 3):
+        vault.confirm(1, version)
+        vault.offer(manifest(version, 0, 1), states(version, 0))
+        assert vault.drain(20)
+    assert sum("theirs" in path.name for path in tmp_path.iterdir()) == 1
+
+
+def test_a_disk_that_refuses_costs_a_line_not_the_job(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    vault = Vault(tmp_path / "gone", RUN)
+    (tmp_path / "gone").rmdir()
+    (tmp_path / "gone").write_text("a file now")
+    vault.offer(manifest(1), states(1, 0))
+    assert vault.drain(20) and vault.written == 0
+    assert "diml: rank 0: checkpoint of version 1 not written" in capfd.readouterr().err
+
+
+def test_a_directory_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Misuse, match="checkpoint directory"):
+        Vault(tmp_path / "file" / "below", RUN)
+
+
+def test_nothing_on_the_way_reads_pickles() -> None:
+    folder = Path(codec.__file__).parent
+    for path in folder.glob("*.py"):
+        text = path.read_text()
+        assert "import pickle" not in text and "allow_pickle" not in text, path
