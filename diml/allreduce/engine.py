@@ -26,10 +26,10 @@ from diml.allreduce.operation import (
     Reducer,
     Reduction,
     Request,
-    chain,
     reduction,
     signature,
 )
+from diml.allreduce.protocol import HASH_MASK
 from diml.allreduce.recovery import Core
 from diml.allreduce.wire import pickled, travels_as_array, value_of
 from diml.checkpoint import codec
@@ -72,8 +72,8 @@ class Engine:
         # Drills and --check take every call the long way.
         self._watched = bool(settings.drills) or settings.check
         self._core.stocked = world.workers is not None and world.epoch == 0
-        if world.workers is not None:
-            self._core.seat(world.rank, world.hosts)
+        self._link: Any = None
+        self._sit_down()
         world.at_repair.append(self._restore)
 
     # State -----------------------------------------------------------------------------------
@@ -83,12 +83,18 @@ class Engine:
         """Number of committed checkpoints (0 until load_checkpoint has returned)."""
         return self._core.coordinates[0]
 
+    def _sit_down(self) -> None:
+        """Note this process's rank and link, if it is a worker."""
+        world = self._world
+        self._link = world.workers
+        if world.workers is not None:
+            self._core.seat(world.rank, world.hosts)
+
     def _restore(self) -> None:
         """After each repair: newcomers get the local states that belong on them."""
-        if self._world.workers is None:
-            return
-        self._core.seat(self._world.rank, self._world.hosts)
-        self._driver.run(self._core.refresh())
+        self._sit_down()
+        if self._world.workers is not None:
+            self._driver.run(self._core.refresh())
 
     def _release(self, checkpoint: Checkpoint) -> None:
         for owner in list(checkpoint.locals):
@@ -139,14 +145,15 @@ class Engine:
         calls = self._world.calls
         calls.begin(site)
         try:
-            self._driver.link.allreduce(array, result.owner, plan.op)  # type: ignore[arg-type]
+            self._link.allreduce(array, result.owner, plan.op)
         except PeerFailed as error:
             self._driver.keep(array, result)
             self._driver.fail(error)
             return self._allreduce(array, op, None, None, site)
         finally:
             calls.end()
-        core.trace = chain(core.trace, plan.signature)
+        # As `operation.chain` does; a call more would be felt here.
+        core.trace = hash((core.trace, plan.signature)) & HASH_MASK
         if log.append(plan.signature, site, result, True):
             core.tighten()
         value: Array = result.value
