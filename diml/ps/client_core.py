@@ -320,8 +320,11 @@ class ClientCore:
         if message.kind is Kind.ACK:
             self._acknowledged[server] = (message.clock, message.n)
             self._trim()
-        else:
-            self._requests[message.request].replies[server] = message
+            return
+        self._requests[message.request].replies[server] = message
+        if message.kind is Kind.VALUES:
+            self._acknowledged[server] = (message.mark, message.n)
+            self._trim()
 
     def _trim(self) -> None:
         for server, retained in enumerate(self._retained):

@@ -14,7 +14,8 @@ REFUSED    server -> worker   -, text                      request
 UPDATE     worker -> server   ids, rows to apply           clock, n, mark, flags (LAST)
 LOCAL      worker -> server   -, the worker's own state    clock, n, mark
 GET        worker -> server   ids                          clock, request, flags (EXACT)
-VALUES     server -> worker   -, rows                      request, clock (of the slowest)
+VALUES     server -> worker   -, rows                      request, clock (of the slowest),
+                                                           mark, n: as clock, n of ACK
 ACK        server -> worker                                clock, n: all before is safe
 TABLE      server -> replica  -, JSON                      shard
 ROWS       server -> replica  ids, new values              shard, table, clock (the rule's steps)
@@ -175,7 +176,8 @@ def encode(message: Message) -> Bytes:
     buffer = message.frame
     if buffer is None:
         buffer, its_ids, its_values = frame(len(ids), rows, width, values.dtype)
-        its_ids[:] = ids
+        if len(ids):
+            its_ids[:] = ids
         if values.size:
             its_values[:] = values
     assert len(buffer) == HEADER_BYTES + 8 * len(ids) + values.nbytes, str(message)
@@ -207,8 +209,9 @@ def decode(buffer: Bytes) -> Message:
         )
     if kind not in _KINDS:
         raise CorruptState(f"a message has the unknown kind {kind}")
-    values = _rows(buffer, start, rows, width, dtype)
+    its_ids = buffer[HEADER_BYTES:start].view(np.int64) if ids else NO_IDS
+    values = _rows(buffer, start, rows, width, dtype) if rows or width else NO_ROWS
     return Message(
-        _KINDS[kind], worker, clock, n, table, buffer[HEADER_BYTES:start].view(np.int64), values,
+        _KINDS[kind], worker, clock, n, table, its_ids, values,
         flags, mark, shard, request, buffer,
     )  # fmt: skip

@@ -33,6 +33,8 @@ from diml.world.world import World
 _TRANSFER_TAG = 2
 _PIECE_BYTES = 1 << 30
 _PATIENCE_S = 0.05
+# Messages after which a server replicates and acknowledges even though more are waiting.
+_FLUSH_AFTER = 64
 
 
 class Node:
@@ -147,15 +149,18 @@ class Node:
     def _serve_until_told(self) -> None:
         """Handle messages until the workers are done. Raises PeerFailed."""
         port, core = self._port, self._core
+        since_flush = 0
         while True:
-            found = port.receive(0.0)
+            found = port.receive(0.0) if since_flush < _FLUSH_AFTER else None
             if found is None:
+                since_flush = 0
                 sends = core.flush()
                 if sends:
                     port.post(sends)
                     self._strike("inside")
                 found = port.receive(_PATIENCE_S)
             if found is not None:
+                since_flush += 1
                 sends = core.handle(*found)
                 moved = self._moved()
                 port.post(sends)

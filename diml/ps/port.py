@@ -39,6 +39,7 @@ class LocalPort:
         """Have them handled at once."""
         for _, message in sends:
             self._arrived += [send.message for send in self._node.handle(self._place, message)]
+        self._arrived += [send.message for send in self._node.flush()]
 
     def receive(self, timeout_s: float) -> tuple[Address, Message] | None:
         """The next answer. There is nobody to wait for."""

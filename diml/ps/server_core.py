@@ -2,7 +2,8 @@
 
 Owns the order of things at one shard: what is buffered, applied, replicated, acknowledged and
 shown. Must not know MPI, time or how rows are stored. The driver calls `handle` for each message
-from a worker, `committed` for each answer of a replica, and `flush` whenever nothing is waiting.
+from a worker, `committed` for each answer of a replica, and `flush` whenever nothing is waiting
+(and now and then where that never comes). An answer to a GET acknowledges by the way.
 
 Invariants (design: "The parameter server, exactly once"): between the first change after a commit
 and the last replica's COMMITTED nothing is acknowledged or shown, so whatever a worker has seen
@@ -168,9 +169,12 @@ class ServerCore:
             self._staged = False
 
     def flush(self) -> list[Send]:
-        """Start to replicate what has changed since the last commit, if anything has."""
-        if self._waiting or not self._staged:
+        """Start to replicate what has changed since the last commit, if anything has; else say
+        the acknowledgements that no answer has carried."""
+        if self._waiting:
             return []
+        if not self._staged:
+            return self._acknowledgements() if self._to_acknowledge else []
         self._staged = False
         self._waiting = set(self.replicas)
         parts = self.shard.changes()
@@ -182,7 +186,7 @@ class ServerCore:
         self._waiting.discard(replica)
         if self._waiting:
             return []
-        sends = self._released()
+        sends = self._released() + self._acknowledgements()
         while self._deferred:
             self._process(self._deferred.popleft())
         return sends + self._released()
@@ -203,15 +207,16 @@ class ServerCore:
                 self._reply(message, self._values(message))
             else:
                 self._parked.append(message)
-        acks = [self._ack(worker) for worker in sorted(self._to_acknowledge)]
-        sends = acks + self._replies
-        self._replies = []
-        self._to_acknowledge = set()
+        sends, self._replies = self._replies, []
         return sends
 
-    def _ack(self, worker: int) -> Send:
-        clock, n, _ = self.shard.ledger[worker].tolist()
-        return Send(self._workers[worker], Message(Kind.ACK, worker, clock, n))
+    def _acknowledgements(self) -> list[Send]:
+        workers, self._to_acknowledge = sorted(self._to_acknowledge), set()
+        ledger = self.shard.ledger
+        return [
+            Send(self._workers[worker], Message(Kind.ACK, worker, *ledger[worker, :2].tolist()))
+            for worker in workers
+        ]
 
     def _readable(self, message: Message) -> bool:
         if message.flags & Flag.EXACT:
@@ -221,19 +226,23 @@ class ServerCore:
 
     def _values(self, message: Message) -> Message:
         """The rows that a GET asks for, stamped with the clock of the slowest worker."""
-        closed, request = self.shard.closed, message.request
+        worker = message.worker
+        self._to_acknowledge.discard(worker)
+        clock, n, _ = self.shard.ledger[worker].tolist()
+        reply = Message(
+            Kind.VALUES, worker, self.shard.closed, n, mark=clock, request=message.request
+        )
         if not len(message.ids):
-            return Message(Kind.VALUES, clock=closed, request=request)
-        table = self.shard.tables[message.table]
-        buffer, rows = table.values_frame(message.ids)
-        return Message(Kind.VALUES, clock=closed, values=rows, request=request, frame=buffer)
+            return reply
+        buffer, rows = self.shard.tables[message.table].values_frame(message.ids)
+        return reply._replace(values=rows, frame=buffer)
 
     # For those who watch ---------------------------------------------------------------------
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is waiting for a replica."""
-        return not self._waiting and not self._staged
+        """Whether nothing waits for a replica or for a flush."""
+        return not self._waiting and not self._staged and not self._to_acknowledge
 
     def _late(self) -> str:
         """Who keeps the others waiting, in words."""

@@ -14,7 +14,7 @@ from diml.jobs.logistic_data import Minibatches, load, share_of, widened
 from diml.kernels.logistic import gradient_sum, loss_and_hits
 
 
-def _problem() -> tuple[sp.csr_matrix, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _problem() -> tuple[sp.csr_matrix, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     X = sp.random(40, 7, 0.4, format="csr", rng=rng)
     return X, (rng.random(40) < 0.5).astype(float), rng.normal(size=7) * 3

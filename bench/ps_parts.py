@@ -1,0 +1,140 @@
+"""The programs that bench/ps.py starts under mpirun; each prints one JSON line from one rank.
+
+`python bench/ps_parts.py PART [ARGS]`. Measures only; what is good enough is bench/ps.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import diml
+
+TABLE_ROWS, WIDTH = 100_000, 32
+
+
+def _median_us(call: Callable[[], Any], repeats: int, rounds: int = 5) -> float:
+    """Median over rounds of the mean time of a call, in microseconds."""
+    means = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        means.append((time.perf_counter() - begun) / repeats * 1e6)
+    return sorted(means)[rounds // 2]
+
+
+def _ids(rows: int) -> Any:
+    return np.sort(np.random.default_rng(0).choice(TABLE_ROWS, rows, replace=False))
+
+
+def raw(rows: int) -> None:
+    """The limit: ping-pong of the same bytes on two ranks, and the bare kernels on one."""
+    from mpi4py import MPI
+
+    from diml.kernels.rows import scatter_add
+
+    comm = MPI.COMM_WORLD
+    ask, give = np.zeros(64 + 8 * rows, np.uint8), np.zeros(64 + 4 * WIDTH * rows, np.uint8)
+    push, ack = np.zeros(64 + (8 + 4 * WIDTH) * rows, np.uint8), np.zeros(64, np.uint8)
+    repeats = 2000 if rows < 1000 else 200
+
+    def exchange() -> None:
+        if comm.rank == 0:
+            comm.Send(ask, 1)
+            comm.Recv(give, 1)
+            comm.Send(push, 1)
+            comm.Recv(ack, 1)
+        else:
+            comm.Recv(ask, 0)
+            comm.Send(give, 0)
+            comm.Recv(push, 0)
+            comm.Send(ack, 0)
+
+    exchange()
+    message_us = _median_us(exchange, repeats)
+    comm.Barrier()
+    if comm.rank == 0:
+        ids, values = _ids(rows), np.zeros((TABLE_ROWS, WIDTH), np.float32)
+        deltas, out = np.ones((rows, WIDTH), np.float32), np.empty((rows, WIDTH), np.float32)
+        scatter_add(values, 0, ids, deltas)
+        scatter_us = _median_us(lambda: scatter_add(values, 0, ids, deltas), repeats)
+        gather_us = _median_us(lambda: np.take(values, ids, axis=0, out=out, mode="clip"), repeats)
+        _say(message_us=message_us, scatter_us=scatter_us, gather_us=gather_us)
+
+
+def table(rows: int, staleness: int) -> None:
+    """get, inc and clock of so many rows by each worker; the slowest worker's time."""
+    ids, deltas = _ids(rows), np.ones((rows, WIDTH), np.float32)
+    with diml.init(servers=1) as job, job.parameter_server(staleness=staleness) as ps:
+        R = ps.table("R", TABLE_ROWS, WIDTH, "float32")
+
+        def step() -> None:
+            R.get(ids)
+            R.inc(ids, deltas)
+            ps.clock()
+
+        for _ in range(20):
+            step()
+        ps.barrier()
+        step_us = _median_us(step, 1000 if rows < 1000 else 200)
+        ps.barrier()
+        slowest = float(job.allreduce(np.array([step_us]), "max")[0])
+        if ps.worker == 0:
+            _say(step_us=slowest, updates_per_s=ps.workers * rows / slowest * 1e6)
+
+
+def stragglers(staleness: int) -> None:
+    """The same work under delays drawn at random: how long all workers take."""
+    rng = np.random.default_rng(0)
+    clocks = 60
+    with diml.init(servers=1) as job, job.parameter_server(staleness=staleness) as ps:
+        R = ps.table("R", 1000, WIDTH, "float32")
+        ids, deltas = np.arange(1000), np.ones((1000, WIDTH), np.float32)
+        # One of the workers at a time is held up tenfold, another one in each clock.
+        slow = rng.integers(0, ps.workers, clocks)
+        job.barrier()
+        begun = time.perf_counter()
+        for clock in range(clocks):
+            R.get(ids)
+            time.sleep(0.05 if slow[clock] == ps.worker else 0.005)
+            R.inc(ids, deltas)
+            ps.clock()
+        ps.barrier()
+        if ps.worker == 0:
+            _say(seconds=time.perf_counter() - begun)
+
+
+def compute(seconds: int) -> None:
+    """Pure compute by every worker: how much of it a waiting server or spare takes away."""
+    values = np.zeros((2000, WIDTH), np.float32)
+    ids, deltas = np.arange(2000), np.ones((2000, WIDTH), np.float32)
+    from diml.kernels.rows import scatter_add
+
+    with diml.init(servers=1) as job:
+        if len(sys.argv) > 3:
+            job.parameter_server().table("R", 10, 2)
+        scatter_add(values, 0, ids, deltas)
+        job.barrier()
+        begun, passes = time.perf_counter(), 0
+        while time.perf_counter() - begun < seconds:
+            scatter_add(values, 0, ids, deltas)
+            passes += 1
+        total = float(job.allreduce(np.array([passes], np.int64), "sum")[0])
+        if job.rank == 0:
+            _say(passes_per_s=total / seconds)
+
+
+def _say(**numbers: float) -> None:
+    print(json.dumps(numbers), flush=True)
+
+
+PARTS = {"raw": raw, "table": table, "stragglers": stragglers, "compute": compute}
+
+if __name__ == "__main__":
+    PARTS[sys.argv[1]](*map(int, sys.argv[2:4]))  # type: ignore[operator]
