@@ -1,0 +1,197 @@
+"""The policy of durable checkpoints: who says what, what follows, and from which one a run goes on.
+
+The collectives are played by threads that meet at a barrier, one a worker.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pytest
+
+from diml.checkpoint import codec
+from diml.checkpoint.keeper import STOP_SIGNALS, Keeper, Plan, Restored
+from diml.errors import Misuse
+
+T = TypeVar("T")
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class Threads:
+    """The collectives of `size` threads."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._slots: list[Any] = [None] * size
+        self._barrier = threading.Barrier(size, timeout=20)
+
+    def of(self, rank: int) -> Member:
+        return Member(self, rank)
+
+    def gather(self, rank: int, value: Any) -> list[Any]:
+        self._slots[rank] = value
+        self._barrier.wait()
+        values = list(self._slots)
+        self._barrier.wait()
+        return values
+
+
+class Member:
+    def __init__(self, threads: Threads, rank: int) -> None:
+        self._threads, self._rank = threads, rank
+
+    def allgather(self, value: Any) -> Any:
+        return self._threads.gather(self._rank, value)
+
+    def broadcast(self, value: Any = None, root: int = 0) -> Any:
+        return self._threads.gather(self._rank, value)[root]
+
+
+def on_all(size: int, work: Callable[[int, Member], T]) -> list[T | BaseException]:
+    """Run `work` as each worker; what it returned, or raised, by rank."""
+    threads = Threads(size)
+    out: list[Any] = [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            out[rank] = work(rank, threads.of(rank))
+        except Exception as error:
+            out[rank] = error
+
+    workers = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    return out
+
+
+def keeper(
+    directory: Path, resume: Literal["auto", "never", "must"] = "auto", seed: int = 1
+) -> Keeper:
+    return Keeper(directory, every_s=1e-9, resume=resume, seed=seed)
+
+
+def write_version(directory: Path, version: int, size: int, *, local: bool = True) -> None:
+    def work(rank: int, member: Member) -> bool:
+        one = keeper(directory, "never")
+        one.meet(member)
+        model = codec.encode({"version": version})
+        mine = codec.encode(np.full(3, rank)) if local else None
+        one.write(version, rank, size, lambda: model, mine)
+        return one.finished(version)
+
+    assert on_all(size, work) == [True] * size
+
+
+def resume(
+    directory: Path, size: int, how: Literal["auto", "never", "must"] = "auto", seed: int = 1
+) -> list[Restored | BaseException | None]:
+    def work(rank: int, member: Member) -> Restored | None:
+        one = keeper(directory, how, seed)
+        one.meet(member)
+        return one.restore(member, rank, size)
+
+    return on_all(size, work)
+
+
+def test_the_newest_version_comes_back_on_every_rank(tmp_path: Path) -> None:
+    write_version(tmp_path, 4, 3)
+    write_version(tmp_path, 6, 3)
+    for rank, got in enumerate(resume(tmp_path, 3, "must")):
+        assert isinstance(got, Restored) and got.version == 6 and got.local is not None
+        assert codec.decode(got.model) == {"version": 6}
+        np.testing.assert_array_equal(codec.decode(got.local), np.full(3, rank))
+
+
+def test_without_local_states_any_number_of_workers_goes_on(tmp_path: Path) -> None:
+    write_version(tmp_path, 4, 2, local=False)
+    for size in (1, 3):
+        for got in resume(tmp_path, size):
+            assert isinstance(got, Restored) and got.version == 4 and got.local is None
+
+
+def test_a_damaged_state_sends_all_ranks_to_the_version_before(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_version(tmp_path, 4, 2)
+    write_version(tmp_path, 6, 2)
+    (path,) = tmp_path.glob("*-v00000006-*/rank-00001.h5")
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 1
+    path.write_bytes(data)
+    for got in resume(tmp_path, 2):
+        assert isinstance(got, Restored) and got.version == 4
+    err = capfd.readouterr().err
+    assert err.count("skipped") == 1 and str(path) in err
+
+
+def test_must_says_why_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    for got in resume(tmp_path, 2, "must"):
+        assert isinstance(got, Misuse) and "there is none" in str(got)
+    write_version(tmp_path, 4, 2)
+    (path,) = tmp_path.glob("*/rank-00000.h5")
+    path.write_bytes(path.read_bytes()[:-1])
+    for got in resume(tmp_path, 2, "must"):
+        assert isinstance(got, Misuse) and str(path) in str(got)
+    assert resume(tmp_path, 2) == [None, None]
+    assert resume(tmp_path, 2, "never") == [None, None]
+
+
+def test_another_seed_is_refused_with_advice(tmp_path: Path) -> None:
+    write_version(tmp_path, 4, 2)
+    for got in resume(tmp_path, 2, seed=2):
+        assert isinstance(got, Misuse)
+        assert "its seed is 1, this run's is 2 (use another directory" in str(got)
+    assert resume(tmp_path, 2, "never", seed=2) == [None, None]
+
+
+def merged(keepers: list[Keeper]) -> list[int]:
+    said = [one.wishes(rank) for rank, one in enumerate(keepers)]
+    return [max(column) for column in zip(*said, strict=True)]
+
+
+def met(directory: Path, size: int, clock: Callable[[], float]) -> list[Keeper]:
+    keepers = [
+        Keeper(directory, every_s=10, resume="auto", seed=1, clock=clock) for _ in range(size)
+    ]
+    on_all(size, lambda rank, member: keepers[rank].meet(member))
+    return keepers
+
+
+def test_a_version_is_due_by_the_clock_of_rank_0_and_not_while_one_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    keepers = met(tmp_path, 2, lambda: now)
+    assert keepers[0].decide(merged(keepers)) == Plan(write=False, stop=False)
+    now = 11.0
+    assert keepers[1].decide(merged(keepers)) == Plan(write=True, stop=False)
+    monkeypatch.setattr(type(keepers[0].vault), "busy", property(lambda self: True))
+    assert keepers[1].decide(merged(keepers)) == Plan(write=False, stop=False)
+
+
+def test_a_signal_to_any_worker_stops_all_at_the_next_checkpoint(tmp_path: Path) -> None:
+    keepers = met(tmp_path, 3, lambda: 0.0)
+    os.kill(os.getpid(), signal.SIGUSR1)  # the last of the three has the handler
+    assert keepers[2].stop.name == "SIGUSR1" and not keepers[0].stop.name
+    assert keepers[0].decide(merged(keepers)) == Plan(write=True, stop=True)
+
+
+def test_what_can_be_resumed_is_seen_without_having_met(tmp_path: Path) -> None:
+    assert not keeper(tmp_path / "absent").resumable()
+    write_version(tmp_path, 4, 2)
+    assert keeper(tmp_path).resumable()
