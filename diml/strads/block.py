@@ -66,7 +66,7 @@ def solve(
         square0 = float(r @ r)
         c = store.correlate(slots, r)
         gram = store.gram_block(slots)
-        visits = _solve_gram(gram, store.square[slots], bound, tol, square0, beta, c)
+        visits = solve_products(gram, store.square[slots], bound, tol, square0, beta, c)
         return Spent(visits, visits * k, 0)
     _, _, visits, _ = solve_block(
         DENSE,
@@ -87,7 +87,7 @@ def solve(
     return Spent(int(visits), int(visits) * store.rows, int(visits) * store.rows)
 
 
-def _solve_gram(
+def solve_products(
     gram: Floats,
     square: Floats,
     bound: float,
@@ -163,7 +163,7 @@ def _solve_sparse(
         part = beta[live]
         gram = products.block(ids[live])
         goal = _SHARPER * tol
-        seen = _solve_gram(gram, square[live], bound, goal, float(r @ r), part, c[live])
+        seen = solve_products(gram, square[live], bound, goal, float(r @ r), part, c[live])
         step = part - beta[live]
         passes.sparse_subtract(indptr, indices, values, live, step, r)
         r += float(mean[live] @ step)

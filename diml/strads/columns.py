@@ -78,9 +78,6 @@ class SparseColumns:
         kernels.sparse_take(self.indptr, self.indices, self.data, columns, indices, values)
         return Packed(lengths, indices, values)
 
-    def finite(self) -> bool:
-        return bool(np.isfinite(self.data).all())
-
     def part(self, part: int, parts: int) -> SparseColumns:
         """The range that `part` of `parts` answers for, as a view; all columns must be held."""
         edges = balance(self.entries(), parts)
@@ -125,9 +122,6 @@ class DenseColumns:
     def take(self, columns: Integers) -> Packed:
         values = self.X.T[columns].astype(np.float64, copy=False)
         return Packed(np.full(len(columns), self.rows, np.int64), None, values)
-
-    def finite(self) -> bool:
-        return bool(np.isfinite(self.X).all())
 
     def part(self, part: int, parts: int) -> DenseColumns:
         """The range that `part` of `parts` answers for, as a view; all columns must be held."""

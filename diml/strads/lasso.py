@@ -21,6 +21,7 @@ from diml.strads.lasso_base import LassoBase
 from diml.strads.lasso_blocks import LassoBlocks
 from diml.strads.lasso_problem import Grid, Solution, Stop
 from diml.strads.lasso_program import LassoProgram
+from diml.strads.lasso_tall import LassoTall, is_tall
 from diml.strads.policy import Policy, policy_by_name
 from diml.strads.program import Alone, Collectives, run
 
@@ -60,7 +61,8 @@ def solve_lasso(
         policy = policy_by_name(policy, max(held.total, 1))
     program: LassoBase
     if policy.update == "solve":
-        program = LassoProgram(held, y, grid, stop, **options)
+        kind = LassoTall if is_tall(held) else LassoProgram
+        program = kind(held, y, grid, stop, **options)
     else:
         program = LassoBlocks(
             held, y, grid, stop, policy=policy, on_divergence=on_divergence, **options

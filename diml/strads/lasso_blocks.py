@@ -22,7 +22,7 @@ from diml.errors import DimlError
 from diml.kernels.lasso_block import DENSE, SPARSE
 from diml.kernels.lasso_step import step_block
 from diml.strads.lasso_base import LassoBase
-from diml.strads.lasso_problem import Floats, Integers
+from diml.strads.lasso_problem import Floats, Integers, centre
 from diml.strads.policy import Policy
 from diml.strads.store import Batch
 
@@ -74,7 +74,7 @@ class LassoBlocks(LassoBase):
         self._own.held.subtract(local, self._beta[mine] / self._own.scales(local), moved)
         self._r = self._y + self.job.allreduce(moved, "sum")
         if self._intercept:
-            self._r -= self._r.mean()
+            centre(self._r)
 
     def model(self) -> dict[str, Any]:
         self._ids = np.flatnonzero(self._full)

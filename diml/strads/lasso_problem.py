@@ -102,6 +102,12 @@ def certify(half: float, r_y: float, bound: float, top: float, l1: float) -> Cer
     return Certificate(primal - (s * r_y - s * s * half), primal)
 
 
+def centre(r: Floats) -> None:
+    """Take the mean away, twice: what rounding leaves of a large mean is not small."""
+    r -= r.mean()
+    r -= r.mean()
+
+
 class Standard:
     """This worker's columns together with the means and scales that make them x̃.
 
@@ -113,6 +119,8 @@ class Standard:
     def __init__(self, held: Columns, intercept: bool, standardise: bool) -> None:
         self.held = held
         self.mean, self.square = held.moments(intercept)
+        if not np.isfinite(self.square).all():
+            raise Misuse("X contains NaN or infinity, or values whose squares are infinite")
         floor = np.zeros(held.count)
         if intercept:
             # What rounding leaves of a constant column.
@@ -129,6 +137,9 @@ class Standard:
     def correlate(self, r: Floats, out: Floats) -> None:
         """out = X̃ᵀr; r is centred where there is an intercept."""
         self.held.correlate(r, out)
+        if len(self.mean):
+            # r is centred to rounding only, which columns far from zero would magnify.
+            out -= self.mean * r.sum()
         if len(self.scale):
             out /= self.scale
         if len(self.void):
@@ -145,14 +156,12 @@ def check_shapes(held: Columns, y: Floats) -> None:
     """Refuse data that no Lasso can be fitted to.
 
     Raises:
-        Misuse: n ≠ len(y), no rows, no columns, or NaN or infinity in X.
+        Misuse: n ≠ len(y), no rows, or no columns.
     """
     if held.rows != len(y):
         raise Misuse(f"X has {held.rows} rows but y has {len(y)} values")
     if held.rows == 0 or held.total == 0:
         raise Misuse(f"X is empty: {held.rows} rows, {held.total} columns")
-    if not held.finite():
-        raise Misuse("X contains NaN or infinity")
 
 
 def check_grid(grid: Grid) -> None:

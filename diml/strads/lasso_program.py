@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from diml.strads.block import solve
 from diml.strads.lasso_base import LassoBase
-from diml.strads.lasso_problem import Floats, Integers
+from diml.strads.lasso_problem import Floats, Integers, centre
 from diml.strads.policy import worst
 from diml.strads.products import Products
 
@@ -42,7 +42,7 @@ class LassoProgram(LassoBase):
         if len(self._ids):
             self._store.subtract(self._store.slots(self._ids), self._beta, self._r)
             if self._intercept:
-                self._r -= self._r.mean()
+                centre(self._r)
 
     def push(self, block: Integers) -> NDArray[np.uint8]:
         """This worker's columns of the block that are not stored yet."""

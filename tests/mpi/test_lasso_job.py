@@ -100,6 +100,21 @@ def test_files_of_each_format_give_one_answer(tmp_path: Path) -> None:
     np.testing.assert_allclose(coefs[0], coefs[1], atol=1e-6)
 
 
+def test_tall_data_survive_a_death(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(5000, 12)) + 3.0
+    np.savez(tmp_path / "x.npz", X=X, y=X[:, 0] - X[:, 5] + rng.normal(size=5000))
+    coefs = []
+    for ranks, flags in ((1, []), (2, []), (3, ["--spares", "1", "--drill", "0,0,3,0"])):
+        output = tmp_path / "coef.npz"
+        program = [*JOB, "--x", str(tmp_path / "x.npz"), "--path", "5", *flags]
+        done = run_mpi(ranks, [*program, "--output", str(output)], timeout_s=60)
+        assert done.returncode == 0, done
+        coefs.append(np.load(output)["coef"])
+    np.testing.assert_allclose(coefs[0], coefs[1], rtol=1e-9)
+    np.testing.assert_array_equal(coefs[1], coefs[2])
+
+
 BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "short y": ({"y": np.ones(3)}, [], "3 values of y for 4 rows"),
     "zero": ({"X": np.zeros((4, 2))}, [], "all zero"),
