@@ -82,7 +82,7 @@ def job(
 def bare_rate(ratings: Ratings, rule: Rule, passes: int) -> float:
     """Updates a second of the kernel alone: one process, all entries, the best of the passes."""
     share = share_of(ratings, 0, 1, Layout(1, shuffled=True), rule.seed)
-    model = Model(rule, share, ratings.mean, ratings.n_rows)
+    model = Model(rule, share, ratings.facts().mean, ratings.n_rows)
     block = share.blocks[0]
     none = np.empty((len(block.cols), 0), np.float32)
     columns = Columns(np.zeros((len(block.cols), rule.k), np.float32), none)

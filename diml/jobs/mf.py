@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 import diml
+from diml.data.parse import parse_lines
 from diml.data.planted import Planted
 from diml.data.triplets import FORMATS
 from diml.errors import DimlError, Misuse
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
-from diml.jobs.mf_data import Ratings, Source, choose_layout, load, share_of
+from diml.jobs.mf_data import Entries, Facts, Layout, Ratings, Source, choose_layout, load, share_of
 from diml.jobs.mf_model import INITS, UPDATES, Rule
 from diml.jobs.mf_output import LossFile, check_writable, write_factor
 from diml.jobs.mf_train import Course, Evaluation, Tables, Training
@@ -37,6 +38,8 @@ FLOOR_MARGIN = 1.05
 DEFAULT_STEP = {"petuum": 0.5, "nnz": 0.5, "adagrad": 0.05}
 _PLANTED = "12000x3000x2500000"
 _ROWS_AT_ONCE = 1 << 16
+# What a worker notes of each row and column of the whole matrix while it takes its share.
+_BOOKS_BYTES = 64
 
 
 def _planted_size(text: str) -> tuple[int, ...]:
@@ -196,34 +199,43 @@ def factor_rows(table: Any, rows: int) -> Iterator[npt.NDArray[np.float32]]:
         yield table.get(np.arange(low, min(low + _ROWS_AT_ONCE, rows)))
 
 
-def write_factors(prefix: str, tables: Tables, rule: Rule, ratings: Ratings) -> None:
+def write_factors(prefix: str, tables: Tables, rule: Rule, facts: Facts) -> None:
     """Write PREFIX.L and PREFIX.R, whose product is the model: with biases two more columns.
 
     A row of L is then (L_i, mean + b_i, 1) and one of R is (R_j, 1, c_j). Rows and columns without
     training entries are zeros (but for those two and --init petuum).
     """
-    left = factor_rows(tables.left, ratings.n_rows)
-    right = factor_rows(tables.right, ratings.n_cols)
+    left = factor_rows(tables.left, facts.n_rows)
+    right = factor_rows(tables.right, facts.n_cols)
     if rule.biased:
-        mean, k = ratings.mean, rule.k
+        mean, k = facts.mean, rule.k
         left = (np.insert(rows + mean * (np.arange(k + 1) == k), k + 1, 1, 1) for rows in left)
-        sides = factor_rows(tables.side, ratings.n_cols)
+        sides = factor_rows(tables.side, facts.n_cols)
         pairs = zip(right, sides, strict=True)
         right = (np.column_stack([rows, np.ones(len(rows)), side[:, 0]]) for rows, side in pairs)
     write_factor(Path(f"{prefix}.L"), left)
     write_factor(Path(f"{prefix}.R"), right)
 
 
-def check_size(ratings: Ratings, rule: Rule) -> None:
-    """Raise Misuse where the factors cannot fit, as after one id that is far too large."""
-    needed = 4 * rule.k * (ratings.n_rows + ratings.n_cols)
+def check_size(facts: Facts, rule: Rule, workers: int) -> None:
+    """Raise Misuse where the matrix cannot fit, as after one id that is far too large."""
+    needed = (4 * rule.k + _BOOKS_BYTES * workers) * (facts.n_rows + facts.n_cols)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise Misuse(
-            f"a matrix of {ratings.n_rows} x {ratings.n_cols} with K = {rule.k} needs "
-            f"{needed >> 20} MiB for its factors, this machine has {memory >> 20}: ids are numbers "
-            "from 0 on without large gaps"
+            f"a matrix of {facts.n_rows} x {facts.n_cols} with K = {rule.k} needs {needed >> 20} "
+            f"MiB on {workers} workers, this machine has {memory >> 20}: ids are numbers from 0 on "
+            "without large gaps"
         )
+
+
+def warm_up() -> None:
+    """Compile what a worker runs, or load it from the cache: a spare too takes over at once."""
+    kernels.warm_up()
+    parse_lines(np.frombuffer(b"0 0 1", np.uint8), *(np.empty(1, t) for t in ("i8", "i8", "f4")))
+    one = np.zeros(1, np.int32)
+    entries = Entries(one, one, np.ones(1, np.float32))
+    share_of(Ratings(entries, entries, 1, 1), 0, 1, Layout(1, shuffled=True), seed=0)
 
 
 def train(job: diml.Job, plan: Plan) -> None:
@@ -232,35 +244,36 @@ def train(job: diml.Job, plan: Plan) -> None:
     if job.rank == 0:
         check_writable(plan.outputs)
     ratings = load(plan.source)
-    check_size(ratings, rule)
+    facts = ratings.facts()
+    check_size(facts, rule, job.size)
     origin = time.time()
     ps = job.parameter_server(staleness=flags.staleness)
     col_entries = np.bincount(ratings.train.cols, minlength=ratings.n_cols)
     wanted = flags.num_clocks_per_iter
     layout = choose_layout(ps.workers, flags.staleness, col_entries, rule.eta(0), wanted)
     share = share_of(ratings, ps.worker, ps.workers, layout, rule.seed)
+    del ratings
     course = Course(flags.num_iterations, layout.blocks, flags.staleness, flags.eval_every)
-    tables = Tables.of(ps.table, rule, ratings, course, keep_left=plan.prefix is not None)
-    training = Training(ps, tables, course, ratings, share, rule, origin)
+    tables = Tables.of(ps.table, rule, facts, course, keep_left=plan.prefix is not None)
+    training = Training(ps, tables, course, facts, share, rule, origin)
     if ps.worker != 0:
         training.run(lambda clock: None)
         return
-    report = Report(training, course, plan, len(ratings.train.values))
+    report = Report(training, course, plan, facts.train_entries)
     try:
         training.run(report.at_clock)
         report.at_clock(course.end)
     finally:
         report.close()
     if plan.prefix is not None:
-        write_factors(plan.prefix, tables, rule, ratings)
-    print(report.summary(ps.workers, ratings.noise, job.repairs), flush=True)
+        write_factors(plan.prefix, tables, rule, facts)
+    print(report.summary(ps.workers, facts.noise, job.repairs), flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the job with these command-line arguments; its exit status."""
     flags = parse(parser(), arguments)
-    # A spare compiles too, so that it takes over at once.
-    kernels.warm_up()
+    warm_up()
     with diml.init(flags=vars(flags), servers=1) as job:
         train(job, plan_of(flags, job.settings.seed))
     return 0

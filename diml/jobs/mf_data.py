@@ -38,8 +38,23 @@ class Entries(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What stays known of a matrix once its entries are shared out.
+
+    `mean` is that of the training values; `noise` the planted noise, None for real data.
+    """
+
+    n_rows: int
+    n_cols: int
+    train_entries: int
+    test_entries: int
+    mean: float
+    noise: float | None
+
+
+@dataclass(frozen=True)
 class Ratings:
-    """A matrix to factorize. `noise` is the planted noise, None for real data."""
+    """A matrix to factorize."""
 
     train: Entries
     test: Entries
@@ -47,10 +62,11 @@ class Ratings:
     n_cols: int
     noise: float | None = None
 
-    @property
-    def mean(self) -> float:
-        """Mean of the training values, float64."""
-        return float(self.train.values.mean(dtype=np.float64))
+    def facts(self) -> Facts:
+        """The matrix without its entries."""
+        mean = float(self.train.values.mean(dtype=np.float64))
+        counts = len(self.train.values), len(self.test.values)
+        return Facts(self.n_rows, self.n_cols, *counts, mean, self.noise)
 
 
 @dataclass(frozen=True)
@@ -189,8 +205,8 @@ def share_of(ratings: Ratings, worker: int, workers: int, layout: Layout, seed: 
     """This worker's rows and blocks."""
     blocks = layout.blocks
     train, test = ratings.train, ratings.test
-    row_entries = np.bincount(train.rows, minlength=ratings.n_rows).astype(np.int64)
-    col_entries = np.bincount(train.cols, minlength=ratings.n_cols).astype(np.int64)
+    row_entries = np.bincount(train.rows, minlength=ratings.n_rows).astype(np.int64, copy=False)
+    col_entries = np.bincount(train.cols, minlength=ratings.n_cols).astype(np.int64, copy=False)
     owner = balanced(row_entries, workers)
     block_of = balanced(col_entries, blocks)
     row_ids = np.flatnonzero(owner == worker)

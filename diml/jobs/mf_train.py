@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from diml.jobs.mf_data import Block, Ratings, Share
+from diml.jobs.mf_data import Block, Facts, Share
 from diml.jobs.mf_model import Columns, Model, Rule, Sums
 
 _ROWS_AT_ONCE = 1 << 16
@@ -104,10 +104,10 @@ class Tables:
 
     @classmethod
     def of(
-        cls, make: Callable[..., Any], rule: Rule, ratings: Ratings, course: Course, keep_left: bool
+        cls, make: Callable[..., Any], rule: Rule, facts: Facts, course: Course, keep_left: bool
     ) -> Tables:
         """Make or look up the tables. `make` is `ps.table`."""
-        rows, cols, width = ratings.n_rows, ratings.n_cols, rule.side_cols
+        rows, cols, width = facts.n_rows, facts.n_cols, rule.side_cols
         return cls(
             make("R", rows=cols, cols=rule.k, dtype="float32", init=rule.right_start),
             make("R_side", rows=cols, cols=width, dtype="float32", init="zeros") if width else None,
@@ -142,16 +142,16 @@ class Training:
         ps: Server,
         tables: Tables,
         course: Course,
-        ratings: Ratings,
+        facts: Facts,
         share: Share,
         rule: Rule,
         origin: float,
     ) -> None:
         """`origin` is the wall-clock time (s since the epoch) from which `seconds` counts."""
         self._ps, self._tables, self._course = ps, tables, course
-        self._model = Model(rule, share, ratings.mean, ratings.n_rows)
+        self._model = Model(rule, share, facts.mean, facts.n_rows)
         self._share, self._rule = share, rule
-        self._entries = len(ratings.train.values), len(ratings.test.values)
+        self._entries = facts.train_entries, facts.test_entries
         self._origin = origin
         self._eval_seconds = 0.0
         if ps.local is not None:

@@ -117,7 +117,7 @@ BAD = {
     "unwritable": ("--datafile {}/good --output_prefix {}/no/where", "cannot write it"),
     "no data": ("--K 3", "give either --datafile FILE or --generate"),
     "huge id": ("--datafile {}/huge", "is too large"),
-    "gaps": ("--datafile {}/gaps --K 1000", "large gaps"),
+    "gaps": ("--datafile {}/gaps --K 9000", "large gaps"),
 }
 
 

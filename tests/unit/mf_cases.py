@@ -62,12 +62,13 @@ def run(
     course = Course(iterations, layout.blocks, staleness, eval_every)
     servers = FakeServers(workers, staleness, rule.seed)
     due = set(deaths)
+    facts = ratings.facts()
     found: list[Evaluation] = []
 
     def work(ps: FakeClient) -> None:
         share = share_of(ratings, ps.worker, ps.workers, layout, rule.seed)
-        tables = Tables.of(ps.table, rule, ratings, course, keep_left=True)
-        training = Training(ps, tables, course, ratings, share, rule, 0.0)
+        tables = Tables.of(ps.table, rule, facts, course, keep_left=True)
+        training = Training(ps, tables, course, facts, share, rule, 0.0)
         seen: list[Evaluation] = []
         report = reporter() if reporter is not None and ps.worker == 0 else None
 

@@ -13,7 +13,7 @@ import pytest
 from diml.errors import Misuse
 from diml.jobs.flags import parse
 from diml.jobs.mf import check_size, parser, plan_of
-from diml.jobs.mf_data import Entries, Ratings
+from diml.jobs.mf_data import Facts
 from diml.jobs.mf_model import Rule
 from diml.jobs.mf_output import LossFile, check_writable, write_factor
 from diml.jobs.mf_train import Evaluation
@@ -108,7 +108,5 @@ def test_petuums_flags_in_both_spellings() -> None:
 
 
 def test_factors_that_cannot_fit_are_refused() -> None:
-    one = np.zeros(1, np.int32)
-    data = Entries(one, one, np.zeros(1, np.float32))
     with pytest.raises(Misuse, match="large gaps"):
-        check_size(Ratings(data, data, 2**31 - 1, 2**31 - 1), Rule(k=1000))
+        check_size(Facts(2**31 - 1, 2**31 - 1, 1, 1, 0.0, None), Rule(k=3), workers=4)

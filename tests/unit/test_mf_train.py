@@ -77,11 +77,11 @@ def plain_sums(ratings: Ratings, rule: Rule, result: Run) -> tuple[float, float,
     if rule.biased:
         assert result.side is not None
         bias = result.side[:, 0].astype(np.float64)
-        model += ratings.mean + left[:, rule.k :] + bias
+        model += ratings.facts().mean + left[:, rule.k :] + bias
         col_square = col_square + bias**2
     else:
-        model[row_entries == 0] = ratings.mean
-        model[:, col_entries == 0] = ratings.mean
+        model[row_entries == 0] = ratings.facts().mean
+        model[:, col_entries == 0] = ratings.facts().mean
     per_entry = rule.update != "nnz"
     row_weight = row_entries if per_entry else np.minimum(row_entries, 1)
     col_weight = col_entries if per_entry else np.minimum(col_entries, 1)
