@@ -51,6 +51,9 @@ class LassoBlocks(LassoBase):
         self, *args: Any, policy: Policy, on_divergence: str = "halve", **options: Any
     ) -> None:
         super().__init__(*args, **options)
+        if self._whole is not None:
+            self._own = self._whole  # every worker answers for all columns
+            self._c = np.empty(self.variables)
         self.divergences: list[tuple[int, int]] = []
         self._policy = policy
         self._sequential = policy.update == "sweep"
@@ -79,13 +82,13 @@ class LassoBlocks(LassoBase):
     def model(self) -> dict[str, Any]:
         self._ids = np.flatnonzero(self._full)
         self._beta = self._full[self._ids]
-        extra = {"visited": self._visited, "best": list(self._best), "seen": self.divergences}
+        extra = {"visited": self._visited, "best": list(self._best), "seen": list(self.divergences)}
         return super().model() | extra
 
     def _restore(self, saved: dict[str, Any]) -> None:
         super()._restore(saved)
         self._visited = saved["visited"]
-        self._best = tuple(saved["best"])
+        self._best = (saved["best"][0], saved["best"][1], saved["best"][2])
         self.divergences = [tuple(pair) for pair in saved["seen"]]
 
     def finished(self) -> bool:
@@ -105,6 +108,10 @@ class LassoBlocks(LassoBase):
         if self._at != at:
             self._best = (np.inf, self._ids, self._beta)
         return done
+
+    @property
+    def whole(self) -> bool:  # type: ignore[override]  # a fact of the data, not of the class
+        return self._whole is not None
 
     @property
     def _bound_or_zero(self) -> float:

@@ -17,6 +17,7 @@ solved to a gap ("solve").
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,12 +79,11 @@ class _Blocks:
         return changed
 
     def state(self) -> dict[str, Any]:
-        return {"block": self.block, "random": self._random}
+        return {"block": self.block, "random": deepcopy(self._random)}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.block = int(state["block"])
-        self._random = np.random.default_rng(0)
-        self._random.bit_generator.state = state["random"].bit_generator.state
+        self._random = deepcopy(state["random"])
 
 
 class Cyclic(_Blocks):

@@ -22,12 +22,14 @@ that a run with deaths takes the same steps as one without.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diml.errors import Misuse
+from diml.strads.dispatch import Segment, run_segment
 from diml.strads.policy import Policy, policy_by_name
 
 Integers = NDArray[np.int64]
@@ -81,6 +83,8 @@ class Program:
         variables: how many variables the model has; blocks are made of 0 … variables − 1.
         job: the job it runs in; set by the loop before `start`.
         combine: "sum" (parts are added) or "gather" (concatenated in rank order).
+        whole: whether one worker's `push` is the whole result of a block, its data being
+            replicated. Then blocks go to whoever is free, and no worker waits for another.
         rounds: rounds done; kept by the loop.
         work: work done in any unit that is the same on all workers; by default, blocks' sizes.
     """
@@ -88,6 +92,7 @@ class Program:
     variables: int
     job: Collectives
     combine = "sum"
+    whole = False
     rounds = 0
     work = 0
 
@@ -157,8 +162,19 @@ def run(
         policy = policy_by_name(policy, program.variables)
     if pipeline and policy.update == "solve":
         raise Misuse("--pipeline goes with the published policies, not with working-set")
-    program.job = job
     _, saved, _ = job.load_checkpoint()
+    if program.whole and job.size > 1:
+        program.job = Alone()
+        _run_dispatched(job, program, policy, Segment(pipeline, checkpoint_work), saved)
+    else:
+        program.job = job
+        _run_together(job, program, policy, Segment(pipeline, checkpoint_work), saved)
+
+
+def _run_together(
+    job: Collectives, program: Program, policy: Policy, segment: Segment, saved: Any
+) -> None:
+    """All workers push each block."""
     _start(program, policy, saved)
     marked = program.work
     flight: deque[tuple[Integers, NDArray[Any]]] = deque()
@@ -170,21 +186,43 @@ def run(
         part = program.push(block)
         result = job.allreduce(part, "sum") if program.combine == "sum" else job.allgather(part)
         flight.append((block, result))
-        if len(flight) > pipeline:
-            _pull(program, policy, flight)
         program.rounds += 1
-        if program.work - marked >= checkpoint_work:
+        if len(flight) > segment.pipeline:
+            _pull(program, policy, flight)
+        if program.work - marked >= segment.work:
             while flight:
                 _pull(program, policy, flight)
             marked = program.work
-            saved = {
-                "program": program.model(),
-                "policy": policy.state(),
-                "rounds": program.rounds,
-                "work": program.work,
-            }
+            saved = _state(program, policy)
             job.checkpoint(saved)
             _start(program, policy, saved)
+
+
+def _run_dispatched(
+    job: Collectives, program: Program, policy: Policy, segment: Segment, saved: Any
+) -> None:
+    """Each block goes to the next worker that is free; see `diml.strads.dispatch`."""
+    if saved is None:
+        _start(program, policy, None)
+        saved = _state(program, policy)
+    finished = False
+    while not finished:
+        begin = partial(_start, program, policy, saved)
+        finished = run_segment(job, program, policy, segment, begin)
+        # Worker 0's state for all: the others have not drawn blocks.
+        finished, saved = job.broadcast((finished, _state(program, policy)), 0)
+        if not finished:
+            job.checkpoint(saved)
+    _start(program, policy, saved)
+
+
+def _state(program: Program, policy: Policy) -> dict[str, Any]:
+    return {
+        "program": program.model(),
+        "policy": policy.state(),
+        "rounds": program.rounds,
+        "work": program.work,
+    }
 
 
 def _pull(program: Program, policy: Policy, flight: deque[tuple[Integers, NDArray[Any]]]) -> None:

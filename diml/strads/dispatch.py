@@ -1,0 +1,175 @@
+"""Blocks handed out one by one: a worker that finishes gets the next block at once.
+
+For programs that can push a whole block on one worker (its data are replicated). Worker 0
+schedules, the others compute; with pipeline d up to d + 1 blocks are under way. Block t is picked
+and computed from the model after exactly t − d results, whoever computes it and whenever it
+comes back: results are applied in the order of their blocks. So the order of arrival, the number of
+workers and deaths change no bit, and a run equals that of one worker with the same pipeline.
+
+A segment is what lies between two checkpoints. Where a worker dies, all go back to the segment's
+start, where every worker knows the whole state. Before a segment all meet in one collective that
+says who is done with it and in which epoch; a meeting from before the last repair (a replacement
+sees it replayed) does not count. Owns messages and segments; must not know policies or programs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diml.errors import PeerFailed
+from diml.strads.message import END, RESULT, TASK, Message, Pulled, decode, encode
+from diml.strads.policy import Policy
+
+Integers = NDArray[np.int64]
+_TAG = 77
+_NONE = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Where a segment ends: `work` more units of work, or when the program is finished."""
+
+    pipeline: int
+    work: int
+
+
+class Lead:
+    """What the scheduler does next; pure: told of results, it says what to send."""
+
+    def __init__(self, program: Any, policy: Policy, segment: Segment, workers: range) -> None:
+        self._program, self._policy, self._segment = program, policy, segment
+        self._limit = program.work + segment.work
+        self._history: list[Pulled] = []
+        self._told = dict.fromkeys(workers, 0)
+        self._idle = deque(workers)
+        self._ready: deque[tuple[int, Integers]] = deque()
+        self._flight: dict[int, Integers] = {}  # chosen, not applied yet
+        self._arrived: dict[int, NDArray[np.float64]] = {}
+        self._chosen = 0
+        self._closing = False
+        self.finished = False
+        for _ in range(segment.pipeline + 1):
+            self._choose()
+
+    def _choose(self) -> None:
+        """Ask whether to go on, then pick the next block from the model as it is."""
+        if self._closing:
+            return
+        self.finished = self._program.finished()
+        block = None
+        if not self.finished:
+            self._policy.in_flight = np.concatenate([_NONE, *self._flight.values()])
+            block = self._program.schedule(self._policy)
+        if block is None:
+            self.finished = self._closing = True
+            return
+        self._flight[self._chosen] = block
+        self._ready.append((self._chosen, block))
+        self._chosen += 1
+        self._program.rounds += 1
+
+    def sends(self) -> list[tuple[int, Message]]:
+        """(worker, message) for every block that can go out now."""
+        out = []
+        while self._ready and self._idle and not self.finished:
+            worker = self._idle.popleft()
+            task, block = self._ready.popleft()
+            # A block is computed from the model that it was picked from, even if it waited.
+            news = self._news(worker, max(0, task - self._segment.pipeline))
+            out.append((worker, Message(TASK, task, news, block)))
+        return out
+
+    def _news(self, worker: int, end: int) -> tuple[Pulled, ...]:
+        """The results up to `end` that the worker has not been told yet."""
+        known = self._told[worker]
+        self._told[worker] = end
+        return tuple(self._history[known:end])
+
+    def receive(self, worker: int, message: Message) -> None:
+        """Take a result; apply those whose turn it is."""
+        self._idle.append(worker)
+        self._arrived[message.task] = message.values
+        while not self.finished and (task := len(self._history)) in self._arrived:
+            values = self._arrived.pop(task)
+            block = self._flight.pop(task)
+            self._policy.moved(block, self._program.pull(block, values))
+            self._closing = self._closing or self._program.work >= self._limit
+            self._history.append(Pulled(block, values, not self._closing))
+            self._choose()
+
+    def over(self) -> bool:
+        """Whether all is applied (or the program is finished) and every worker is idle."""
+        waiting = self._flight and not self.finished
+        return not waiting and len(self._idle) == len(self._told)
+
+    def farewells(self) -> list[tuple[int, Message]]:
+        end = len(self._history)
+        return [(worker, Message(END, 0, self._news(worker, end))) for worker in self._told]
+
+
+def lead(link: Any, lead: Lead) -> None:
+    """Run a segment as the scheduler. Raises PeerFailed when anyone dies."""
+    while True:
+        for worker, message in lead.sends():
+            link.isend(encode(message), worker, _TAG)
+        if lead.over():
+            break
+        came = link.receive(tag=_TAG)
+        lead.receive(came.source, decode(came.data))
+    for worker, message in lead.farewells():
+        link.isend(encode(message), worker, _TAG)
+
+
+def follow(link: Any, program: Any) -> None:
+    """Run a segment as a worker. Raises PeerFailed when anyone dies."""
+    program.finished()
+    while True:
+        message = decode(link.receive(source=0, tag=_TAG).data)
+        for result in message.results:
+            program.pull(result.block, result.values)
+            if result.asked:
+                program.finished()
+        if message.kind == END:
+            return
+        values = program.push(message.block)
+        link.isend(encode(Message(RESULT, message.task, values=values)), 0, _TAG)
+
+
+def together(job: Any, done: bool) -> bool:
+    """Meet all workers in the present epoch. Whether all of them were done when they came."""
+    while True:
+        rows = job.allgather(np.array([[int(done), job.epoch]], np.int64))
+        if int(rows[:, 1].max()) == job.epoch:
+            return bool(rows[:, 0].all())
+        done = False
+
+
+def run_segment(job: Any, program: Any, policy: Policy, segment: Segment, begin: Any) -> bool:
+    """Run one segment to its end on all workers, from its start again after every death.
+
+    Args:
+        begin: called on every worker before each try; puts program and policy at the start.
+
+    Returns: whether the program is finished, on worker 0; False on the others.
+    """
+    world = job._world  # the job's links are not public
+    done = finished = False
+    while not together(job, done):
+        begin()
+        try:
+            if job.rank == 0:
+                head = Lead(program, policy, segment, range(1, job.size))
+                lead(world.workers, head)
+                finished = head.finished
+            else:
+                follow(world.workers, program)
+            done = True
+        except PeerFailed:
+            world.recover()
+            done = False
+    return finished
