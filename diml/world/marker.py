@@ -1,0 +1,38 @@
+"""What a job tells its supervisor: that it can be stopped, how far it is, that it is done.
+
+Owns the folder that `diml run` makes on its host, and names to the job by DIML_SUPERVISED. A
+process on another host does not see the folder and writes nothing. Must not import MPI.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Literal
+
+FOLDER = "DIML_SUPERVISED"
+ATTEMPT = "DIML_ATTEMPT"
+MEMORY = "DIML_NODE_MEMORY"
+
+Word = Literal["ready", "version", "done"]
+"""ready: stop signals end in a checkpoint. version: the newest that is kept. done: all is done."""
+
+
+def say(word: Word, value: int = 0) -> None:
+    """Leave a word for the supervisor, if there is one on this host."""
+    folder = os.environ.get(FOLDER)
+    if folder:
+        # Renamed into place: several processes may say the same.
+        temporary = Path(folder) / f"{word}.{os.getpid()}"
+        with contextlib.suppress(OSError):
+            temporary.write_text(str(value))
+            temporary.replace(Path(folder) / word)
+
+
+def heard(folder: Path, word: Word) -> int | None:
+    """The last value of a word, None if it was never said."""
+    try:
+        return int((folder / word).read_text())
+    except (OSError, ValueError):
+        return None

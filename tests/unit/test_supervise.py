@@ -1,0 +1,204 @@
+"""`diml run`: its mpirun lines, what it makes of an end, its loop over fake launchers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from diml.cli import main
+from diml.errors import Misuse
+from diml.world import doctor
+from diml.world.hosts import Allocation, Host
+from diml.world.supervise import (
+    End,
+    Order,
+    Supervisor,
+    hosts_left,
+    judge,
+    mpirun_line,
+    program_words,
+)
+
+JOB = Order(3, ("-m", "diml.jobs.drill", "--rounds", "2"))
+TWO = (Host("n1", 2), Host("n2", 2))
+
+
+def line(where: Allocation, names_hosts: bool = False, **env: str) -> str:
+    words = mpirun_line("mpirun", JOB, where, env, names_hosts)
+    return " ".join(words).replace(sys.executable, "python")
+
+
+def test_the_line_on_a_laptop() -> None:
+    assert line(Allocation("none")) == "mpirun -n 3 python -m diml.jobs.drill --rounds 2"
+
+
+def test_slurm_is_asked_by_mpirun_itself_until_a_node_is_lost() -> None:
+    slurm = Allocation("Slurm", "7", TWO)
+    assert line(slurm) == "mpirun -n 3 python -m diml.jobs.drill --rounds 2"
+    left = Allocation("Slurm", "7", TWO[:1])
+    assert "-n 3 --host n1:3 python" in line(left, names_hosts=True)
+
+
+def test_elsewhere_hosts_are_named_and_variables_carried() -> None:
+    got = line(Allocation("PBS", "7", TWO), DIML_SPARES="1", OMP_NUM_THREADS="1", HOME="/")
+    assert "-n 3 --host n1:2,n2:2 -x DIML_SPARES -x OMP_NUM_THREADS python" in got
+    petuum = Allocation("host file", hosts=(Host("10.0.0.1"), Host("10.0.0.2")))
+    assert "--host 10.0.0.1:2,10.0.0.2:2" in line(petuum)
+
+
+def test_a_job_is_a_module_or_a_script(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.touch()
+    assert program_words(["diml.jobs.mf", "--K", "3"]) == ("-m", "diml.jobs.mf", "--K", "3")
+    assert program_words([str(script), "x"]) == (str(script), "x")
+    assert program_words(["-m", "a.b"]) == ("-m", "a.b")
+    for bad in ([], ["no such"], ["absent/job.py"]):
+        with pytest.raises(Misuse):
+            program_words(bad)
+
+
+@pytest.mark.parametrize(
+    ("ends", "again", "status"),
+    [
+        ([End(0, True, 5)], False, 0),
+        ([End(3, True, 5)], False, 3),  # the program's own code after the job
+        ([End(0, False, 5)], True, 0),  # a lost node: mpirun says 0
+        ([End(137, False, 5)], True, 0),
+        ([End(-6, False, 5)], True, 0),  # mpirun itself crashed
+        ([End(75, False, 5)], True, 0),
+        ([End(75, False, 5, stopped=True)], False, 75),
+        ([End(0, False, 5, stopped=True)], False, 1),
+        ([End(2, False)], False, 2),
+        ([End(1, False, 5)], False, 1),
+        ([End(0, False, 5), End(0, False, 5)], False, 75),
+        ([End(0, False), End(0, False)], False, 1),
+        ([End(0, False, 3), End(0, False, 5)], True, 0),
+        ([End(0, False, n) for n in range(4)], False, 75),
+        ([End(0, False, 3), End(0, True, 5)], False, 0),
+    ],
+)
+def test_what_an_end_means(ends: list[End], again: bool, status: int) -> None:
+    verdict = judge(ends, max_restarts=3)
+    assert verdict.again == again
+    assert again or verdict.status == status
+
+
+def test_a_host_that_does_not_answer_is_left_out() -> None:
+    here = Host(os.uname().nodename, 2)
+    where = Allocation("PBS", "1", (here, Host("no-such-host.invalid", 2)))
+    assert hosts_left(where).hosts == (here,)
+    alone = Allocation("PBS", "1", (Host("no-such-host.invalid", 2),))
+    assert hosts_left(alone) == alone
+
+
+def supervisor(folder: Path, script: str, max_restarts: int = 3) -> Supervisor:
+    launcher = folder / "mpirun"
+    launcher.write_text(f"#!/bin/sh\n{script}\n")
+    launcher.chmod(0o700)
+    return Supervisor(str(launcher), JOB, Allocation("none"), max_restarts, dict(os.environ))
+
+
+def test_a_lost_job_is_started_again_until_it_is_done(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = """
+        echo "attempt $DIML_ATTEMPT, $2 processes, $6"
+        echo $((DIML_ATTEMPT * 5)) > $DIML_SUPERVISED/version
+        mkdir -p $DIML_NODE_MEMORY; echo $DIML_SUPERVISED $DIML_NODE_MEMORY > PATHS
+        [ $DIML_ATTEMPT = 2 ] && echo 0 > $DIML_SUPERVISED/done
+        exit 0""".replace("PATHS", str(tmp_path / "paths"))
+    assert supervisor(tmp_path, script).run() == 0
+    printed = capfd.readouterr()
+    assert printed.out == "attempt 1, 3 processes, --rounds\nattempt 2, 3 processes, --rounds\n"
+    assert printed.err.count("diml run: started again") == 1
+    assert "exit status 0, and it never said it was done" in printed.err
+    for path in (tmp_path / "paths").read_text().split():
+        assert not Path(path).exists()
+
+
+def test_a_crash_loop_ends(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script = f"echo 4 > $DIML_SUPERVISED/version; echo x >> {tmp_path}/starts; exit 137"
+    assert supervisor(tmp_path, script).run() == 75
+    assert (tmp_path / "starts").read_text() == "x\nx\n"
+    assert "twice without getting beyond version 4: given up" in capfd.readouterr().err
+
+
+def test_without_restarts_there_is_one_attempt(tmp_path: Path) -> None:
+    script = f"echo x >> {tmp_path}/starts; exit 137"
+    assert supervisor(tmp_path, script, max_restarts=0).run() == 1
+    assert (tmp_path / "starts").read_text() == "x\n"
+
+
+def tell_later(number: int, seconds: float) -> None:
+    def tell() -> None:
+        time.sleep(seconds)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=tell, daemon=True).start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_stop_signal_reaches_the_job_as_usr1_once_it_is_ready(
+    tmp_path: Path, number: int
+) -> None:
+    script = """
+        trap 'echo 9 > $DIML_SUPERVISED/version; exit 75' USR1
+        sleep 0.8; echo 1 > $DIML_SUPERVISED/ready
+        for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 0.5; done"""
+    tell_later(number, 0.3)
+    started = time.monotonic()
+    assert supervisor(tmp_path, script).run() == 75
+    assert time.monotonic() - started < 9  # by the signal, not by the script's own end
+
+
+def test_handlers_are_given_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    supervisor(tmp_path, "exit 2").run()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["-n", "2", "--", "diml.jobs.drill"], "2 -"),
+        (["-n", "2", "--spares", "1", "--servers", "2", "--", "diml.jobs.drill"], "5 2"),
+        (["-n", "2", "--", "diml.jobs.mf", "--K", "3"], "3 1"),
+        (["-n", "1", "diml.jobs.mf"], "1 -"),
+    ],
+)
+def test_spares_and_servers_come_on_top(
+    words: list[str],
+    wanted: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    launcher = tmp_path / "mpirun"
+    launcher.write_text('#!/bin/sh\necho "$2 ${DIML_SERVERS:--}"; echo 0 > $DIML_SUPERVISED/done\n')
+    launcher.chmod(0o700)
+    monkeypatch.setattr(doctor, "find_launcher", lambda: launcher)
+    monkeypatch.delenv("DIML_SERVERS", raising=False)
+    assert main(["run", *words]) == 0
+    assert capfd.readouterr().out == f"{wanted}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-n", "0", "--", "diml.jobs.drill"],
+        ["-n", "two", "--", "diml.jobs.drill"],
+        ["-n", "2"],
+        ["-n", "2", "--", "diml.jobs.drill", "--spares", "1"],
+        ["-n", "2", "--hosts", "/absent", "--", "diml.jobs.drill"],
+    ],
+)
+def test_misuse_is_one_line(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *words]) == 2
+    printed = capfd.readouterr()
+    assert printed.err.startswith("diml: ") and printed.err.count("\n") == 1, printed.err
