@@ -1,7 +1,8 @@
-"""Logistic regression by SGD on the parameter server: python -m diml.jobs.logistic.
+"""Logistic regression three ways: python -m diml.jobs.logistic.
 
 Minimises mean_i log(1 + exp(-y_i x_i·w)) + λ₁‖w‖₁ + λ₂‖w‖²/2 over a libsvm file. Owns the command
-line and the files; the course of the training is logistic_train's.
+line and the files; the course of the training is logistic_train's for the methods on the
+parameter server, and logistic_lbfgs's and logistic_admm's for those on collectives.
 
 `--method async-sgd` is the loop of ps-lite: read a minibatch, pull the keys that it needs, push
 the gradient summed over it; the server steps with its own η(t) at every push. `--method sync-sgd`
@@ -14,7 +15,7 @@ import math
 import os
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,35 @@ from numpy.typing import NDArray
 
 import diml
 from diml.errors import Misuse
+from diml.jobs import logistic_admm, logistic_lbfgs
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
+from diml.jobs.logistic_batch import Run
 from diml.jobs.logistic_data import Examples, load, share_of, widened
 from diml.jobs.logistic_train import Course, Losses, Training
 from diml.ps.client import ParameterServer
 from diml.ps.kv import KeyValues
 from diml.report.progress import Progress
 
-METHODS = ("async-sgd", "sync-sgd")
+ON_SERVERS = ("async-sgd", "sync-sgd")
+ON_COLLECTIVES: dict[str, Callable[[Run, Namespace], None]] = {
+    "lbfgs": logistic_lbfgs.train,
+    "admm": logistic_admm.train,
+}
+METHODS = (*ON_SERVERS, *ON_COLLECTIVES)
 RULES = ("sgd", "adagrad", "adarevision", "ftrl")
 _COLUMNS = "epoch,seconds,train_loss,objective,train_accuracy,test_loss,test_accuracy"
 
 
 def parser() -> JobParser:
     """The job's command line."""
-    made = job_parser("logistic", "L1/L2 logistic regression by stochastic gradient descent.")
+    made = job_parser("logistic", "L1/L2 logistic regression, on servers or collectives.")
     add, tune = made.add_argument, made.tuning.add_argument
     add("--datafile", metavar="FILE", required=True, help="examples in libsvm format, two labels")
     add("--test", metavar="FILE", help="held-out examples")
     add("--method", choices=METHODS, default="async-sgd", help="default async-sgd")
-    add("--batch_size", type=at_least(1), default=200, help="examples of a minibatch (200)")
-    add("--num_epochs", type=at_least(1), default=10, help="passes over the examples (10)")
+    add("--batch_size", type=at_least(1), default=200, help="SGD: examples of a minibatch (200)")
+    add("--num_epochs", type=at_least(1), default=10, help="SGD: passes over the examples (10)")
+    add("--num_iterations", type=at_least(1), default=500, help="lbfgs, admm: at most (500)")
     add("--staleness", type=at_least(0), help="async: clocks that a read may lack (no bound)")
     add("--l1", type=real(least=0), default=0.0, help="weight λ1 on the mean loss (default 0)")
     add("--l2", type=real(least=0), default=0.0, help="weight λ2 on the mean loss (default 0)")
@@ -51,6 +60,10 @@ def parser() -> JobParser:
     add("--init_step_size", type=real(above=0), help="x of x(y+t)^-z (5), or of the rule (0.1)")
     tune("--step_size_offset", type=real(least=0), default=100.0, help="y (default 100)")
     tune("--step_size_pow", type=real(least=0), default=0.5, help="z (default 0.5)")
+    tolerance = real(least=0, most=1)
+    tune("--tolerance", type=tolerance, help="when to stop: lbfgs (1e-6), admm (1e-4)")
+    tune("--memory", type=at_least(1), default=10, help="lbfgs: pairs of differences kept (10)")
+    tune("--rho", type=real(above=0), default=1e-3, help="admm: first weight of agreeing (1e-3)")
     add("--intercept", action="store_true", help="learn a constant term as well")
     add("--output_prefix", metavar="PREFIX", help="write PREFIX.w and PREFIX.loss")
     return made
@@ -183,8 +196,15 @@ def _say(ps: ParameterServer, reported: list[Losses]) -> None:
 def main(arguments: Sequence[str]) -> int | None:
     """Run the job on this rank."""
     flags = parse(parser(), arguments)
-    with diml.init(flags=vars(flags), servers=1) as job:
-        _train(job, flags, *_read(flags))
+    on_collectives = ON_COLLECTIVES.get(flags.method)
+    with diml.init(flags=vars(flags), servers=0 if on_collectives else 1) as job:
+        if on_collectives is None:
+            _train(job, flags, *_read(flags))
+            return 0
+        train, test = _read(flags)
+        output = Output(flags.output_prefix, job.incarnation == 0) if job.rank == 0 else None
+        with Run(job, flags, train, test, output) as run:
+            on_collectives(run, flags)
     return 0
 
 

@@ -1,0 +1,157 @@
+"""Logistic regression over all rows at once, on collectives: what its methods share.
+
+Owns a worker's rows as a function of the weights, their sums over all workers, and how a run is
+told: files, progress, events. Must not know how a method chooses the next weights.
+
+The objective is that of `diml.jobs.logistic`: mean loss + λ₁‖w‖₁ + λ₂‖w‖²/2.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diml.jobs.logistic_data import Examples, share_of
+from diml.jobs.logistic_train import Losses
+from diml.kernels.logistic import loss_and_hits
+from diml.kernels.logistic_batch import add_loss_gradient
+from diml.report.progress import Progress
+
+if TYPE_CHECKING:
+    import diml
+
+Floats: TypeAlias = NDArray[np.float64]
+
+
+class Output(Protocol):
+    """The files of worker 0 (`diml.jobs.logistic.Output`)."""
+
+    epochs_written: int
+
+    def write(self, losses: Losses) -> None: ...
+    def finish(self, weights: NDArray[Any]) -> None: ...
+
+
+class Part:
+    """A worker's rows. Counts its own passes over them and their seconds."""
+
+    def __init__(self, share: Examples) -> None:
+        X = share.X
+        self._csr = X.indptr, X.indices, np.ascontiguousarray(X.data, np.float64), share.y
+        self.rows = len(share.y)
+        self.passes = 0
+        self.seconds = 0.0
+
+    def loss_gradient(self, w: Floats) -> Floats:
+        """(d+2,) float64: the gradient of the summed loss, then that loss, then the hits."""
+        begun = time.perf_counter()
+        sums = np.zeros(len(w) + 2)
+        sums[-2:] = add_loss_gradient(*self._csr, w, sums[:-2])
+        self.passes += 1
+        self.seconds += time.perf_counter() - begun
+        return sums
+
+    def loss_and_hits(self, w: Floats) -> tuple[float, int]:
+        """Summed loss and hits."""
+        loss, hits = loss_and_hits(*self._csr, w)
+        return float(loss), int(hits)
+
+
+class Run:
+    """One worker's run of a method: its rows, and worker 0's account of it."""
+
+    def __init__(
+        self,
+        job: diml.Job,
+        flags: Namespace,
+        train: Examples,
+        test: Examples | None,
+        output: Output | None,
+    ) -> None:
+        self.job, self.l1, self.l2 = job, flags.l1, flags.l2
+        self.cols, self.total = train.X.shape[1], train.total
+        self.part = Part(share_of(train, job.rank, job.size))
+        self._test = None if test is None else Part(share_of(test, job.rank, job.size))
+        self._test_total = 0 if test is None else test.total
+        self._output, self._flags = output, flags
+        self._next = 0 if output is None else output.epochs_written
+        self._progress = Progress(
+            f"logistic {flags.method}",
+            flags.num_iterations,
+            quiet=job.settings.quiet or job.rank != 0,
+        )
+        self._begun = time.perf_counter()
+
+    def penalty(self, w: Floats) -> float:
+        """λ₁‖w‖₁ + λ₂‖w‖²/2."""
+        return float(self.l1 * np.abs(w).sum() + 0.5 * self.l2 * (w @ w))
+
+    def smooth(self, w: Floats) -> tuple[float, Floats]:
+        """Mean loss + λ₂‖w‖²/2 over all workers' rows, and its gradient; one allreduce."""
+        sums = self.job.allreduce(self.part.loss_gradient(w))
+        value = float(sums[-2]) / self.total + 0.5 * self.l2 * float(w @ w)
+        return value, sums[:-2] / self.total + self.l2 * w
+
+    def losses(self, iteration: int, w: Floats) -> Losses:
+        """The model's losses and accuracies on all rows; one allreduce of four numbers."""
+        mine = np.zeros(4)
+        mine[:2] = self.part.loss_and_hits(w)
+        if self._test is not None:
+            mine[2:] = self._test.loss_and_hits(w)
+        sums = self.job.allreduce(mine)
+        loss, hits = float(sums[0]) / self.total, float(sums[1]) / self.total
+        held_out = (math.nan, math.nan)
+        if self._test_total:
+            held_out = (float(sums[2]) / self._test_total, float(sums[3]) / self._test_total)
+        return Losses(iteration, loss, loss + self.penalty(w), hits, *held_out)
+
+    def tell(self, losses: Losses) -> None:
+        """Worker 0 writes an iteration's line, once in the run; all write their events."""
+        job, part = self.job, self.part
+        if losses.epoch < self._next:
+            return
+        self._next = losses.epoch + 1
+        if self._output is not None:
+            self._output.write(losses)
+        self._progress.update(losses.epoch, objective=losses.objective)
+        wall_s = time.perf_counter() - self._begun
+        if job.rank == 0:
+            job.event(
+                "progress",
+                done=losses.epoch,
+                total=self._flags.num_iterations,
+                values={
+                    "objective": losses.objective,
+                    "train loss": losses.train_loss,
+                    "test loss": losses.test_loss,
+                    "test accuracy": losses.test_accuracy,
+                },
+            )
+        job.event(
+            "work", units=part.passes * part.rows, unit="examples",
+            seconds=wall_s, waited_s=max(0.0, wall_s - part.seconds),
+        )  # fmt: skip
+
+    def finish(self, losses: Losses, w: Floats) -> None:
+        """Worker 0 writes the weights and says how it ended."""
+        if self._output is not None:
+            self._output.finish(w)
+        if self.job.rank == 0:
+            text = f"objective {losses.objective:.7f}, train accuracy {losses.train_accuracy:.4f}"
+            if self._test_total:
+                text += f", test loss {losses.test_loss:.6f}"
+                text += f", test accuracy {losses.test_accuracy:.4f}"
+            about = f"{self._flags.method}, {self.job.size} workers, {losses.epoch} iterations"
+            print(f"logistic: {about}: {text}", flush=True)
+
+    def __enter__(self) -> Run:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._progress.__exit__(*error)
