@@ -1,9 +1,15 @@
 """When a durable checkpoint is made and from which one a run goes on: the same on all workers.
 
-Owns the policy of one process: what it says at each checkpoint (five small numbers that ride on
+Owns the policy of one process: what it says at each checkpoint (a few small numbers that ride on
 the comparison which is made there anyway), what follows from what all have said, and the choice
 at the start. Must not know MPI: it is lent the collectives that it needs, and these are recorded
 and replayed like the program's own, so a replacement comes to the same choice.
+
+There are two places. The disk (`--checkpoint-dir`) gets a version now and then: rank 0 writes the
+model, each rank its local state. The memory of the nodes, under `diml run`, gets each version that
+finds the one before written: one rank a node writes the model, each rank the local states that it
+holds, its own and its neighbours' replicas. So after a lost job the memory of the nodes that are
+left has it all; `diml run` removes it at the end.
 
 Invariants: a decision is taken from what all workers have said, so all take it; one that was
 interrupted by a repair is dropped by all, and asked for again at the next checkpoint.
@@ -25,7 +31,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from diml.checkpoint.durable import Candidate, Found, Vault, choose, next_attempt
 from diml.checkpoint.shard import Bytes, Identity, Manifest, folder_order, local_name
+from diml.config import Settings
 from diml.errors import CorruptState, Misuse
+from diml.world import marker
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
@@ -39,11 +47,10 @@ class Collectives(Protocol):
 
 
 class Wishes(NamedTuple):
-    """What a worker says at a checkpoint; merged by the maximum over all of them."""
+    """What a worker says of one place; merged by the maximum over all of them."""
 
     due: int
     busy: int
-    stop: int
     written: int
     negative_written: int
 
@@ -53,12 +60,38 @@ class Plan:
     """What all have decided at a checkpoint.
 
     Attributes:
-        write: this version goes to the disk.
-        stop: and then the job stops, to be resumed.
+        write: for each place, whether this version goes there.
+        stop: after that the job stops, to be resumed.
     """
 
-    write: bool
+    write: tuple[bool, ...]
     stop: bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where checkpoints go. `in_memory`: of the node, so nothing waits for a disk."""
+
+    directory: Path
+    every_s: float
+    in_memory: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """A committed version as one rank holds it, encoded.
+
+    Attributes:
+        version: which one.
+        model: gives the model; called only where it is written.
+        locals: by owner, the local states that this rank holds, its own among them.
+        uses_local: whether this version has local states, the same on all ranks.
+    """
+
+    version: int
+    model: Callable[[], Bytes]
+    locals: Mapping[int, Bytes]
+    uses_local: bool
 
 
 @dataclass(frozen=True)
@@ -89,37 +122,45 @@ class Keeper:
 
     def __init__(
         self,
-        directory: Path,
+        places: Sequence[Place],
         *,
-        every_s: float,
         resume: Literal["auto", "never", "must"],
         seed: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is read or written before `meet`."""
-        self.stop = StopRequest()
-        self._directory = directory
-        self._every_s = every_s
+        """Nothing is read or written before `meet`.
+
+        Signals are taken over only if there is a disk to stop to.
+        """
+        self._places = tuple(places)
+        self._to_disk = [not place.in_memory for place in places]
+        self.stop = StopRequest() if any(self._to_disk) else None
         self._resume = resume
         self._seed = seed
         self._facts: dict[str, str] = {}
         self._clock = clock
-        self._last_s = clock()
-        self._vault: Vault | None = None
+        self._last_s = [clock()] * len(self._places)
+        self._vaults: list[Vault] = []
         self._attempt = 0
         self._run = ""
         self._inventories: list[list[Found]] = []
+
+    @classmethod
+    def of(cls, settings: Settings, env: Mapping[str, str]) -> Keeper | None:
+        """The keeper that a run was told to have, if any."""
+        places, resume = [], settings.resume
+        if settings.checkpoint_dir is not None:
+            places.append(Place(settings.checkpoint_dir, settings.checkpoint_every_s))
+        if env.get(marker.MEMORY):
+            places.append(Place(Path(env[marker.MEMORY]), 0.0, in_memory=True))
+        if resume == "never" and env.get(marker.ATTEMPT, "1") != "1":
+            resume = "auto"  # the supervisor started it again: that is no fresh start
+        return cls(places, resume=resume, seed=settings.seed) if places else None
 
     @property
     def identity(self) -> Identity:
         """What a checkpoint must have been written by for this run to go on from it."""
         return Identity(program_name(), self._seed, self._facts)
-
-    @property
-    def vault(self) -> Vault:
-        """The directory, once `meet` is behind."""
-        assert self._vault is not None, "the keepers have not met"
-        return self._vault
 
     def identify(self, facts: Mapping[str, object]) -> None:
         """Add facts, the same on all workers, that tell this job from others (see `Identity`)."""
@@ -127,10 +168,11 @@ class Keeper:
 
     def resumable(self) -> bool:
         """Whether this process sees a durable checkpoint (on its node's disk, parts of one)."""
-        with contextlib.suppress(OSError):
-            names = [path.parent.name for path in self._directory.glob("*/rank-*.json")]
-            return any(folder_order(name) for name in names)
-        return False
+        folders: list[Path] = []
+        for place in self._places:
+            with contextlib.suppress(OSError):
+                folders += [path.parent for path in place.directory.glob("*/rank-*.json")]
+        return any(folder_order(folder.name) for folder in folders)
 
     # At the start ----------------------------------------------------------------------------
 
@@ -139,9 +181,11 @@ class Keeper:
 
         Raises Misuse on all workers alike if one cannot use its directory.
         """
-        run, found, problem = uuid.uuid4().hex[:12], [], ""
+        run, problem = uuid.uuid4().hex[:12], ""
+        found: list[Found] = []
         try:
-            found = Vault(self._directory, run).found()
+            for number, place in enumerate(self._places):
+                found += Vault(place.directory, run).found(number)
         except Misuse as error:
             problem = str(error)
         said = collectives.allgather((run, found, problem))
@@ -150,7 +194,12 @@ class Keeper:
         self._run = said[0][0]
         self._inventories = [found for _, found, _ in said]
         self._attempt = next_attempt(self._inventories)
-        self._vault = Vault(self._directory, self._run)
+        for place in self._places:
+            keep = 1 if place.in_memory else 2
+            vault = Vault(place.directory, self._run, keep=keep, sync=not place.in_memory)
+            self._vaults.append(vault)
+        if self.stop is not None:
+            marker.say("ready")
 
     def restore(self, collectives: Collectives, rank: int, size: int) -> Restored | None:
         """The newest checkpoint that is whole and sound, or None for a fresh start.
@@ -164,21 +213,26 @@ class Keeper:
             candidates, problems = choose(self._inventories, self.identity, size)
         except Misuse as error:
             advice = "use another directory, or --resume never"
-            raise Misuse(f"{self._directory}: {error} ({advice})") from None
+            raise Misuse(f"{self._where}: {error} ({advice})") from None
         self._say(rank, problems)
         for candidate in candidates:
             fetched = self._fetch(collectives, candidate, rank)
             bad = [text for text in collectives.allgather(fetched.problem) if text]
             if not bad:
-                self.vault.confirm(*candidate.order)
+                for vault in self._vaults:
+                    vault.confirm(*candidate.order)
                 assert fetched.model is not None
                 return Restored(candidate.version, fetched.model, fetched.local)
             problems.append(f"checkpoint of version {candidate.version} skipped: {bad[0]}")
             self._say(rank, problems[-1:])
         if self._resume == "must":
             why = problems[0] if problems else "there is none"
-            raise Misuse(f"--resume must: no checkpoint in {self._directory} to go on from: {why}")
+            raise Misuse(f"--resume must: no checkpoint in {self._where} to go on from: {why}")
         return None
+
+    @property
+    def _where(self) -> str:
+        return str(self._places[0].directory)
 
     def _fetch(self, collectives: Collectives, candidate: Candidate, rank: int) -> _Fetched:
         """Read what this rank needs and hand out what others do."""
@@ -206,7 +260,7 @@ class Keeper:
 
     def _read(self, candidate: Candidate, name: str, to: _Fetched) -> Bytes | None:
         try:
-            return self.vault.read(candidate.order, name)
+            return self._vaults[candidate.holders[name][1]].read(candidate.order, name)
         except CorruptState as error:
             to.problem = str(error)
             return None
@@ -218,38 +272,60 @@ class Keeper:
 
     # At each checkpoint ----------------------------------------------------------------------
 
-    def wishes(self, rank: int) -> Wishes:
+    def wishes(self, rank: int) -> tuple[int, ...]:
         """What this worker says at a checkpoint that is about to be committed."""
-        due = rank == 0 and self._clock() - self._last_s >= self._every_s
-        written = self.vault.written
-        return Wishes(due, self.vault.busy, bool(self.stop.name), written, -written)
+        said = [int(self.stop is not None and bool(self.stop.name))]
+        for place, vault, last_s in zip(self._places, self._vaults, self._last_s, strict=True):
+            due = rank == 0 and self._clock() - last_s >= place.every_s
+            said += Wishes(int(due), int(vault.busy), vault.written, -vault.written)
+        return tuple(said)
 
     def decide(self, merged: Sequence[int]) -> Plan:
         """What follows from what all have said, the same on all."""
-        said = Wishes(*merged)
-        if said.written and said.written == -said.negative_written:
-            self.vault.confirm(self._attempt, said.written)
-        return Plan(bool(said.stop or (said.due and not said.busy)), bool(said.stop))
+        stop, write = bool(merged[0]), []
+        for number, vault in enumerate(self._vaults):
+            said = Wishes(*merged[1 + 4 * number : 5 + 4 * number])
+            if said.written and said.written == -said.negative_written:
+                vault.confirm(self._attempt, said.written)
+                marker.say("version", said.written)
+            wanted = said.due and not said.busy
+            write.append(bool(wanted or (stop and self._to_disk[number])))
+        return Plan(tuple(write), stop)
 
-    def write(
-        self, version: int, rank: int, size: int, model: Callable[[], Bytes], local: Bytes | None
-    ) -> None:
-        """Begin to write a committed version: rank 0 the model, each rank its local state."""
-        self.vault.drain()
-        states: dict[str, Bytes] = {}
-        if rank == 0:
-            states["model"] = model()
-        if local is not None:
-            states[local_name(rank)] = local
-        manifest = Manifest(
-            self.identity, self._attempt, self._run, version, rank, size, local is not None
-        )
-        self.vault.offer(manifest, states)
-        self._last_s = self._clock()
+    def write(self, plan: Plan, state: State, rank: int, hosts: Sequence[str]) -> None:
+        """Begin to write a committed version to the places that it was decided for.
+
+        Args:
+            state: must not change until it is written.
+            hosts: of each worker, by rank.
+        """
+        for number, vault in enumerate(self._vaults):
+            if not plan.write[number]:
+                continue
+            vault.drain()
+            in_memory = self._places[number].in_memory
+            writes_model = rank == (hosts.index(hosts[rank]) if in_memory else 0)
+            states = {"model": state.model()} if writes_model else {}
+            for owner, local in state.locals.items():
+                if in_memory or owner == rank:
+                    states[local_name(owner)] = local
+            about = (self.identity, self._attempt, self._run, state.version)
+            vault.offer(Manifest(*about, rank, len(hosts), state.uses_local), states)
+            self._last_s[number] = self._clock()
 
     def finished(self, version: int) -> bool:
         """Wait until this worker's part of a version is on the disk; whether it is."""
-        return self.vault.drain() and self.vault.written == version
+        disks = [v for v, to_disk in zip(self._vaults, self._to_disk, strict=True) if to_disk]
+        return all(vault.drain() and vault.written == version for vault in disks)
+
+    def kept(self, version: int) -> None:
+        """All workers have said `finished`: the version is there to be resumed from."""
+        marker.say("version", version)
+
+    def close(self) -> None:
+        """Let what is being written come to its end."""
+        for vault in self._vaults:
+            vault.drain()
 
 
 class _Fetched:

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from diml.checkpoint import codec
-from diml.checkpoint.keeper import STOP_SIGNALS, Keeper, Plan, Restored
+from diml.checkpoint.durable import Vault
+from diml.checkpoint.keeper import STOP_SIGNALS, Keeper, Place, Plan, Restored, State
 from diml.errors import Misuse
 
 T = TypeVar("T")
@@ -82,7 +83,7 @@ def on_all(size: int, work: Callable[[int, Member], T]) -> list[T | BaseExceptio
 def keeper(
     directory: Path, resume: Literal["auto", "never", "must"] = "auto", seed: int = 1
 ) -> Keeper:
-    return Keeper(directory, every_s=1e-9, resume=resume, seed=seed)
+    return Keeper([Place(directory, 1e-9)], resume=resume, seed=seed)
 
 
 def write_version(directory: Path, version: int, size: int, *, local: bool = True) -> None:
@@ -90,8 +91,9 @@ def write_version(directory: Path, version: int, size: int, *, local: bool = Tru
         one = keeper(directory, "never")
         one.meet(member)
         model = codec.encode({"version": version})
-        mine = codec.encode(np.full(3, rank)) if local else None
-        one.write(version, rank, size, lambda: model, mine)
+        mine = {rank: codec.encode(np.full(3, rank))} if local else {}
+        state = State(version, lambda: model, mine, local)
+        one.write(Plan((True,), False), state, rank, ["host"] * size)
         return one.finished(version)
 
     assert on_all(size, work) == [True] * size
@@ -166,7 +168,7 @@ def merged(keepers: list[Keeper]) -> list[int]:
 
 def met(directory: Path, size: int, clock: Callable[[], float]) -> list[Keeper]:
     keepers = [
-        Keeper(directory, every_s=10, resume="auto", seed=1, clock=clock) for _ in range(size)
+        Keeper([Place(directory, 10)], resume="auto", seed=1, clock=clock) for _ in range(size)
     ]
     on_all(size, lambda rank, member: keepers[rank].meet(member))
     return keepers
@@ -177,21 +179,55 @@ def test_a_version_is_due_by_the_clock_of_rank_0_and_not_while_one_is_under_way(
 ) -> None:
     now = 0.0
     keepers = met(tmp_path, 2, lambda: now)
-    assert keepers[0].decide(merged(keepers)) == Plan(write=False, stop=False)
+    assert keepers[0].decide(merged(keepers)) == Plan(write=(False,), stop=False)
     now = 11.0
-    assert keepers[1].decide(merged(keepers)) == Plan(write=True, stop=False)
-    monkeypatch.setattr(type(keepers[0].vault), "busy", property(lambda self: True))
-    assert keepers[1].decide(merged(keepers)) == Plan(write=False, stop=False)
+    assert keepers[1].decide(merged(keepers)) == Plan(write=(True,), stop=False)
+    monkeypatch.setattr(Vault, "busy", property(lambda self: True))
+    assert keepers[1].decide(merged(keepers)) == Plan(write=(False,), stop=False)
 
 
 def test_a_signal_to_any_worker_stops_all_at_the_next_checkpoint(tmp_path: Path) -> None:
     keepers = met(tmp_path, 3, lambda: 0.0)
     os.kill(os.getpid(), signal.SIGUSR1)  # the last of the three has the handler
-    assert keepers[2].stop.name == "SIGUSR1" and not keepers[0].stop.name
-    assert keepers[0].decide(merged(keepers)) == Plan(write=True, stop=True)
+    assert [one.stop and one.stop.name for one in keepers] == ["", "", "SIGUSR1"]
+    assert keepers[0].decide(merged(keepers)) == Plan(write=(True,), stop=True)
 
 
 def test_what_can_be_resumed_is_seen_without_having_met(tmp_path: Path) -> None:
     assert not keeper(tmp_path / "absent").resumable()
     write_version(tmp_path, 4, 2)
     assert keeper(tmp_path).resumable()
+
+
+def test_without_a_disk_signals_are_left_alone(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    one = Keeper([Place(tmp_path, 0.0, in_memory=True)], resume="auto", seed=1)
+    assert one.stop is None and signal.getsignal(signal.SIGUSR1) is before
+
+
+@pytest.mark.parametrize("lost", range(3))
+def test_the_memory_of_the_nodes_that_are_left_has_it_all(tmp_path: Path, lost: int) -> None:
+    """Three nodes, two ranks each; every local state lies on its node and on the next one."""
+    hosts = [f"n{rank // 2}" for rank in range(6)]
+    model = codec.encode({"w": np.arange(5)})
+    locals_ = [codec.encode(np.full(3, rank)) for rank in range(6)]
+
+    def node(host: str) -> Keeper:
+        return Keeper([Place(tmp_path / host, 0.0, in_memory=True)], resume="must", seed=1)
+
+    def write(rank: int, member: Member) -> None:
+        one = node(hosts[rank])
+        one.meet(member)
+        held = {owner: locals_[owner] for owner in (rank, (rank - 2) % 6)}
+        one.write(Plan((True,), False), State(8, lambda: model, held, True), rank, hosts)
+        one.close()
+
+    def read(rank: int, member: Member) -> Restored | None:
+        one = node([host for host in hosts if host != f"n{lost}"][rank % 4])
+        one.meet(member)
+        return one.restore(member, rank, 6)
+
+    assert on_all(6, write) == [None] * 6
+    for rank, got in enumerate(on_all(6, read)):
+        assert isinstance(got, Restored) and got.version == 8 and got.local is not None
+        np.testing.assert_array_equal(codec.decode(got.local), np.full(3, rank))
