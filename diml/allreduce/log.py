@@ -109,6 +109,18 @@ class Log:
             return None
         return Record(self.signatures[sequence], str(self.sites[sequence]), result)
 
+    def following(self, sequence: int, nbytes_max: int) -> list[Record]:
+        """The record of a collective that is here, and those after it without a gap, up to a
+        total size."""
+        records: list[Record] = []
+        nbytes = 0
+        while (record := self.record(sequence + len(records))) is not None:
+            nbytes += record.result.nbytes
+            if records and nbytes > nbytes_max:
+                break
+            records.append(record)
+        return records
+
     def spread(self, rank: int, size: int, copies: int) -> None:
         """Drop what others keep, then what is oldest, until the budget holds.
 

@@ -104,8 +104,8 @@ class Action(Enum):
 
     GO = "all stand at one place: they carry out the request as if nothing had happened"
     SERVE = "the lowest are given the recorded result of their request by one who is ahead"
-    FRESH = "all load and nobody has anything: the run begins"
-    LOAD = "the loading ranks are given the checkpoint by a rank that has it"
+    LOST = "all ask for a lazy model and nobody has it"
+    LOAD = "the loading ranks are given the model by a rank that has it"
     COMMIT = "the loaded ranks finish a bare checkpoint; the loading ones need not replay to it"
     MISMATCH = "ranks at one place asked for different things, or came there differently"
 
@@ -117,7 +117,7 @@ TABLE: dict[tuple[Stage, bool, bool], Action] = {
     (Stage.BOOT, True, False): Action.GO,
     (Stage.BOOT, False, False): Action.SERVE,
     (Stage.BOOT, False, True): Action.SERVE,
-    (Stage.LOAD, True, False): Action.FRESH,
+    (Stage.LOAD, True, False): Action.LOST,
     (Stage.LOAD, False, False): Action.LOAD,
     (Stage.LOAD, False, True): Action.COMMIT,
     (Stage.STEP, True, False): Action.GO,

@@ -26,6 +26,7 @@ from diml.allreduce.protocol import (
     Place,
     Stage,
     Standing,
+    Transfer,
     decide,
     match,
     offer,
@@ -35,6 +36,8 @@ from diml.checkpoint.memory import Store
 from diml.checkpoint.ring import Ring
 from diml.errors import GaveUp, Mismatch
 
+# Results that are given to one who is behind, in one go.
+_BATCH_BYTES = 1 << 26
 _ALL_LOST = "no rank is left that was there when it was made"
 
 
@@ -65,6 +68,7 @@ class Core:
         self.recovering = False
         self.stocked = True
         self.trace = 0
+        self._prefetched: dict[Place, Record] = {}
 
     def seat(self, rank: int, hosts: tuple[str, ...]) -> None:
         """Take a place among `len(hosts)` ranks."""
@@ -135,14 +139,20 @@ class Core:
     # Checkpoints -----------------------------------------------------------------------------
 
     def load(self, request: Request) -> Script[None]:
-        """Close the boot stage with the committed version in the store (0: nothing yet)."""
+        """Close the boot stage with the committed version in the store (0: nothing yet).
+
+        A newcomer has it since the repair (nothing is committed without it), but for a lazy model.
+        """
         yield Point("load")
-        if self.recovering:
+        if self.recovering and self._lacks_model():
             yield from self._settle(request)
-        if self.version > 0 and self.store.committed.model is None:
+        if self._lacks_model():
             raise GaveUp(f"the checkpoint of version {self.version} is gone: {_ALL_LOST}")
         self.loaded = True
         self.trace = 0
+
+    def _lacks_model(self) -> bool:
+        return self.version > 0 and self.store.committed.model is None
 
     def checkpoint(self, request: Request, model: Any, local: Any | None) -> Script[None]:
         """Store the replicas, pass the gate, move to the next version."""
@@ -174,6 +184,7 @@ class Core:
     def _commit(self) -> None:
         self.store.commit()
         self.steps.clear()
+        self._prefetched.clear()
         self.trace = 0
 
     # Recovery --------------------------------------------------------------------------------
@@ -185,12 +196,18 @@ class Core:
         """
         bare = request.kind is Kind.CHECKPOINT
         place = self.place(request.kind)
+        if place in self._prefetched:
+            ahead = self._prefetched.pop(place)
+            self._check_replay(request, ahead)
+            return ahead
         standing = Standing(place, chain(self.trace, request.signature), bare)
         while True:
             merged = yield Reduce(standing.summary())
             decision = decide(merged)
-            if decision.action in (Action.GO, Action.FRESH):
+            if decision.action is Action.GO:
                 self.recovering = False
+                return None
+            if decision.action is Action.LOST:
                 return None
             if decision.action is Action.MISMATCH:
                 yield from self._explain(request)
@@ -210,45 +227,52 @@ class Core:
                 self.store.pass_over()
 
     def _serve(self, decision: Decision, place: Place) -> Script[Record | None]:
-        """Give the recorded result of the lowest place to those who stand there."""
+        """Give the recorded result of the lowest place to those who stand there.
+
+        They get what follows as well, so that they need not ask for each result.
+        """
         low = unpack(decision.low)
         log = self.boot if low.stage is Stage.BOOT else self.steps
         needs = place == low
-        record = None if needs else log.record(low.sequence)
+        holds = not needs and log.record(low.sequence) is not None
         lost = f"the result of {low} is gone: every rank that kept it has died or dropped it"
-        given: Record | None
-        given = yield from self._transfer(needs, record is not None, lambda: record, lost)
-        return given
+        transfer = yield from self._find(needs, holds, lost)
+        given: list[Record] | None
+        given = yield from self._transfer(
+            needs, transfer, lambda: log.following(low.sequence, _BATCH_BYTES)
+        )
+        if given is None:
+            return None
+        for ahead, record in enumerate(given[1:], 1):
+            self._prefetched[low._replace(sequence=low.sequence + ahead)] = record
+        return given[0]
 
     def _hand_out_checkpoint(self, decision: Decision, place: Place) -> Script[bool]:
-        """Give the committed model to those who load. Returns whether this rank was one."""
+        """Give a lazy model to those who load. Returns whether this rank was one."""
         needs = place.stage is Stage.LOAD
         holds = not needs and place.pack() == decision.anchor
         lost = f"the checkpoint of version {decision.version} is gone"
-
-        def payload() -> tuple[Any, bool]:
-            return self.store.model(), self.store.committed.uses_local
-
-        if decision.version == 0:
-            return needs
-        given = yield from self._transfer(needs, holds, payload, lost)
+        transfer = yield from self._find(needs, holds, lost)
+        model = yield from self._transfer(needs, transfer, self.store.model)
         if needs:
-            model, uses_local = given
-            self.store.adopt(decision.version, model, uses_local)
+            assert self.version == decision.version
+            self.store.adopt(decision.version, model, uses_local=False)
         return needs
 
-    def _transfer(
-        self, needs: bool, holds: bool, payload: Callable[[], Any], lost: str
-    ) -> Script[Any]:
-        """From the lowest holder to all who need it: directly if that is one, else to everybody.
-
-        Returns the payload to those who need it, None to others. Raises GaveUp on all ranks alike
-        if nobody holds it.
-        """
+    def _find(self, needs: bool, holds: bool, lost: str) -> Script[Transfer]:
+        """Who gives and who takes. Raises GaveUp on all ranks alike if nobody holds it."""
         merged = yield Reduce(offer(self.rank, holds, needs))
         transfer = match(merged)
         if transfer.holder is None:
             raise GaveUp(lost)
+        return transfer
+
+    def _transfer(self, needs: bool, transfer: Transfer, payload: Callable[[], Any]) -> Script[Any]:
+        """From the holder to all who need it: directly if that is one rank, else to everybody.
+
+        Returns the payload to those who need it, None to others.
+        """
+        assert transfer.holder is not None
         gives = transfer.holder == self.rank
         if transfer.first != transfer.last:
             given = yield Spread(payload() if gives else None, transfer.holder)
@@ -258,29 +282,41 @@ class Core:
         return (yield Take(transfer.holder)) if needs else None
 
     def refresh(self) -> Script[None]:
-        """Give every newcomer the local states that belong on it; run after each repair.
+        """Bring every newcomer what it must know and hold; run after each repair.
 
-        Who has a state is found by asking, not by the placement: a holder may itself be new.
-        Raises GaveUp on all ranks alike if a state has no holder left.
+        That is the committed version, its model (a lazy one is asked for by `load`), and the
+        local states that belong on it. Who has what is found by asking, not by the placement: a
+        holder may itself be new. Raises GaveUp on all ranks alike if something has no holder.
         """
         self.recovering = True
         self.store.drop()
+        known, new = self.store.committed, not self.stocked
+        has_model = known.model is not None and not callable(known.model)
+        holder = FAR - self.rank if has_model else 0
+        stocked = (0, 0, known.version + 1, int(known.uses_local), holder)
+        merged = yield Reduce((FAR - self.rank, self.rank + 1, 0, 0, 0) if new else stocked)
+        yield Point("repair")
+        first, last, version = FAR - merged[0], merged[1] - 1, merged[2] - 1
+        if first == FAR:
+            return
+        if version < 0:
+            raise GaveUp(f"all state is gone: {_ALL_LOST}")
+        model = None
+        if version > 0 and merged[4]:
+            transfer = Transfer(FAR - merged[4], first, last)
+            model = yield from self._transfer(new, transfer, lambda: known.model)
+        newcomer, uses_local = first, bool(merged[3])
         while True:
-            known, new = self.store.committed, not self.stocked
-            vector = (FAR - self.rank, 0, 0) if new else (0, known.version + 1, known.uses_local)
-            merged = yield Reduce(vector)
-            newcomer, version, uses_local = FAR - merged[0], merged[1] - 1, bool(merged[2])
-            yield Point("repair")
-            if newcomer == FAR:
-                return
-            if version < 0:
-                raise GaveUp(f"all state is gone: {_ALL_LOST}")
             received = (yield from self._stock(newcomer, version)) if uses_local else {}
-            if newcomer == self.rank:
-                # The model follows when it is asked for; that there is one is known from now on.
-                self.store.adopt(version, None, uses_local)
+            if newcomer == self.rank or (new and not uses_local):
+                self.store.adopt(version, model, uses_local)
                 self.store.committed.locals.update(received)
                 self.stocked = True
+            if newcomer == last or not uses_local:
+                return
+            later = new and self.rank > newcomer
+            (found,) = yield Reduce((FAR - self.rank if later else 0,))
+            newcomer = FAR - found
 
     def _stock(self, newcomer: int, version: int) -> Script[dict[int, Any]]:
         """Bring a newcomer its local states; returns what this rank received (as a newcomer)."""

@@ -88,14 +88,12 @@ def value_of(result: Result) -> Any:
 def wrap(payload: Any) -> Bytes:
     """A payload of recovery as one checksummed buffer.
 
-    Payloads are: a Record, a checkpoint as (encoded model, uses_local), an encoded local state
-    (uint8), a text, or None.
+    Payloads are: a list of Records, an encoded state (uint8), a text, or None.
     """
-    if isinstance(payload, Record):
-        result = payload.result
-        fields = (payload.signature, payload.site, result.form, result.owner)
-        return codec.encode({"record": fields})
-    return codec.encode({"plain": payload})
+    if not isinstance(payload, list):
+        return codec.encode({"plain": payload})
+    fields = [(r.signature, r.site, r.result.form, r.result.owner) for r in payload]
+    return codec.encode({"records": fields})
 
 
 def unwrap(buffer: Bytes) -> Any:
@@ -103,9 +101,11 @@ def unwrap(buffer: Bytes) -> Any:
     tree = codec.decode(buffer)
     if "plain" in tree:
         return tree["plain"]
-    signature, site, form, owner = tree["record"]
-    nbytes = owner.nbytes if form == "array" else size_of(owner)
-    return Record(signature, site, Result(form, owner, nbytes))
+    records = []
+    for signature, site, form, owner in tree["records"]:
+        nbytes = owner.nbytes if form == "array" else size_of(owner)
+        records.append(Record(signature, site, Result(form, owner, nbytes)))
+    return records
 
 
 def size_of(owner: Any) -> int:

@@ -50,7 +50,7 @@ def plain(standings: tuple[Standing, ...]) -> Action:
     traces = {s.trace for s in standings if s.place.stage is not Stage.LOAD}
     if low.stage is Stage.LOAD:
         if together:
-            return Action.FRESH
+            return Action.LOST
         one_place = len({s.place for s in loaded}) == 1
         if one_place and all(s.bare for s in loaded):
             return Action.COMMIT if len(traces) == 1 else Action.MISMATCH
