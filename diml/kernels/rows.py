@@ -73,3 +73,49 @@ def first_unsorted(ids: Ids) -> int:
         if ids[i] <= ids[i - 1]:
             return i
     return -1
+
+
+@njit(cache=True, nogil=True)
+def cache_put(
+    slots: Ids,
+    owner: Ids,
+    values: Rows,
+    stamps: Ids,
+    used: NDArray[np.uint8],
+    hand: int,
+    ids: Ids,
+    rows: Rows,
+    stamp: int,
+) -> int:
+    """Keep rows in a cache: slots[id] is a row's place or -1, owner[place] its id or -1.
+
+    A full cache gives up the first place from `hand` on that was not used since the hand last
+    passed (CLOCK). Returns the new hand.
+    """
+    for i in range(ids.shape[0]):
+        place = slots[ids[i]]
+        if place < 0:
+            while used[hand] != 0:
+                used[hand] = 0
+                hand = (hand + 1) % owner.shape[0]
+            place = hand
+            hand = (hand + 1) % owner.shape[0]
+            if owner[place] >= 0:
+                slots[owner[place]] = -1
+            owner[place] = ids[i]
+            slots[ids[i]] = place
+        used[place] = 1
+        stamps[place] = stamp
+        for k in range(values.shape[1]):
+            values[place, k] = rows[i, k]
+    return hand
+
+
+@njit(cache=True, nogil=True)
+def cache_add(slots: Ids, values: Rows, ids: Ids, deltas: Rows) -> None:
+    """Add to the rows that are in the cache."""
+    for i in range(ids.shape[0]):
+        place = slots[ids[i]]
+        if place >= 0:
+            for k in range(values.shape[1]):
+                values[place, k] += deltas[i, k]

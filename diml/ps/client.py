@@ -61,9 +61,10 @@ class Table:
         spec, session = self._spec, self._session
         checked = checked_ids(spec, ids)
         session.begin_call()
-        request, sends, pieces = session.core.get(spec, checked)
+        session.take_all()
+        request, sends = session.core.get(spec, checked)
         session.ask(request, sends, f"reading table {spec.name!r}")
-        rows, staleness = session.core.rows_of(spec, checked, request, pieces)
+        rows, staleness = session.core.rows_of(request)
         self._server.staleness_seen[staleness] += 1
         session.end_call()
         return rows
@@ -231,7 +232,7 @@ class ParameterServer:
         self._session.begin_call()
         request, sends = self._core.synchronise()
         self._session.ask(request, sends, "barrier()")
-        self._core.answers(request)
+        self._core.synchronised(request)
         self._session.end_call()
 
     def close(self) -> None:

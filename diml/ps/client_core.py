@@ -13,11 +13,9 @@ from __future__ import annotations
 import json
 from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
-import numpy as np
 
 from diml.errors import Misuse
+from diml.ps.cache import Found, RowCache
 from diml.ps.consistency import Consistency
 from diml.ps.message import (
     Address,
@@ -33,19 +31,12 @@ from diml.ps.message import (
     text_rows,
 )
 from diml.ps.pending import Pending, Segment, Writing
+from diml.ps.reading import Reading, assemble
 from diml.ps.recovery import Plan
-from diml.ps.tables import TableSpec, row_bounds
+from diml.ps.tables import TableSpec, split
 
 # More than any n.
 _END = 2**32
-
-
-class Piece(NamedTuple):
-    """The part of a list of ids that one server holds; `places` are their indices in the list."""
-
-    server: int
-    ids: Ids
-    places: slice | Ids
 
 
 @dataclass(slots=True)
@@ -53,6 +44,7 @@ class Request:
     """A question to one or more servers, and the answers so far."""
 
     messages: dict[int, Message]
+    reading: Reading | None = None
     replies: dict[int, Message] = field(default_factory=dict)
 
     @property
@@ -70,12 +62,21 @@ class ClientCore:
         answered: whether any server has ever answered: from then on a lost shard is a loss.
     """
 
-    def __init__(self, worker: int, servers: int, consistency: Consistency) -> None:
+    def __init__(
+        self,
+        worker: int,
+        servers: int,
+        consistency: Consistency,
+        cache_rows: int | None = None,
+    ) -> None:
+        self._cache_rows = 0 if cache_rows is None and consistency.model == "essp" else cache_rows
         self.worker, self.servers, self.consistency = worker, servers, consistency
         self.clock = 0
         self.specs: dict[int, TableSpec] = {}
         self.answered = False
         self._n = 0
+        # The clock of the last barrier.
+        self._barrier = 0
         self._requests: dict[int, Request] = {}
         self._next_request = 0
         self._servers = [Address("server", server) for server in range(servers)]
@@ -114,11 +115,31 @@ class ClientCore:
             if reply.kind is Kind.REFUSED:
                 raise Misuse(text_of(reply))
         self.specs[spec.id] = spec
-        self._writing[spec.id] = Writing.of(spec)
+        cache = None
+        if self._cache_rows is not None:
+            pushing = self.consistency.model == "essp"
+            cache = RowCache(spec, self.servers, self._cache_rows, pushing)
+        self._writing[spec.id] = Writing.of(spec, cache)
 
-    def get(self, spec: TableSpec, ids: Ids) -> tuple[int, list[Send], list[Piece]]:
-        """Ask for rows. `rows_of` wants the pieces back."""
-        pieces = self.split(spec, ids)
+    def get(self, spec: TableSpec, ids: Ids) -> tuple[int, list[Send]]:
+        """Ask for rows, but for those that are kept."""
+        cache = self._writing[spec.id].cache
+        if cache is None:
+            return self._ask(*self._reading(spec, ids, None))
+        least = 0 if self.consistency.model == "asp" else self.clock - self.consistency.staleness
+        found = cache.find(ids, max(least, self._barrier))
+        asked, reading = self._reading(spec, ids, found)
+        for server in cache.servers_of(ids[found.awaited]):
+            # An answer without rows: it comes after the push that is waited for.
+            empty = Message(Kind.GET, self.worker, self.clock, request=self._next_request)
+            asked.setdefault(server, empty)
+        return self._ask(asked, reading)
+
+    def _reading(
+        self, spec: TableSpec, ids: Ids, found: Found | None
+    ) -> tuple[dict[int, Message], Reading]:
+        """The messages that ask for what the cache does not have."""
+        pieces = split(spec, self.servers, ids if found is None else ids[~found.hit])
         request = self._next_request
         asked = {
             piece.server: Message(
@@ -126,11 +147,16 @@ class ClientCore:
             )
             for piece in pieces
         }
-        return (*self._ask(asked), pieces)
+        return asked, Reading(spec, ids, pieces, found)
 
     def synchronise(self) -> tuple[int, list[Send]]:
         """Ask every server to answer once all workers have finished this worker's clocks."""
         return self._ask_all(Message(Kind.GET, clock=self.clock, flags=Flag.EXACT))
+
+    def synchronised(self, request: int) -> None:
+        """Take the answers of `synchronise`: from now on no read is older than this clock."""
+        self._requests.pop(request)
+        self._barrier = self.clock
 
     def ask_who_is_late(self, servers: list[int]) -> tuple[int, list[Send]]:
         """Ask servers whom they wait for."""
@@ -141,11 +167,13 @@ class ClientCore:
         message = message._replace(worker=self.worker, request=self._next_request)
         return self._ask(dict.fromkeys(range(self.servers), message))
 
-    def _ask(self, asked: dict[int, Message]) -> tuple[int, list[Send]]:
+    def _ask(
+        self, asked: dict[int, Message], reading: Reading | None = None
+    ) -> tuple[int, list[Send]]:
         """Remember a question; its messages carry the next request's number."""
         request = self._next_request
         self._next_request = (request + 1) % 2**32
-        self._requests[request] = Request(asked)
+        self._requests[request] = Request(asked, reading)
         return request, [Send(self._servers[server], asked[server]) for server in asked]
 
     def done(self, request: int) -> bool:
@@ -161,55 +189,23 @@ class ClientCore:
         """Take the answers by server; the request is over."""
         return self._requests.pop(request).replies
 
-    def rows_of(
-        self, spec: TableSpec, ids: Ids, request: int, pieces: list[Piece]
-    ) -> tuple[Rows, int]:
+    def rows_of(self, request: int) -> tuple[Rows, int]:
         """Take the answers of `get`: rows (len(ids), cols) with the own pending updates, and how
         many clocks the slowest worker was behind when they were read."""
         asked = self._requests.pop(request)
-        writing = self._writing[spec.id]
-        if len(pieces) == 1:
-            rows = asked.replies[pieces[0].server].values
-        else:
-            cols = writing.rule.wire_cols(spec.cols)
-            rows = np.empty((len(ids), cols), spec.numpy_dtype)
-            for piece in pieces:
-                rows[piece.places] = asked.replies[piece.server].values
-        rows = writing.shown(ids, rows)
-        staleness = max(
-            (asked.messages[server].clock - reply.clock for server, reply in asked.replies.items()),
-            default=0,
-        )
-        model = self.consistency
+        assert asked.reading is not None
+        writing = self._writing[asked.reading.spec.id]
+        rows, slowest = assemble(asked.reading, asked.replies, writing, self.clock)
+        clock = min((m.clock for m in asked.messages.values()), default=self.clock)
+        model, staleness = self.consistency, max(0, clock - slowest)
         assert model.model == "asp" or staleness <= model.staleness, f"a read {staleness} stale"
-        return rows, max(0, staleness)
-
-    def split(self, spec: TableSpec, ids: Ids) -> list[Piece]:
-        """Cut a list of ids into the servers' parts; order within a part is kept."""
-        if self.servers == 1:
-            return [Piece(0, ids, slice(0, len(ids)))] if len(ids) else []
-        bounds = row_bounds(spec.rows, self.servers)
-        if len(ids) < 2 or bool((ids[1:] >= ids[:-1]).all()):
-            cuts = np.searchsorted(ids, bounds)
-            spans = ((server, cuts[server], cuts[server + 1]) for server in range(self.servers))
-            return [
-                Piece(s, ids[low:high], slice(low, high)) for s, low, high in spans if high > low
-            ]
-        owners = np.searchsorted(bounds, ids, side="right") - 1
-        order = np.argsort(owners, kind="stable")
-        cuts = np.searchsorted(owners[order], np.arange(self.servers + 1))
-        pieces = []
-        for server in range(self.servers):
-            places = order[cuts[server] : cuts[server + 1]]
-            if len(places):
-                pieces.append(Piece(server, ids[places], places))
-        return pieces
+        return rows, staleness
 
     # Updates ---------------------------------------------------------------------------------
 
     def update(self, spec: TableSpec, ids: Ids, values: Rows) -> None:
         """Add to rows; it is sent when the clock ends."""
-        self._writing[spec.id].pending.add(ids, values)
+        self._writing[spec.id].add(ids, values)
 
     def push(self, spec: TableSpec, ids: Ids, values: Rows) -> tuple[tuple[int, int], list[Send]]:
         """Update rows at once, not at the end of the clock; returns the update's (clock, n)."""
@@ -282,7 +278,7 @@ class ClientCore:
         self, spec: TableSpec, segment: Segment, by_server: list[list[Message]], flags: int
     ) -> None:
         """One segment's messages, one a server, under one n."""
-        pieces = self.split(spec, segment.ids)
+        pieces = split(spec, self.servers, segment.ids)
         mark = self.watermark
         for server, ids, places in pieces:
             whole = len(pieces) == 1
@@ -321,10 +317,28 @@ class ClientCore:
             self._acknowledged[server] = (message.clock, message.n)
             self._trim()
             return
+        if message.kind is Kind.PUSHED:
+            self._take_push(server, message)
+            return
         self._requests[message.request].replies[server] = message
         if message.kind is Kind.VALUES:
             self._acknowledged[server] = (message.mark, message.n)
             self._trim()
+
+    def _take_push(self, server: int, message: Message) -> None:
+        """Rows that the server pushes, without the own updates that it had not applied yet."""
+        if len(message.ids):
+            unapplied = [
+                update
+                for update in self._retained[server]
+                if update.table == message.table
+                and (update.clock, update.n) >= (message.mark, message.n)
+            ]
+            self._writing[message.table].pushed(message, unapplied)
+        if message.flags & Flag.LAST:
+            for writing in self._writing.values():
+                if writing.cache is not None:
+                    writing.cache.pushed[server] = message.clock
 
     def _trim(self) -> None:
         for server, retained in enumerate(self._retained):
@@ -337,17 +351,29 @@ class ClientCore:
     def recovered(self, plan: Plan) -> list[Send]:
         """After a repair: everything that a server does not have, and all open questions, anew."""
         sends = []
+        for writing in self._writing.values():
+            if writing.cache is not None:
+                writing.cache.drop()
         for server, ledger in enumerate(plan.ledgers):
             self._acknowledged[server] = ledger[self.worker]
             to = Address("server", server)
             for message in self._retained[server]:
                 if _key(message) >= ledger[self.worker]:
                     sends.append(Send(to, message))
-        for asked in self._requests.values():
+        for number, asked in self._requests.items():
+            if asked.reading is not None and asked.reading.found is not None:
+                self._ask_for_all(number, asked)
             for server, message in asked.messages.items():
                 if server not in asked.replies:
                     sends.append(Send(self._servers[server], message))
         return sends
+
+    def _ask_for_all(self, request: int, asked: Request) -> None:
+        """What the cache had is gone: let a question ask for all of its rows."""
+        assert asked.reading is not None
+        messages, asked.reading = self._reading(asked.reading.spec, asked.reading.ids, None)
+        asked.messages = {s: m._replace(request=request) for s, m in messages.items()}
+        asked.replies = {}
 
 
 def _key(message: Message) -> tuple[int, int]:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from diml.errors import Misuse
 
-MODELS = ("bsp", "ssp", "asp")
+MODELS = ("bsp", "ssp", "essp", "asp")
+_BOUNDED = ("ssp", "essp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +22,15 @@ class Consistency:
     """A model and its bound.
 
     bsp: each clock is a transaction of all workers (staleness 0). ssp: bounded staleness; updates
-    may be seen early. asp: no bound.
+    may be seen early. essp: the same bound; servers push what a worker has once asked for. asp: no
+    bound.
     """
 
     model: str
     staleness: int
 
     def __str__(self) -> str:
-        return f"ssp({self.staleness})" if self.model == "ssp" else self.model
+        return f"{self.model}({self.staleness})" if self.model in _BOUNDED else self.model
 
     @property
     def buffered(self) -> bool:
@@ -48,7 +50,7 @@ class Consistency:
 
 
 def parse_consistency(text: str | None, staleness: int) -> Consistency:
-    """Read a model: bsp, ssp, ssp(s) or asp; None stands for bsp at staleness 0, else ssp.
+    """Read a model: bsp, ssp(s), essp(s) or asp; None stands for bsp at staleness 0, else ssp.
 
     Raises Misuse for anything else, and for a staleness that contradicts the model.
     """
@@ -57,9 +59,9 @@ def parse_consistency(text: str | None, staleness: int) -> Consistency:
     match = re.fullmatch(r"(\w+?)(?:\(([0-9]+)\))?", text or "ssp")
     model = match[1] if match else ""
     if match is None or model not in MODELS:
-        raise Misuse(f"consistency {text!r} is none of bsp, ssp(s), asp")
+        raise Misuse(f"consistency {text!r} is none of bsp, ssp(s), essp(s), asp")
     if match[2] is not None:
-        if model != "ssp" or staleness not in (0, int(match[2])):
+        if model not in _BOUNDED or staleness not in (0, int(match[2])):
             raise Misuse(f"consistency {text!r} contradicts staleness {staleness}")
         staleness = int(match[2])
     if model == "bsp" and staleness:

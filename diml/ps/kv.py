@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 from diml.errors import Misuse
 from diml.kernels.rows import first_unsorted
 from diml.ps.checks import checked_ids, checked_updates
-from diml.ps.client_core import Piece
 from diml.ps.message import Ids
 from diml.ps.session import Session
 from diml.ps.tables import TableSpec
@@ -34,8 +33,6 @@ class _Push(NamedTuple):
 
 class _Pull(NamedTuple):
     request: int
-    keys: Ids
-    pieces: list[Piece]
 
 
 class KeyValues:
@@ -108,8 +105,7 @@ class KeyValues:
                 session.wait(sent, f"a push to {self._spec.name!r}", core.behind)
             else:
                 session.answered(part.request, f"a pull of {self._spec.name!r}")
-                keys, request, pieces = part.keys, part.request, part.pieces
-                rows, staleness = core.rows_of(self._spec, keys, request, pieces)
+                rows, staleness = core.rows_of(part.request)
                 self._staleness_seen[staleness] += 1
                 result = rows[:, 0] if self._spec.cols == 1 else rows
         callback = self._callbacks.pop(stamp, None)
@@ -146,9 +142,9 @@ class KeyValues:
 
     def _pulled(self, keys: ArrayLike) -> _Pull:
         checked = self._checked_keys(keys)
-        request, sends, pieces = self._session.core.get(self._spec, checked)
+        request, sends = self._session.core.get(self._spec, checked)
         self._session.post(sends)
-        return _Pull(request, checked, pieces)
+        return _Pull(request)
 
     def _stamped(self, parts: list[_Push | _Pull], callback: Callback | None) -> int:
         stamp, self._next = self._next, self._next + 1

@@ -16,6 +16,9 @@ LOCAL      worker -> server   -, the worker's own state    clock, n, mark
 GET        worker -> server   ids                          clock, request, flags (EXACT)
 VALUES     server -> worker   -, rows                      request, clock (of the slowest),
                                                            mark, n: as clock, n of ACK
+PUSHED     server -> worker   ids, rows that changed       table, clock (of the slowest),
+                                                           mark, n: as clock, n of ACK;
+                                                           flags (LAST: all up to the clock)
 ACK        server -> worker                                clock, n: all before is safe
 TABLE      server -> replica  -, JSON                      shard
 ROWS       server -> replica  ids, new values              shard, table, clock (the rule's steps)
@@ -75,6 +78,7 @@ class Kind(IntEnum):
     COMMITTED = 16
     WHO = 17
     LATE = 18
+    PUSHED = 19
 
 
 _KINDS = {int(kind): kind for kind in Kind}

@@ -81,18 +81,21 @@ class Node:
         staleness: int = 0,
         consistency: str | None = None,
         reject_nonfinite: bool = False,
+        row_cache_size: int | None = None,
     ) -> ParameterServer:
         """This worker's parameter server, the same object at every call.
 
         Args:
             staleness: clocks by which a read may miss the updates of the others.
-            consistency: bsp, ssp, ssp(s) or asp; by default bsp at staleness 0, else ssp.
+            consistency: bsp, ssp(s), essp(s) or asp; by default bsp at staleness 0, else ssp.
             reject_nonfinite: refuse updates with NaN or infinity.
+            row_cache_size: keep up to so many rows of each table (0: all) from one read to the
+                next, as long as the bound allows. None: none, but all under essp.
 
         Raises:
             Misuse: it was opened in another way before, or the job has no server.
         """
-        asked = (staleness, consistency, reject_nonfinite)
+        asked = (staleness, consistency, reject_nonfinite, row_cache_size)
         if self._client is None:
             self._client = self._new_client(*asked)
             self._asked = asked
@@ -103,7 +106,11 @@ class Node:
         return self._client
 
     def _new_client(
-        self, staleness: int, consistency: str | None, reject_nonfinite: bool
+        self,
+        staleness: int,
+        consistency: str | None,
+        reject_nonfinite: bool,
+        row_cache_size: int | None,
     ) -> ParameterServer:
         world = self._world
         if not self._servers and self._workers > 1:
@@ -111,9 +118,10 @@ class Node:
                 f"{self._workers} workers and no parameter server: start one process more and "
                 "give --servers 1"
             )
-        core = ClientCore(
-            world.rank, max(1, self._servers), parse_consistency(consistency, staleness)
-        )
+        model = parse_consistency(consistency, staleness)
+        if row_cache_size is not None and row_cache_size < 0:
+            raise Misuse(f"a row cache of {row_cache_size} rows cannot be")
+        core = ClientCore(world.rank, max(1, self._servers), model, row_cache_size)
         self._client_core = core
         port = self._port if self._servers else LocalPort()
         session = Session(port, core, world.settings.deadline_s, world.drill, world.calls)

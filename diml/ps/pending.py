@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diml.kernels import rows as kernels
-from diml.ps.message import Bytes, Ids, Rows, frame
+from diml.ps.cache import RowCache
+from diml.ps.message import Bytes, Ids, Message, Rows, frame
 from diml.ps.rules import Rule, rule_of
 from diml.ps.tables import TableSpec
 
@@ -67,6 +68,10 @@ class Pending:
         segments, self._segments = self._segments, []
         return segments
 
+    def peek(self) -> list[Segment]:
+        """What is pending, left there."""
+        return list(self._segments)
+
     def merge(self) -> None:
         """Make one segment of all, with each row once and in the order of ids."""
         if self._merged:
@@ -94,13 +99,36 @@ class Writing:
     pending: Pending
     echo: Rows | None
     """By row, the state that was read with it and goes back with its next update."""
+    cache: RowCache | None
+    """Rows from earlier reads; only where this worker's own updates can be added to them."""
 
     @classmethod
-    def of(cls, spec: TableSpec) -> Writing:
+    def of(cls, spec: TableSpec, cache: RowCache | None) -> Writing:
         """Nothing written yet. Raises Misuse if the table's rule is not to be had here."""
         rule = rule_of(spec)
         echo = np.zeros((spec.rows, spec.cols), spec.numpy_dtype) if rule.echo else None
-        return cls(spec, rule, Pending(spec.cols, spec.numpy_dtype), echo)
+        kept = cache if rule.additive else None
+        return cls(spec, rule, Pending(spec.cols, spec.numpy_dtype), echo, kept)
+
+    def add(self, ids: Ids, values: Rows) -> None:
+        """An update of the open clock, seen at once by this worker's own reads."""
+        self.pending.add(ids, values)
+        if self.cache is not None:
+            self.cache.add(ids, values)
+
+    def pushed(self, message: Message, unapplied: list[Message]) -> None:
+        """Take pushed rows into the cache; `unapplied` are own updates that they lack."""
+        if self.cache is None or not len(message.ids):
+            return
+        rows = message.values.copy()
+        own = Pending(self.spec.cols, rows.dtype)
+        for update in unapplied:
+            own.add(update.ids, update.values)
+        for segment in self.pending.peek():
+            own.add(segment.ids, segment.values)
+        if own:
+            own.overlay(message.ids, rows)
+        self.cache.replace(message.ids, rows, message.clock)
 
     def segments(self) -> list[Segment]:
         """What is pending, as it goes to the servers: one step of a rule that does not add."""
@@ -119,11 +147,12 @@ class Writing:
         values[:, cols:] = self.echo[ids]
         return Segment(ids, values, buffer)
 
-    def shown(self, ids: Ids, rows: Rows) -> Rows:
-        """Rows as the program sees them: its own pending updates added, state kept back."""
+    def shown(self, ids: Ids, rows: Rows, known: bool) -> Rows:
+        """Rows as the program sees them: its own pending updates added, unless the server has
+        them already (`known`), and state kept back."""
         if self.echo is not None:
             self.echo[ids] = rows[:, self.spec.cols :]
             return np.ascontiguousarray(rows[:, : self.spec.cols])
-        if self.pending and self.rule.additive:
+        if self.pending and self.rule.additive and not known:
             self.pending.overlay(ids, rows)
         return rows

@@ -16,6 +16,9 @@ from __future__ import annotations
 import json
 from collections import deque
 
+import numpy as np
+from numpy.typing import NDArray
+
 from diml.errors import Misuse
 from diml.ps.consistency import Consistency, parse_consistency
 from diml.ps.message import (
@@ -49,6 +52,9 @@ class ServerCore:
         self.replicas = replicas
         self._resume = resume
         self._consistency: Consistency | None = None
+        # ESSP: by worker and table, flags of the rows that it reads; the clock of the last push.
+        self._readers: dict[tuple[int, int], NDArray[np.bool_]] = {}
+        self._pushed = shard.closed
         self._configure()
         self._staged = False
         self._waiting: set[Address] = set()
@@ -66,6 +72,7 @@ class ServerCore:
             self._consistency = parse_consistency(self.shard.config, 0)
         buffered = self._consistency is not None and self._consistency.buffered
         self.shard.track = bool(self.replicas)
+        self.shard.push = self._consistency is not None and self._consistency.model == "essp"
         self.shard.undoable = buffered and self.shard.shards > 1
 
     # Messages of workers ---------------------------------------------------------------------
@@ -201,6 +208,8 @@ class ServerCore:
         """All that may be said now: nothing while a change is not safe yet."""
         if self._staged or self._waiting:
             return []
+        if self.shard.push and self.shard.closed > self._pushed:
+            self._replies += self._pushes()
         parked, self._parked = self._parked, []
         for message in parked:
             if self._readable(message):
@@ -208,6 +217,30 @@ class ServerCore:
             else:
                 self._parked.append(message)
         sends, self._replies = self._replies, []
+        return sends
+
+    def _pushes(self) -> list[Send]:
+        """The clock has moved: what changed of the rows that each worker reads. The last message
+        to a worker tells it that it has all up to this clock."""
+        closed = self._pushed = self.shard.closed
+        fresh = {key: table.for_readers.take() for key, table in self.shard.tables.items()}
+        sends = []
+        for worker, to in enumerate(self._workers):
+            own = {key: flags for (reader, key), flags in self._readers.items() if reader == worker}
+            if not own:
+                continue
+            clock, n, _ = self.shard.ledger[worker].tolist()
+            messages = []
+            for key, flags in own.items():
+                table = self.shard.tables[key]
+                ids = fresh[key][flags[fresh[key] - table.low]]
+                if len(ids):
+                    rows = table.rows_message(Kind.PUSHED, table.values, ids, 0)
+                    messages.append(rows._replace(worker=worker, clock=closed, n=n, mark=clock))
+            if not messages:
+                messages = [Message(Kind.PUSHED, worker, closed, n, mark=clock)]
+            messages[-1] = messages[-1]._replace(flags=Flag.LAST)
+            sends += [Send(to, message) for message in messages]
         return sends
 
     def _acknowledgements(self) -> list[Send]:
@@ -234,7 +267,12 @@ class ServerCore:
         )
         if not len(message.ids):
             return reply
-        buffer, rows = self.shard.tables[message.table].values_frame(message.ids)
+        table = self.shard.tables[message.table]
+        if self.shard.push:
+            nobody = np.zeros(table.high - table.low, np.bool_)
+            flags = self._readers.setdefault((worker, message.table), nobody)
+            flags[message.ids - table.low] = True
+        buffer, rows = table.values_frame(message.ids)
         return reply._replace(values=rows, frame=buffer)
 
     # For those who watch ---------------------------------------------------------------------

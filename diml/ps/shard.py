@@ -14,117 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diml.kernels import rows as kernels
-from diml.ps.message import Bytes, Ids, Kind, Message, Rows, blob_rows, frame, text_of, text_rows
-from diml.ps.rules import rule_of
-from diml.ps.tables import TableSpec, first_values, row_range, same_definition
+from diml.ps.message import Bytes, Kind, Message, blob_rows, text_of, text_rows
+from diml.ps.table_shard import Saved, TableShard
+from diml.ps.tables import TableSpec, row_range, same_definition
 
 Tree: TypeAlias = dict[str, Any]
 
 # Columns of the ledger: the first (clock, n) not applied, and the worker's acknowledged clocks.
 CLOCK, N, ACKNOWLEDGED = 0, 1, 2
-
-
-class TableShard:
-    """The rows [low, high) of one table: values (n, cols), state (n, slots·cols), step count."""
-
-    def __init__(self, spec: TableSpec, low: int, high: int) -> None:
-        self.spec, self.low, self.high = spec, low, high
-        self.rule = rule_of(spec)
-        self._numbers = self.rule.numbers
-        self.values: Rows = first_values(spec, low, high)
-        self.state: Rows = np.zeros((high - low, self.rule.slots * spec.cols), spec.numpy_dtype)
-        self.steps = 0
-        self._flags = np.zeros(high - low, np.uint8)
-        self._touched: list[Ids] = []
-
-    def rows_message(self, kind: Kind, array: Rows, ids: Ids, shard: int) -> Message:
-        """The message that gives a replica the rows `ids` of values or state."""
-        buffer, its_ids, rows = frame(len(ids), len(ids), array.shape[1], array.dtype)
-        its_ids[:] = ids
-        _take(array, self.low, ids, rows)
-        return Message(
-            kind, clock=self.steps, table=self.spec.id, ids=its_ids, values=rows, shard=shard,
-            frame=buffer,
-        )  # fmt: skip
-
-    def values_frame(self, ids: Ids) -> tuple[Bytes, Rows]:
-        """The rows that a worker reads, with the state that it is to bring back if the rule
-        wants that: gathered straight into the frame of their message."""
-        cols = self.spec.cols
-        buffer, _, rows = frame(0, len(ids), self.rule.wire_cols(cols), self.values.dtype)
-        if self.rule.echo:
-            rows[:, :cols] = self.values[ids - self.low]
-            rows[:, cols:] = self.state[ids - self.low, :cols]
-        else:
-            _take(self.values, self.low, ids, rows)
-        return buffer, rows
-
-    def saved(self, ids: Ids) -> Saved:
-        """A copy of rows as they are now."""
-        values = np.empty((len(ids), self.values.shape[1]), self.values.dtype)
-        state = np.empty((len(ids), self.state.shape[1]), self.state.dtype)
-        _take(self.values, self.low, ids, values)
-        _take(self.state, self.low, ids, state)
-        return Saved(self.spec.id, ids, values, state, self.steps)
-
-    def apply(self, ids: Ids, updates: Rows) -> None:
-        """One step of the rule."""
-        self.steps += 1
-        rule, numbers = self.rule, self._numbers
-        rule.kernel(self.values, self.state, self.low, ids, updates, self.steps, numbers)
-
-    def apply_clock(self, messages: list[Message]) -> None:
-        """One clock's updates in the order given: one by one if the rule adds, else their sum."""
-        if self.rule.additive:
-            for message in messages:
-                self.apply(message.ids, message.values)
-            return
-        ids = np.unique(np.concatenate([message.ids for message in messages]))
-        slots = np.zeros(self.high - self.low, np.int64)
-        slots[ids - self.low] = np.arange(len(ids))
-        cols = self.spec.cols
-        sums = np.zeros((len(ids), self.rule.wire_cols(cols)), self.values.dtype)
-        for message in messages:
-            kernels.sum_by_row(
-                slots, self.low, message.ids, message.values[:, :cols], sums[:, :cols]
-            )
-        if self.rule.echo:
-            # All workers of a clock have read the same rows: nothing came between.
-            sums[:, cols:] = self.state[ids - self.low, :cols]
-        self.apply(ids, sums)
-
-    def touch(self, ids: Ids) -> Ids:
-        """Remember rows as changed since the last commit; returns those that were not yet."""
-        new = np.empty(len(ids), np.int64)
-        new = new[: kernels.mark_new(self._flags, self.low, ids, new)]
-        if len(new):
-            self._touched.append(new)
-        return new
-
-    def touched(self) -> Ids:
-        """Rows changed since the last commit; they are forgotten here."""
-        if not self._touched:
-            return np.empty(0, np.int64)
-        ids = self._touched[0] if len(self._touched) == 1 else np.concatenate(self._touched)
-        self._flags[ids - self.low] = 0
-        self._touched = []
-        return ids
-
-
-class Saved(NamedTuple):
-    """Rows of one table as they were before the last clock."""
-
-    table: int
-    ids: Ids
-    values: Rows
-    state: Rows
-    steps: int
 
 
 @dataclass(slots=True)
@@ -133,6 +36,7 @@ class Shard:
 
     Attributes:
         track: whether changes are remembered, for a replica to be told.
+        push: whether changes are remembered, to be pushed to readers.
         undoable: whether the last closed clock can be taken back (there are other servers).
         version: counts changes of the content; a replica holds the version it was last told.
         config: the consistency model that the workers opened with, or "".
@@ -144,6 +48,7 @@ class Shard:
     shards: int
     workers: int
     track: bool = False
+    push: bool = False
     undoable: bool = False
     version: int = 0
     config: str = ""
@@ -204,7 +109,9 @@ class Shard:
         elif len(message.ids):
             table = self.tables[message.table]
             if self.track:
-                table.touch(message.ids)
+                table.for_replica.mark(message.ids)
+            if self.push:
+                table.for_readers.mark(message.ids)
             table.apply(message.ids, message.values)
         clock, n = (message.clock + 1, 0) if last else (message.clock, message.n + 1)
         acknowledged = max(int(self.ledger[worker, ACKNOWLEDGED]), message.mark)
@@ -225,11 +132,13 @@ class Shard:
         for key in sorted(by_table):
             table, messages = self.tables[key], by_table[key]
             if self.track or self.undoable:
-                fresh = np.concatenate([table.touch(message.ids) for message in messages])
+                fresh = np.concatenate(
+                    [table.for_replica.mark(message.ids) for message in messages]
+                )
                 if self._undo is not None:
                     self._undo.append(table.saved(fresh))
                 if not self.track:
-                    table.touched()
+                    table.for_replica.take()
             table.apply_clock(messages)
         self.ledger[:, CLOCK] += 1
         self.ledger[:, N] = 0
@@ -273,7 +182,7 @@ class Shard:
         return [*parts, commit._replace(mark=self.version)]
 
     def _changed_rows(self, table: TableShard) -> list[Message]:
-        ids = table.touched()
+        ids = table.for_replica.take()
         if not len(ids):
             return []
         parts = [table.rows_message(Kind.ROWS, table.values, ids, self.index)]
@@ -285,7 +194,7 @@ class Shard:
         """Start anew what a replica is to be told: it has everything so far."""
         self._new_tables, self._new_locals = [], []
         for table in self.tables.values():
-            table.touched()
+            table.for_replica.take()
 
     def install(self, parts: list[Message]) -> None:
         """Bring a replica up to a commit; `parts` end with COMMIT."""
@@ -351,9 +260,3 @@ class Shard:
             table.state[:] = item["state"]
             table.steps = item["steps"]
         return shard
-
-
-def _take(array: Rows, low: int, ids: Ids, out: Rows) -> None:
-    """Gather rows of a shard; `clip` spares NumPy a check that the sender has made already."""
-    if out.size:
-        np.take(array, ids - low if low else ids, axis=0, out=out, mode="clip")

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from scipy.special import ndtri
 from diml.errors import Misuse
 
 DTYPES = ("float32", "float64", "int32", "int64")
+Ids = NDArray[np.int64]
 _WORDS_PER_BLOCK = 4
 # Distributions and the numbers that they take.
 _INITS = {"zeros": 0, "constant": 1, "uniform": 2, "normal": 2}
@@ -145,3 +146,31 @@ def union(groups: Sequence[Sequence[TableSpec]]) -> tuple[TableSpec, ...]:
     """All definitions that anyone has, each once, by id."""
     found = {spec.id: spec for group in groups for spec in group}
     return tuple(found[key] for key in sorted(found))
+
+
+class Piece(NamedTuple):
+    """The part of a list of ids that one server holds; `places` are their indices in the list."""
+
+    server: int
+    ids: Ids
+    places: slice | Ids
+
+
+def split(spec: TableSpec, servers: int, ids: Ids) -> list[Piece]:
+    """Cut a list of ids into the servers' parts; order within a part is kept."""
+    if servers == 1:
+        return [Piece(0, ids, slice(0, len(ids)))] if len(ids) else []
+    bounds = row_bounds(spec.rows, servers)
+    if len(ids) < 2 or bool((ids[1:] >= ids[:-1]).all()):
+        cuts = np.searchsorted(ids, bounds)
+        spans = ((server, cuts[server], cuts[server + 1]) for server in range(servers))
+        return [Piece(s, ids[low:high], slice(low, high)) for s, low, high in spans if high > low]
+    owners = np.searchsorted(bounds, ids, side="right") - 1
+    order = np.argsort(owners, kind="stable")
+    cuts = np.searchsorted(owners[order], np.arange(servers + 1))
+    pieces = []
+    for server in range(servers):
+        places = order[cuts[server] : cuts[server + 1]]
+        if len(places):
+            pieces.append(Piece(server, ids[places], places))
+    return pieces

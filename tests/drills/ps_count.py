@@ -37,12 +37,16 @@ def expected(workers: int, clocks: int) -> NDArray[np.int64]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--staleness", type=int, default=0)
+    parser.add_argument("--consistency")
+    parser.add_argument("--cache", type=int, help="rows of each table that a worker keeps")
     parser.add_argument("--clocks", type=int, default=60)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds of computing a clock")
     parser.add_argument("--slow", type=float, default=0.0, help="more seconds for worker 0")
     flags = parser.parse_args()
     everything = np.arange(ROWS)
-    with diml.init(servers=1) as job, job.parameter_server(staleness=flags.staleness) as ps:
+    options = {"consistency": flags.consistency, "row_cache_size": flags.cache}
+    with diml.init(servers=1) as job:
+        ps = job.parameter_server(flags.staleness, **options)
         count = ps.table("count", ROWS, ps.workers, "int64")
         model = ps.table("model", ROWS, 3, "float32", ("uniform", 0, 1))
         mine = np.zeros(3, np.float32) if ps.local is None else ps.local

@@ -14,13 +14,20 @@ PROGRAM = ["-m", "tests.drills.ps_count"]
 CLOCKS = 24
 
 
-def _run(path: Path, servers: int, spares: int, drills: str = "", staleness: int = 0) -> Finished:
+def _run(
+    path: Path,
+    servers: int,
+    spares: int,
+    drills: str = "",
+    staleness: int = 0,
+    options: tuple[str, ...] = (),
+) -> Finished:
     """One run with three workers; asserts that every drill has struck."""
     events = path / "events.jsonl"
     finished = run_mpi(
         3 + servers + spares,
         PROGRAM,
-        args=["--clocks", CLOCKS, "--staleness", staleness],
+        args=["--clocks", CLOCKS, "--staleness", staleness, *options],
         env={
             "DIML_SERVERS": str(servers),
             "DIML_SPARES": str(spares),
@@ -79,13 +86,19 @@ def test_bits_are_those_of_the_undisturbed_run(
 
 
 @pytest.mark.parametrize(
-    ("servers", "drills"),
-    [(1, "1,12,2,0 3,16,0,0"), (2, "0,8,4,0,after 4,12,0,0,inside 2,14,0,0")],
+    ("servers", "drills", "options"),
+    [
+        (1, "1,12,2,0 3,16,0,0", ()),
+        (2, "0,8,4,0,after 4,12,0,0,inside 2,14,0,0", ("--cache", "0")),
+        (2, "0,8,4,0 4,12,0,0", ("--consistency", "essp(3)", "--cache", "150")),
+        (1, "1,12,2,0 3,16,0,0", ("--consistency", "essp(3)")),
+    ],
 )
 def test_each_update_counts_once_where_reads_may_be_stale(
-    servers: int, drills: str, tmp_path: Path
+    servers: int, drills: str, options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    _verdicts(_run(tmp_path, servers, 3, drills, staleness=3), staleness=3)
+    staleness = 0 if "--consistency" in options else 3
+    _verdicts(_run(tmp_path, servers, 3, drills, staleness, options), staleness=3)
 
 
 def test_lost_rows_are_named_and_never_made_anew() -> None:

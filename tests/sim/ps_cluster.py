@@ -41,7 +41,7 @@ class Worker:
 
     def __init__(self, cluster: Cluster, number: int) -> None:
         self.cluster, self.number = cluster, number
-        self.core = ClientCore(number, cluster.servers, cluster.consistency)
+        self.core = ClientCore(number, cluster.servers, cluster.consistency, cluster.cache_rows)
         self.finished = False
         self.steps: Steps = iter(())  # type: ignore[assignment]
 
@@ -67,10 +67,10 @@ class Worker:
         self.core.defined(spec, request)
 
     def get(self, spec: TableSpec, ids: Rows) -> Generator[None, None, Rows]:
-        request, sends, pieces = self.core.get(spec, ids)
+        request, sends = self.core.get(spec, ids)
         self._post(sends)
         yield from self._wait(request)
-        rows, _ = self.core.rows_of(spec, ids, request, pieces)
+        rows, _ = self.core.rows_of(request)
         return rows
 
     def clock(self, local: Bytes) -> Steps:
@@ -82,7 +82,7 @@ class Worker:
         request, sends = self.core.synchronise()
         self._post(sends)
         yield from self._wait(request)
-        self.core.answers(request)
+        self.core.synchronised(request)
 
 
 class Cluster:
@@ -97,11 +97,13 @@ class Cluster:
         replicas: int,
         consistency: Consistency,
         on_wire: bool,
+        cache_rows: int | None,
     ) -> None:
         self.rng = rng
         self.workers, self.servers, self.replicas = workers, servers, replicas
         self.consistency = consistency
         self.on_wire = on_wire
+        self.cache_rows = cache_rows
         places = [Address("worker", i) for i in range(workers)]
         places += [Address("server", i) for i in range(servers)]
         places += [Address("spare", i) for i in range(spares)]

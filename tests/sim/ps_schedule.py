@@ -44,24 +44,27 @@ class Shape:
     kills: int
     interrupt: float
     on_wire: bool
+    cache_rows: int | None
 
 
 def shape_of(rng: random.Random) -> Shape:
     """Draw a run; whole kinds of trouble are absent in some of them."""
     staleness = rng.choice((0, 0, 0, 1, 2, 4))
-    model = rng.choice((None, None, None, "asp")) if staleness == 0 else None
+    models = (None, None, None, "asp") if staleness == 0 else (None, f"essp({staleness})")
+    model = rng.choice(models)
     spares = rng.choice((0, 1, 2, 3, 5))
     return Shape(
         workers=rng.randint(1, 3),
         servers=rng.choice((1, 1, 2, 3, 4)),
         spares=spares,
         replicas=rng.choice((1, 1, 2)),
-        consistency=parse_consistency(model, staleness),
+        consistency=parse_consistency(model, 0 if model else staleness),
         clocks=rng.randint(1, 5),
         rows=rng.randint(4, 9),
         kills=rng.randint(0, 3) if spares else 0,
         interrupt=rng.choice((0.0, 0.0, 0.05)),
         on_wire=rng.random() < 0.1,
+        cache_rows=rng.choice((None, None, 0, 3)),
     )
 
 
@@ -86,7 +89,7 @@ class Schedule:
         self.interrupt = interrupt
         self.cluster = Cluster(
             self.rng, shape.workers, shape.servers, shape.spares, shape.replicas,
-            shape.consistency, shape.on_wire,
+            shape.consistency, shape.on_wire, shape.cache_rows,
         )  # fmt: skip
         self.count = TableSpec("count", shape.rows, shape.workers, "int32", seed=seed)
         self.model = TableSpec("model", shape.rows, 3, "float32", ("uniform", 0, 1), seed)

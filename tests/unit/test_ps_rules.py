@@ -10,7 +10,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from diml.ps.message import Kind, Message
-from diml.ps.shard import Shard, TableShard
+from diml.ps.shard import Shard
+from diml.ps.table_shard import TableShard
 from diml.ps.tables import TableSpec
 
 ROWS, COLS, STEPS = 6, 2, 5

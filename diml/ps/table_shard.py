@@ -1,0 +1,127 @@
+"""The rows of one table in one shard: how they are read, changed, and marked as changed.
+
+Owns rows and the state of their rule. Pure. Must not know ledgers, clocks or who asks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from diml.kernels import rows as kernels
+from diml.ps.message import Bytes, Ids, Kind, Message, Rows, frame
+from diml.ps.rules import rule_of
+from diml.ps.tables import TableSpec, first_values
+
+
+class Saved(NamedTuple):
+    """Rows of one table as they were before the last clock."""
+
+    table: int
+    ids: Ids
+    values: Rows
+    state: Rows
+    steps: int
+
+
+class Touched:
+    """Rows of [low, high) that have changed since they were last told to somebody."""
+
+    def __init__(self, low: int, high: int) -> None:
+        self._low = low
+        self._flags = np.zeros(high - low, np.uint8)
+        self._ids: list[Ids] = []
+
+    def mark(self, ids: Ids) -> Ids:
+        """Remember rows as changed; returns those that were not yet."""
+        new = np.empty(len(ids), np.int64)
+        new = new[: kernels.mark_new(self._flags, self._low, ids, new)]
+        if len(new):
+            self._ids.append(new)
+        return new
+
+    def take(self) -> Ids:
+        """The changed rows, each once; they are forgotten here."""
+        if not self._ids:
+            return np.empty(0, np.int64)
+        ids = self._ids[0] if len(self._ids) == 1 else np.concatenate(self._ids)
+        self._flags[ids - self._low] = 0
+        self._ids = []
+        return ids
+
+
+class TableShard:
+    """The rows [low, high) of one table: values (n, cols), state (n, slots·cols), step count."""
+
+    def __init__(self, spec: TableSpec, low: int, high: int) -> None:
+        self.spec, self.low, self.high = spec, low, high
+        self.rule = rule_of(spec)
+        self._numbers = self.rule.numbers
+        self.values: Rows = first_values(spec, low, high)
+        self.state: Rows = np.zeros((high - low, self.rule.slots * spec.cols), spec.numpy_dtype)
+        self.steps = 0
+        self.for_replica = Touched(low, high)
+        self.for_readers = Touched(low, high)
+
+    def rows_message(self, kind: Kind, array: Rows, ids: Ids, shard: int) -> Message:
+        """The message that gives a replica the rows `ids` of values or state."""
+        buffer, its_ids, rows = frame(len(ids), len(ids), array.shape[1], array.dtype)
+        its_ids[:] = ids
+        _take(array, self.low, ids, rows)
+        return Message(
+            kind, clock=self.steps, table=self.spec.id, ids=its_ids, values=rows, shard=shard,
+            frame=buffer,
+        )  # fmt: skip
+
+    def values_frame(self, ids: Ids) -> tuple[Bytes, Rows]:
+        """The rows that a worker reads, with the state that it is to bring back if the rule
+        wants that: gathered straight into the frame of their message."""
+        cols = self.spec.cols
+        buffer, _, rows = frame(0, len(ids), self.rule.wire_cols(cols), self.values.dtype)
+        if self.rule.echo:
+            rows[:, :cols] = self.values[ids - self.low]
+            rows[:, cols:] = self.state[ids - self.low, :cols]
+        else:
+            _take(self.values, self.low, ids, rows)
+        return buffer, rows
+
+    def saved(self, ids: Ids) -> Saved:
+        """A copy of rows as they are now."""
+        values = np.empty((len(ids), self.values.shape[1]), self.values.dtype)
+        state = np.empty((len(ids), self.state.shape[1]), self.state.dtype)
+        _take(self.values, self.low, ids, values)
+        _take(self.state, self.low, ids, state)
+        return Saved(self.spec.id, ids, values, state, self.steps)
+
+    def apply(self, ids: Ids, updates: Rows) -> None:
+        """One step of the rule."""
+        self.steps += 1
+        rule, numbers = self.rule, self._numbers
+        rule.kernel(self.values, self.state, self.low, ids, updates, self.steps, numbers)
+
+    def apply_clock(self, messages: list[Message]) -> None:
+        """One clock's updates in the order given: one by one if the rule adds, else their sum."""
+        if self.rule.additive:
+            for message in messages:
+                self.apply(message.ids, message.values)
+            return
+        ids = np.unique(np.concatenate([message.ids for message in messages]))
+        slots = np.zeros(self.high - self.low, np.int64)
+        slots[ids - self.low] = np.arange(len(ids))
+        cols = self.spec.cols
+        sums = np.zeros((len(ids), self.rule.wire_cols(cols)), self.values.dtype)
+        for message in messages:
+            kernels.sum_by_row(
+                slots, self.low, message.ids, message.values[:, :cols], sums[:, :cols]
+            )
+        if self.rule.echo:
+            # All workers of a clock have read the same rows: nothing came between.
+            sums[:, cols:] = self.state[ids - self.low, :cols]
+        self.apply(ids, sums)
+
+
+def _take(array: Rows, low: int, ids: Ids, out: Rows) -> None:
+    """Gather rows of a shard; `clip` spares NumPy a check that the sender has made already."""
+    if out.size:
+        np.take(array, ids - low if low else ids, axis=0, out=out, mode="clip")
