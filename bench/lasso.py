@@ -15,7 +15,6 @@ import argparse
 import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -72,6 +71,12 @@ def load(path: Path) -> tuple[Any, Floats]:
 
 
 # ------------------------------------------------------------------------ one measurement
+
+
+def peak_kib() -> int:
+    """Peak resident memory of this process since it began (getrusage inherits the parent's)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -150,7 +155,7 @@ def measure_diml(path: Path, ratios: list[float]) -> dict[str, Any] | None:
         held = columns_from(part)
         warm_up(held)
         job.barrier()
-        loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        loaded = peak_kib()
         solve = partial(
             solve_lasso, held, y, Grid(ratios=tuple(ratios)), Stop(GOAL), intercept=False
         )
@@ -160,7 +165,7 @@ def measure_diml(path: Path, ratios: list[float]) -> dict[str, Any] | None:
             start = time.perf_counter()
             program = solve(job=job)
             seconds = time.perf_counter() - start
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        used = peak_kib()
         peaks = job.allgather(np.array([[loaded, used]], np.int64))
         if job.rank != 0:
             return None
@@ -178,7 +183,7 @@ def child(arguments: list[str]) -> None:
         result = measure_diml(Path(path), ratios)
     else:
         result = measure_peer(tool, Path(path), ratios, is_path)
-        result["mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        result["mib"] = peak_kib() / 1024
     if result is not None:
         print(json.dumps(result))
 

@@ -1,0 +1,55 @@
+"""Blocks handed out one by one under real mpirun: kills at any moment change no bit."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.helpers.mpi import run_mpi, start_mpi
+
+PROGRAM = [
+    *["-m", "diml.jobs.lasso", "--generate", "neighbours", "--policy", "priority+dependency"],
+    *["--data", "replicated", "--pipeline", "3", "--schedule_size", "16"],
+    *["--checkpoint-work", "60000", "--max_iter", "1500"],
+]
+
+
+def answer(path: Path) -> NDArray[np.float64]:
+    with np.load(path) as held:
+        return np.append(held["coef"], [held["gap"], held["intercept"]])
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.float64]:
+    """What one process computes with the same pipeline."""
+    path = tmp_path_factory.mktemp("reference") / "c.npz"
+    run_mpi(1, [*PROGRAM, "--output", str(path)], timeout_s=100).expect(0)
+    return answer(path)
+
+
+def test_three_ranks_equal_one(tmp_path: Path, reference: NDArray[np.float64]) -> None:
+    path = tmp_path / "c.npz"
+    run_mpi(3, [*PROGRAM, "--output", str(path)], timeout_s=100).expect(0)
+    np.testing.assert_array_equal(answer(path), reference)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_kill_between_two_meetings(
+    tmp_path: Path, victim: int, reference: NDArray[np.float64]
+) -> None:
+    """SIGKILL to the scheduler (0) or a worker while blocks are under way."""
+    path, log, events = tmp_path / "c.npz", tmp_path / "log", tmp_path / "events"
+    files = ["--output", str(path), "--log", str(log), "--events", str(events)]
+    with start_mpi(4, [*PROGRAM, *files, "--spares", "1"]) as job:
+        deadline = time.monotonic() + 60
+        while not (log.exists() and log.read_text().count("\n") > 4):
+            assert time.monotonic() < deadline and job.poll() is None, job.stderr
+            time.sleep(0.01)
+        assert job.kill(job.ranks()[victim].pid)
+        job.wait(timeout_s=120).expect(0)
+    np.testing.assert_array_equal(answer(path), reference)
+    assert '"what":"repair"' in events.read_text().replace(" ", "")
