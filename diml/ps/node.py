@@ -46,7 +46,9 @@ class Node:
         self._client: ParameterServer | None = None
         self._client_core: ClientCore | None = None
         self._asked: tuple[Any, ...] = ()
+        # The clock that this process holds, and by point of a drill the last one that it passed.
         self._closed = 0
+        self._passed: dict[str, int] = {}
         self._replicated = True
         keep_freed_memory()
         members = world.membership
@@ -186,12 +188,16 @@ class Node:
         for copy in self._core.copies.values():
             shard = shard or copy
         before, self._closed = self._closed, shard.closed if shard else 0
-        for clock in range(before + 1, self._closed + 1):
-            self._world.drill(clock, 0, "entry")
+        self._strike("entry")
         return self._closed > before
 
     def _strike(self, point: str) -> None:
-        self._world.drill(self._closed, 0, point)
+        """A drill's moment for every clock that has closed since this point was last passed."""
+        if not self._world.settings.drills:
+            return
+        for clock in range(self._passed.get(point, 0) + 1, self._closed + 1):
+            self._world.drill(clock, 0, point)
+        self._passed[point] = self._closed
 
     # Repair ----------------------------------------------------------------------------------
 
