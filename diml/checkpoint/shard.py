@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -237,6 +236,8 @@ def _lay_out(path: Path, manifest: Manifest, states: Mapping[str, Bytes]) -> tup
 
     HDF5 would hold the interpreter while it writes, and the job with it.
     """
+    import h5py  # not at the top: it costs every rank of every job a third of a second
+
     path.unlink(missing_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
