@@ -116,7 +116,8 @@ class KeyValues:
     # Parts -----------------------------------------------------------------------------------
 
     def _checked_keys(self, keys: ArrayLike) -> Ids:
-        checked = checked_ids(self._spec, keys)
+        # A copy: a pull may be under way when the caller changes its own array.
+        checked = checked_ids(self._spec, keys).copy()
         bad = first_unsorted(checked)
         if bad >= 0:
             raise Misuse(

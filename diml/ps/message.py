@@ -48,7 +48,8 @@ Ids: TypeAlias = NDArray[np.int64]
 Rows: TypeAlias = NDArray[Any]
 
 HEADER_BYTES = 64
-# magic, kind, dtype, flags, format, worker, clock, mark, ids, rows, n, width, table, shard, request
+# magic, kind, dtype, flags, format, worker, clock, mark, ids, rows, n, width, table, shard, two
+# bytes for `diml.ps.filters`, request
 _HEADER = struct.Struct("<4sBBBBiqqqqIIIHHI")
 _MAGIC = b"DMPS"
 _FORMAT = 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from diml.ps.buffers import keep_freed_memory
 from diml.ps.client import ParameterServer
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
+from diml.ps.filters import parse_filters
 from diml.ps.message import Address, Bytes
 from diml.ps.node_core import NodeCore
 from diml.ps.port import LocalPort
@@ -84,6 +86,7 @@ class Node:
         consistency: str | None = None,
         reject_nonfinite: bool = False,
         row_cache_size: int | None = None,
+        filters: Sequence[str] = (),
     ) -> ParameterServer:
         """This worker's parameter server, the same object at every call.
 
@@ -93,13 +96,15 @@ class Node:
             reject_nonfinite: refuse updates with NaN or infinity.
             row_cache_size: keep up to so many rows of each table (0: all) from one read to the
                 next, as long as the bound allows. None: none, but all under essp.
+            filters: of "keys", "half", and "snappy" or "lz4": see `diml.ps.filters`.
 
         Raises:
             Misuse: it was opened in another way before, or the job has no server.
         """
-        asked = (staleness, consistency, reject_nonfinite, row_cache_size)
+        asked = (staleness, consistency, reject_nonfinite, row_cache_size, tuple(filters))
         if self._client is None:
-            self._client = self._new_client(*asked)
+            self._port.filters.wanted = parse_filters(filters)
+            self._client = self._new_client(*asked[:4])
             self._asked = asked
             self._client.open()
             self._warn_unreplicated()
@@ -134,6 +139,8 @@ class Node:
         """A worker's orderly end: every update acknowledged. Idempotent."""
         if self._client is not None:
             self._client.close()
+            sent = self._port.filters
+            self._world.event("traffic", plain_bytes=sent.plain_bytes, wire_bytes=sent.wire_bytes)
 
     # Servers and spares ----------------------------------------------------------------------
 

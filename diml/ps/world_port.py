@@ -6,7 +6,8 @@ present link arrive; a repair begins with nothing on its way.
 
 from __future__ import annotations
 
-from diml.ps.message import Address, Message, Send, decode, encode
+from diml.ps.filters import Filters
+from diml.ps.message import Address, Message, Send
 from diml.world.link import LEAVE_TAG, Link
 from diml.world.membership import Role
 from diml.world.world import World
@@ -19,6 +20,7 @@ class WorldPort:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self.filters = Filters()
         self._link: Link | None = None
         self._ranks: dict[Address, int] = {}
         self._places: list[Address] = []
@@ -40,18 +42,22 @@ class WorldPort:
             }
             self._places = sorted(self._ranks, key=self._ranks.__getitem__)
             self._link = link
+            self.filters.restart()
         return link
 
     def post(self, sends: list[Send]) -> None:
         """Send; the link keeps the buffers alive. Raises PeerFailed."""
         link = self._current()
         for to, message in sends:
-            link.isend(encode(message), self._ranks[to], PS_TAG)
+            rank = self._ranks[to]
+            link.isend(self.filters.pack(message, rank), rank, PS_TAG)
 
     def receive(self, timeout_s: float) -> tuple[Address, Message] | None:
         """The next message of the parameter server, or None after so long. Raises PeerFailed."""
         found = self._current().receive(tag=PS_TAG, timeout_s=timeout_s)
-        return None if found is None else (self._places[found.source], decode(found.data))
+        if found is None:
+            return None
+        return self._places[found.source], self.filters.unpack(found.data, found.source)
 
     def told_to_leave(self) -> bool:
         """Whether the workers are done. Raises PeerFailed."""
