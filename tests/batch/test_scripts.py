@@ -1,0 +1,78 @@
+"""The batch scripts in jobs/: what the renderer gives, valid shell, flags that the jobs have."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from diml.world.batch import JOBS, SUFFIX, Job, System, script
+from tests.helpers.mpi import CHECKOUT
+
+CASES = [(system, job) for system in get_args(System) for job in JOBS]
+
+
+def path_of(system: System, job: Job) -> Path:
+    return CHECKOUT / "jobs" / system / f"{job.name}.{SUFFIX[system]}"
+
+
+@pytest.mark.parametrize(("system", "job"), CASES, ids=lambda case: getattr(case, "name", case))
+def test_the_files_are_what_is_rendered(system: System, job: Job) -> None:
+    """After a change on purpose: `python -m tests.batch.test_scripts` writes them."""
+    path = path_of(system, job)
+    assert path.read_text() == script(system, job)
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    assert max(len(line) for line in path.read_text().splitlines()) <= 100
+    assert path.read_text().count("\n") < 50
+
+
+def test_there_are_no_others() -> None:
+    found = {path for path in (CHECKOUT / "jobs").rglob("*") if path.is_file()}
+    assert found == {path_of(system, job) for system, job in CASES}
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: str(job.name))
+def test_the_jobs_know_their_flags(job: Job, tmp_path: Path) -> None:
+    words = shlex.split(" ".join(job.command))
+    module = importlib.import_module(words[0])
+    assert callable(module.main)
+    # A missing file is found after all flags were understood; --help would stop before.
+    command = [sys.executable, "-m", *words, "--checkpoint-dir", str(tmp_path / "c"), "--bogus"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 2
+    assert "unrecognized arguments: --bogus (see" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(("status", "wanted"), [(0, 0), (75, 99), (1, 1)])
+def test_the_script_of_sge_says_99_for_again(tmp_path: Path, status: int, wanted: int) -> None:
+    assert run_script("sge", tmp_path, f"exit {status}") == wanted
+
+
+def run_script(system: System, folder: Path, diml: str) -> int:
+    """Run a script where `diml` is a script of the test's; its exit status."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "activate").write_text(f'PATH="{folder}/bin:$PATH"\n')
+    for name, text in (("diml", diml), ("scontrol", f'echo "$@" > {folder}/requeued')):
+        (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / "bin" / name).chmod(0o700)
+    env = {"PATH": "/usr/bin:/bin", "DIML_VENV": str(folder), "SLURM_JOB_ID": "7"}
+    path = path_of(system, JOBS[-1])
+    return subprocess.run(["bash", str(path)], env=env, cwd=folder, timeout=60).returncode
+
+
+def test_the_script_of_slurm_passes_usr1_on_and_requeues(tmp_path: Path) -> None:
+    # The script that stands for diml signals its parent, as Slurm does, and waits to be told.
+    diml = "trap 'exit 75' USR1; kill -USR1 $PPID; for i in {1..100}; do sleep 0.1; done; exit 3"
+    assert run_script("slurm", tmp_path, diml) == 0
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
+if __name__ == "__main__":
+    for system, job in CASES:
+        path_of(system, job).parent.mkdir(parents=True, exist_ok=True)
+        path_of(system, job).write_text(script(system, job))
