@@ -72,6 +72,7 @@ class Engine:
         # Drills and --check take every call the long way.
         self._watched = bool(settings.drills) or settings.check
         self._core.stocked = world.workers is not None and world.epoch == 0
+        self._core.drilled = frozenset((d.rank, d.incarnation) for d in settings.drills)
         self._link: Any = None
         self._sit_down()
         world.at_repair.append(self._restore)
@@ -88,7 +89,7 @@ class Engine:
         world = self._world
         self._link = world.workers
         if world.workers is not None:
-            self._core.seat(world.rank, world.hosts)
+            self._core.seat(world.rank, world.hosts, world.incarnation)
 
     def _restore(self) -> None:
         """After each repair: newcomers get the local states that belong on them."""

@@ -36,6 +36,9 @@ from diml.checkpoint.memory import Store
 from diml.checkpoint.ring import Ring
 from diml.errors import GaveUp, Mismatch
 
+# One rank's deaths in a row at one place after which it is not brought back: its own program
+# kills it. Kills from outside cannot be told from that, so two are not enough to be sure.
+DEATHS_MAX = 4
 # Results that are given to one who is behind, in one go.
 _BATCH_BYTES = 1 << 26
 _ALL_LOST = "no rank is left that was there when it was made"
@@ -45,7 +48,9 @@ class Core:
     """One rank in the protocol.
 
     Attributes:
-        rank, ring: its place and the placement of replicas; set by `seat`.
+        rank, life, ring: its place, how often that place's holder has died, and the placement of
+            replicas; set by `seat`.
+        drilled: (rank, life) of the deaths that are meant.
         loaded: `load_checkpoint` is behind it.
         recovering: the ranks may stand at different places; they agree before each step.
         stocked: it knows the committed version and holds the local states that belong on it.
@@ -63,6 +68,9 @@ class Core:
         self.compare_every = compare_every
         self.rank = 0
         self.size = 1
+        self.life = 0
+        self.drilled: frozenset[tuple[int, int]] = frozenset()
+        self._deaths: dict[int, tuple[int, int, int]] = {}
         self.ring = Ring.of([""], 0)
         self.loaded = False
         self.recovering = False
@@ -70,9 +78,9 @@ class Core:
         self.trace = 0
         self._prefetched: dict[Place, Record] = {}
 
-    def seat(self, rank: int, hosts: tuple[str, ...]) -> None:
-        """Take a place among `len(hosts)` ranks."""
-        self.rank, self.size = rank, len(hosts)
+    def seat(self, rank: int, hosts: tuple[str, ...], life: int = 0) -> None:
+        """Take a place among `len(hosts)` ranks, whose holders have died `life` times."""
+        self.rank, self.size, self.life = rank, len(hosts), life
         self.ring = Ring.of(hosts, self.replicas)
 
     @property
@@ -293,14 +301,18 @@ class Core:
         known, new = self.store.committed, not self.stocked
         has_model = known.model is not None and not callable(known.model)
         holder = FAR - self.rank if has_model else 0
-        stocked = (0, 0, known.version + 1, int(known.uses_local), holder)
-        merged = yield Reduce((FAR - self.rank, self.rank + 1, 0, 0, 0) if new else stocked)
+        place = Place(Stage.STEP, *self.coordinates).pack()
+        stocked = (0, 0, known.version + 1, int(known.uses_local), holder, place, 0)
+        newly = (FAR - self.rank, self.rank + 1, 0, 0, 0, 0, self.life)
+        merged = yield Reduce(newly if new else stocked)
         yield Point("repair")
         first, last, version = FAR - merged[0], merged[1] - 1, merged[2] - 1
         if first == FAR:
             return
         if version < 0:
             raise GaveUp(f"all state is gone: {_ALL_LOST}")
+        if first == last:
+            yield from self._count_death(first, merged[6], merged[5])
         model = None
         if version > 0 and merged[4]:
             transfer = Transfer(FAR - merged[4], first, last)
@@ -317,6 +329,19 @@ class Core:
             later = new and self.rank > newcomer
             (found,) = yield Reduce((FAR - self.rank if later else 0,))
             newcomer = FAR - found
+
+    def _count_death(self, rank: int, life: int, place: int) -> Script[None]:
+        """Give up, on all ranks alike, if one rank dies again and again at one place."""
+        last_place, count, counted = self._deaths.get(rank, (-1, 0, 0))
+        if counted != life and (rank, life - 1) not in self.drilled:
+            count = count + 1 if place == last_place else 1
+            self._deaths[rank] = (place, count, life)
+        if life < DEATHS_MAX:
+            return
+        # Those who came later have seen fewer of its deaths.
+        (most,) = yield Reduce((count,))
+        if most >= DEATHS_MAX:
+            raise GaveUp(f"rank {rank} died {most} times in a row at {unpack(place)}")
 
     def _stock(self, newcomer: int, version: int) -> Script[dict[int, Any]]:
         """Bring a newcomer its local states; returns what this rank received (as a newcomer)."""

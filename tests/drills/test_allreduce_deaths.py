@@ -84,3 +84,36 @@ def test_a_spare_dies_while_idle() -> None:
     finished = run_mpi(5, program, timeout_s=60).expect(0)
     lines = sorted(finished.stdout.splitlines())
     assert lines == ["0 0 177", "1 1 177", "2 0 177"], finished.report()
+
+
+def test_a_rank_that_always_dies_at_one_place_is_not_brought_back_for_ever() -> None:
+    program = """
+        import os, signal, numpy as np, diml
+        with diml.init(spares=6) as job:
+            job.load_checkpoint()
+            for i in range(10):
+                if i == 3 and job.rank == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                job.allreduce(np.ones(3))
+    """
+    finished = run_mpi(3 + 6, program, timeout_s=90).expect(1)
+    assert "rank 1 died 4 times in a row at version 0, collective 3" in finished.stderr
+
+
+def test_a_replay_that_diverges_is_named() -> None:
+    program = """
+        import numpy as np, diml
+        with diml.init(spares=1, drills="1,0,3,0") as job:
+            job.load_checkpoint()
+            for i in range(5):
+                if job.incarnation and i == 2:
+                    job.allreduce(np.ones(4), "max")
+                else:
+                    job.allreduce(np.ones(4))
+            print("finished", flush=True)
+    """
+    finished = run_mpi(4, program, timeout_s=60).expect(1)
+    assert "finished" not in finished.stdout
+    assert "program.py:7" in finished.stderr
+    assert "program.py:9" in finished.stderr
+    assert len(finished.stderr.strip().splitlines()) == 1, finished.report()

@@ -70,7 +70,7 @@ class World:
         core = self.make_core(
             Log(self.budget_bytes), Log(self.budget_bytes), Store(), self.replicas, 4
         )
-        core.seat(rank, self.hosts)
+        core.seat(rank, self.hosts, incarnation)
         core.stocked = incarnation == 0
         return Process(rank, incarnation, core, run(self.plan, rank), self.comm)
 
