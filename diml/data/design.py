@@ -63,6 +63,24 @@ def balance(entries: Integers, parts: int) -> Integers:
     return np.concatenate([[0], inner, [len(entries)]]).astype(np.int64)
 
 
+def canonical(part: SparsePart) -> SparsePart:
+    """Row numbers rising in each column, duplicates summed."""
+    columns = len(part.indptr) - 1
+    owner = np.repeat(np.arange(columns), np.diff(part.indptr))
+    step = np.diff(part.indices.astype(np.int64)) + np.diff(owner) * part.rows
+    if (step > 0).all():
+        return part
+    order = np.lexsort((part.indices, owner))
+    owner, indices, data = owner[order], part.indices[order], part.data[order]
+    fresh = np.ones(len(owner), dtype=bool)
+    fresh[1:] = (np.diff(owner) != 0) | (np.diff(indices) != 0)
+    starts = np.flatnonzero(fresh)
+    counts = np.bincount(owner[starts], minlength=columns)
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    summed = np.add.reduceat(data, starts)
+    return SparsePart(part.rows, part.total, part.first, indptr, indices[starts], summed)
+
+
 def read_design(
     x_path: str | os.PathLike[str],
     y_path: str | os.PathLike[str] | None = None,

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from diml.data.design import DensePart, SparsePart, balance
+from diml.data.design import DensePart, SparsePart, balance, canonical
 from diml.errors import Misuse
 
 Floats = NDArray[np.float64]
@@ -122,7 +122,8 @@ def _sparse(path: Path, read: _Reader, kind: str, part: int, parts: int) -> Spar
     if len(indices) != end - start or len(data) != end - start:
         raise Misuse(f"{path}: truncated: fewer entries than indptr says")
     own = indptr[first : last + 1] - start
-    return SparsePart(rows, total, first, own, indices.astype(np.int32), data)
+    part_read = SparsePart(rows, total, first, own, indices.astype(np.int32), data)
+    return canonical(part_read)
 
 
 def _dense(path: Path, X: NDArray[Any], part: int, parts: int) -> DensePart:

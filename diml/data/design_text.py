@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diml.data import design_parse as parse
-from diml.data.design import DensePart, SparsePart, balance
+from diml.data.design import DensePart, SparsePart, balance, canonical
 from diml.errors import Misuse
 
 Floats = NDArray[np.float64]
@@ -213,25 +213,7 @@ def read_matrixmarket(path: Path, part: int, parts: int) -> SparsePart | DensePa
     fill = _Fill(counts, part, parts)
     for rows, cols, values in _coordinates(path, header):
         fill.add(rows, cols, values)
-    return _canonical(fill.part(header.rows))
-
-
-def _canonical(part: SparsePart) -> SparsePart:
-    """Row numbers rising in each column, duplicates summed."""
-    columns = len(part.indptr) - 1
-    owner = np.repeat(np.arange(columns), np.diff(part.indptr))
-    step = np.diff(part.indices.astype(np.int64)) + np.diff(owner) * part.rows
-    if (step > 0).all():
-        return part
-    order = np.lexsort((part.indices, owner))
-    owner, indices, data = owner[order], part.indices[order], part.data[order]
-    fresh = np.ones(len(owner), dtype=bool)
-    fresh[1:] = (np.diff(owner) != 0) | (np.diff(indices) != 0)
-    starts = np.flatnonzero(fresh)
-    counts = np.bincount(owner[starts], minlength=columns)
-    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    summed = np.add.reduceat(data, starts)
-    return SparsePart(part.rows, part.total, part.first, indptr, indices[starts], summed)
+    return canonical(fill.part(header.rows))
 
 
 def _read_array(path: Path, header: _Header, part: int, parts: int) -> DensePart:

@@ -156,3 +156,26 @@ def sparse_inner(
             out[a - first, b] = dot
         for k in range(indptr[a], indptr[a + 1]):
             spread[indices[k]] = 0.0
+
+
+@numba.njit(cache=True, nogil=True)
+def sparse_spread(
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    data: Floats,
+    cursor: NDArray[np.int64],
+    start: int,
+    out: Floats,
+) -> None:
+    """out (columns, rows of a chunk) = rows `start` … of packed columns whose row numbers rise.
+
+    `cursor` holds where each column's next entry is; it moves on to the next chunk.
+    """
+    out[:] = 0.0
+    stop = start + out.shape[1]
+    for j in range(len(indptr) - 1):
+        k = cursor[j]
+        while k < indptr[j + 1] and indices[k] < stop:
+            out[j, indices[k] - start] = data[k]
+            k += 1
+        cursor[j] = k

@@ -19,7 +19,11 @@ Integers = NDArray[np.int64]
 
 _COLUMNS_LEAST = 20  # fewer are swept over quickly enough
 _COLUMNS_MOST = 4000  # 128 MB of inner products
-_GATHER = 0.4  # an entry of a product costs this part of an entry in a sweep
+# What a number costs, in entries of a sweep: in a product of sparse columns, and in one of the
+# same columns spread out, which BLAS multiplies. Measured; only their order of size matters.
+_GATHERED = 1.4
+_SPREAD = 0.03
+_CHUNK_NUMBERS = 2_000_000
 
 
 class Products:
@@ -59,8 +63,9 @@ class Products:
         total = len(self._ids) + len(fresh)
         if len(fresh) == 0 or not _COLUMNS_LEAST <= total <= _COLUMNS_MOST:
             return fresh[:0]
-        entries = store.entries_of(np.concatenate([self._ids, fresh])).sum()
-        return fresh if self._spent >= _GATHER * len(fresh) * float(entries) else fresh[:0]
+        entries = int(store.entries_of(np.concatenate([self._ids, fresh])).sum())
+        cost = len(fresh) * min(_GATHERED * entries, _SPREAD * total * store.rows)
+        return fresh if self._spent >= cost else fresh[:0]
 
     def rows(self, store: Store, fresh: Integers, part: int, parts: int) -> Floats:
         """This worker's share of the products of `fresh` with all columns: (share, all)."""
@@ -69,8 +74,16 @@ class Products:
         indptr, indices, values = store.sparse_block(slots)
         edges = len(self._ids) + np.arange(parts + 1) * len(fresh) // parts
         first, last = int(edges[part]), int(edges[part + 1])
-        out = np.empty((last - first, len(everything)))
-        kernels.sparse_inner(indptr, indices, values, store.rows, first, last, out)
+        out = np.zeros((last - first, len(everything)))
+        if _SPREAD * len(everything) * store.rows < _GATHERED * len(values):
+            step = max(1, _CHUNK_NUMBERS // len(everything))
+            cursor = indptr[:-1].copy()
+            for start in range(0, store.rows, step):
+                dense = np.empty((len(everything), min(step, store.rows - start)))
+                kernels.sparse_spread(indptr, indices, values, cursor, start, dense)
+                out += dense[first:last] @ dense.T
+        else:
+            kernels.sparse_inner(indptr, indices, values, store.rows, first, last, out)
         mean = store.mean[slots]
         out -= store.rows * np.outer(mean[first:last], mean)
         return out

@@ -119,6 +119,20 @@ def test_csr_npz_and_doubled_entries_are_read(tmp_path: Path) -> None:
     )
 
 
+def test_rows_out_of_order_are_put_in_order(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "x.npz",
+        data=np.array([1.0, 2.0, 3.0]),
+        indices=np.array([2, 0, 2]),
+        indptr=np.array([0, 3]),
+        shape=np.array([3, 1]),
+        y=np.arange(3.0),
+    )
+    part, _ = read_design(tmp_path / "x.npz")
+    assert isinstance(part, SparsePart)
+    assert part.indices.tolist() == [0, 2] and part.data.tolist() == [2.0, 4.0]
+
+
 def test_float32_stays_and_zero_based_columns_are_seen(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "x.npz", data=X.data.astype(np.float32))
     part = read_design(path)[0]
