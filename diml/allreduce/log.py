@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+_HELD_MAX = 64
+
 
 class Site(tuple[CodeType, int]):
     """A call site as it is taken on the way, cheaply: the code object and the instruction in it."""
@@ -86,6 +88,7 @@ class Log:
         self.forgotten = 0
         self._swept = 0
         self._barrier = 0
+        self._held: list[Result] = []
 
     def append(self, signature: int, site: Site, result: Result, synchronising: bool) -> bool:
         """Record the next collective. Returns whether the budget is now exceeded.
@@ -138,10 +141,16 @@ class Log:
             self.forgotten += 1
 
     def clear(self) -> None:
-        """Begin the next version; buffers that nobody else holds go back to their pool."""
-        for result in self.results:
-            if result is not None and result.home is not None:
-                _recycle(result, result.home)
+        """Begin the next version; buffers that nobody else holds go back to their pool.
+
+        Those still held are looked at again next time: a program mostly lets go of the last
+        results of a version in the course of the next one.
+        """
+        held = []
+        for result in (*self._held, *self.results):
+            if result is not None and result.home is not None and not _recycle(result, result.home):
+                held.append(result)
+        self._held = held[-_HELD_MAX:]
         self.signatures, self.sites, self.results = [], [], []
         self.nbytes = self.forgotten = self._swept = self._barrier = 0
 
@@ -155,11 +164,14 @@ class Log:
             _recycle(result, result.home)
 
 
-def _recycle(result: Result, home: list[Result]) -> None:
+def _recycle(result: Result, home: list[Result]) -> bool:
+    """Return a buffer to its shelf, unless somebody holds it."""
     # A view of the result refers to the owner (NumPy shortens chains of views), so the owner is
     # free if only the Result and the Result's own view hold it: 2, and the call's argument 1.
-    if sys.getrefcount(result.owner) <= 3 and sys.getrefcount(result.value) <= 2:
+    free = sys.getrefcount(result.owner) <= 3 and sys.getrefcount(result.value) <= 2
+    if free:
         home.append(result)
+    return free
 
 
 class Pool:

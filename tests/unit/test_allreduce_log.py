@@ -32,6 +32,11 @@ def test_buffers_are_recycled_unless_somebody_holds_a_view() -> None:
     assert sorted(id(r.owner) for r in shelf) == sorted([owners[0], owners[2]])
     assert held.size == 10
     assert log.nbytes == 0
+    del held
+    log.clear()
+    assert len(shelf) == 3
+    log.clear()
+    assert len(shelf) == 3
 
 
 def test_free_buffers_are_trimmed_to_a_budget() -> None:
