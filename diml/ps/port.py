@@ -6,12 +6,15 @@ order in which they were sent.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import Protocol
 
 from diml.errors import PeerFailed
 from diml.ps.message import Address, Message, Send
 from diml.ps.node_core import NodeCore
+
+_NAP_S = 0.01
 
 
 class Port(Protocol):
@@ -23,8 +26,9 @@ class Port(Protocol):
     def receive(self, timeout_s: float) -> tuple[Address, Message] | None:
         """The next message, or None after so long. Raises PeerFailed."""
 
-    def recover(self) -> None:
-        """After PeerFailed: come back to a whole world, everything needed sent again."""
+    def recover(self) -> bool:
+        """After PeerFailed: come back to a whole world, everything needed sent again. Whether
+        anybody had died."""
 
 
 class LocalPort:
@@ -42,9 +46,12 @@ class LocalPort:
         self._arrived += [send.message for send in self._node.flush()]
 
     def receive(self, timeout_s: float) -> tuple[Address, Message] | None:
-        """The next answer. There is nobody to wait for."""
-        return (Address("server", 0), self._arrived.popleft()) if self._arrived else None
+        """The next answer. There is nobody to wait for, so None comes at once."""
+        if not self._arrived:
+            time.sleep(min(timeout_s, _NAP_S))
+            return None
+        return Address("server", 0), self._arrived.popleft()
 
-    def recover(self) -> None:
+    def recover(self) -> bool:
         """Nobody else can die here."""
         raise PeerFailed("a process without peers has none that fail")

@@ -39,6 +39,7 @@ class Session:
         self.core = core
         self._port, self._deadline_s, self._drill = port, deadline_s, drill
         self._waits = calls
+        self._revoked_by_none = False
         # Calls of the program since its clock began: the sequence of a drill.
         self._calls = 0
 
@@ -61,7 +62,7 @@ class Session:
         try:
             self._port.post(sends)
         except PeerFailed:
-            self._port.recover()
+            self._recover()
 
     def strike_inside(self) -> None:
         """The place of a drill inside a call: all is sent, nothing has been answered."""
@@ -83,13 +84,17 @@ class Session:
 
         Raises DeadlineExceeded, naming who is late and at which clock.
         """
+        if ready():
+            return
         self._waits.begin(what)
-        begun = 0.0
+        begun = time.monotonic()
         while not ready():
-            if not self._take(1.0):
-                begun = begun or time.monotonic()
-                if time.monotonic() - begun > self._deadline_s:
-                    raise DeadlineExceeded(self._late(what, silent()))
+            self._take(1.0)
+            waited_s = time.monotonic() - begun
+            # A revoked link and nobody dead: the watchdog has found everyone waiting for ever.
+            stuck = self._revoked_by_none and waited_s > self._deadline_s / 2
+            if (stuck or waited_s > self._deadline_s) and not ready():
+                raise DeadlineExceeded(self._late(what, silent(), waited_s))
         self._waits.end()
 
     def take_all(self) -> None:
@@ -102,13 +107,16 @@ class Session:
         try:
             found = self._port.receive(timeout_s)
         except PeerFailed:
-            self._port.recover()
+            self._recover()
             return True
         if found is not None:
             self.core.handle(found[0].number, found[1])
         return found is not None
 
-    def _late(self, what: str, servers: list[int]) -> str:
+    def _recover(self) -> None:
+        self._revoked_by_none = not self._port.recover()
+
+    def _late(self, what: str, servers: list[int], waited_s: float) -> str:
         """An error's words: what the silent servers wait for, as far as they still say."""
         where = f"{what} of worker {self.core.worker} at clock {self.core.clock}"
         request, sends = self.core.ask_who_is_late(servers)
@@ -119,4 +127,4 @@ class Session:
         answers = self.core.answers(request)
         words = [f"server {s} waits for {text_of(answers[s])}" for s in sorted(answers)]
         words += [f"server {s} does not answer" for s in servers if s not in answers]
-        return f"{where} waited {self._deadline_s:g} s: {'; '.join(words)}"
+        return f"{where} waited {waited_s:.1f} s: {'; '.join(words)}"

@@ -63,6 +63,12 @@ class WorldPort:
         """Whether the workers are done. Raises PeerFailed."""
         return self._current().poll(tag=LEAVE_TAG) is not None
 
-    def recover(self) -> None:
-        """Repair the world; the node's hook sends again what has to be."""
+    def recover(self) -> bool:
+        """Repair the world; the node's hook sends again what has to be. Whether anybody died."""
+        before = self._everyone()
         self._world.recover()
+        return self._everyone() != before
+
+    def _everyone(self) -> tuple[int, ...]:
+        members = self._world.membership
+        return (*(seat.uid for seat in (*members.workers, *members.servers)), *members.spares)

@@ -39,14 +39,19 @@ def main() -> None:
     parser.add_argument("--staleness", type=int, default=0)
     parser.add_argument("--consistency")
     parser.add_argument("--cache", type=int, help="rows of each table that a worker keeps")
+    parser.add_argument("--filters", nargs="*", default=[])
     parser.add_argument("--clocks", type=int, default=60)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds of computing a clock")
     parser.add_argument("--slow", type=float, default=0.0, help="more seconds for worker 0")
     flags = parser.parse_args()
     everything = np.arange(ROWS)
-    options = {"consistency": flags.consistency, "row_cache_size": flags.cache}
     with diml.init(servers=1) as job:
-        ps = job.parameter_server(flags.staleness, **options)
+        ps = job.parameter_server(
+            flags.staleness,
+            consistency=flags.consistency,
+            row_cache_size=flags.cache,
+            filters=flags.filters,
+        )
         count = ps.table("count", ROWS, ps.workers, "int64")
         model = ps.table("model", ROWS, 3, "float32", ("uniform", 0, 1))
         mine = np.zeros(3, np.float32) if ps.local is None else ps.local

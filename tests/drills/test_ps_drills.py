@@ -92,6 +92,7 @@ def test_bits_are_those_of_the_undisturbed_run(
         (2, "0,8,4,0,after 4,12,0,0,inside 2,14,0,0", ("--cache", "0")),
         (2, "0,8,4,0 4,12,0,0", ("--consistency", "essp(3)", "--cache", "150")),
         (1, "1,12,2,0 3,16,0,0", ("--consistency", "essp(3)")),
+        (2, "1,12,2,0 3,16,0,0", ("--filters", "keys", "half")),
     ],
 )
 def test_each_update_counts_once_where_reads_may_be_stale(

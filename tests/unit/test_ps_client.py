@@ -138,5 +138,5 @@ def test_a_wait_ends_at_its_deadline_and_names_who_is_late() -> None:
         def post(self, sends: list[Send]) -> None:
             return
 
-    with pytest.raises(DeadlineExceeded, match=r"clock 0 waited 0\.05 s: server 0 does not"):
+    with pytest.raises(DeadlineExceeded, match=r"clock 0 waited 0\.\d s: server 0 does not"):
         _server(port=Deaf())

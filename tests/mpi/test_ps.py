@@ -1,0 +1,108 @@
+"""The parameter server over real MPI: the bound under a slow worker, deadlines, neighbours."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.helpers.mpi import run_mpi, start_mpi
+
+COUNT = ["-m", "tests.drills.ps_count"]
+
+
+@pytest.mark.parametrize("consistency", ["bsp", "ssp(2)", "essp(2)"])
+def test_no_read_is_staler_than_the_bound_beside_a_slow_worker(consistency: str) -> None:
+    args = ["--consistency", consistency, "--clocks", 25, "--pause", 0.002, "--slow", 0.02]
+    finished = run_mpi(4, COUNT, args=args, env={"DIML_SERVERS": "1"}, timeout_s=60).expect(0)
+    seen = [int(s) for s in re.findall(r"wrong 0 seen (\d+)", finished.stdout)]
+    bound = 0 if consistency == "bsp" else 2
+    # The slow worker keeps the others at the bound, and nobody gets beyond it.
+    assert len(seen) == 3 and max(seen) == bound, finished.report()
+
+
+def test_two_jobs_at_the_same_time_do_not_disturb_each_other() -> None:
+    env = {"DIML_SERVERS": "1", "DIML_SPARES": "1"}
+    args = ["--clocks", 30, "--pause", 0.01]
+    with (
+        start_mpi(4, COUNT, args=args, env=env) as first,
+        start_mpi(4, COUNT, args=args, env={**env, "DIML_DRILL": "0,10,1,0"}) as second,
+    ):
+        ends = [job.wait(timeout_s=90).expect(0) for job in (first, second)]
+    digests = [set(re.findall(r"digest (\d+) wrong 0", end.stdout)) for end in ends]
+    assert len(digests[0]) == 1 and digests[0] == digests[1], ends[0].report() + ends[1].report()
+
+
+LATE = """
+import diml
+with diml.init(servers=1) as job:
+    ps = job.parameter_server()
+    table = ps.table("t", 4, 2)
+    if ps.worker == 1:
+        job.barrier()  # the others never come: this worker is late for its clock
+    ps.clock()
+    table.get([0])
+"""
+
+
+def test_a_deadline_names_who_is_late_and_at_which_clock() -> None:
+    env = {"DIML_SERVERS": "1", "DIML_DEADLINE": "10", "DIML_ON_FAILURE": "spare"}
+    finished = run_mpi(4, LATE, env=env, timeout_s=90)
+    assert finished.returncode != 0, finished.report()
+    assert "server 0 waits for worker 1 at clock 0" in finished.stderr, finished.report()
+
+
+MISUSE = """
+import numpy as np
+import diml
+with diml.init(servers=1) as job:
+    ps = job.parameter_server(reject_nonfinite=True)
+    table = ps.table("t", 40, 2)
+    kv = ps.kv("w", 40)
+    for call in (
+        lambda: table.get([40]),
+        lambda: table.inc([3], [[1.0, np.nan]]),
+        lambda: kv.push([3, 2], [1.0, 1.0]),
+        lambda: ps.table("t", 41, 2),
+        lambda: ps.table("u", 4, 2, rule="nothing"),
+    ):
+        try:
+            call()
+        except diml.errors.Misuse as error:
+            print("refused:", error)
+    table.inc([3], [[1.0, 2.0]])
+    ps.clock()
+    ps.barrier()
+    assert table.get([3]).tolist() == [[2.0, 4.0]], "the server lives on"
+    print("alive", ps.worker)
+"""
+
+
+def test_bad_calls_are_refused_where_they_are_made() -> None:
+    program = MISUSE.replace("import diml\n", "import diml\nimport diml.errors\n", 1)
+    finished = run_mpi(3, program, env={"DIML_SERVERS": "1"}, timeout_s=60).expect(0)
+    assert finished.stdout.count("refused:") == 10, finished.report()
+    assert finished.stdout.count("alive") == 2
+    for words in ("'t' has rows 0..39, not 40", "of rows 3", "2 follows 3", "rows 40 against 41"):
+        assert finished.stdout.count(words) == 2, finished.report()
+
+
+def test_workers_that_disagree_are_told_so() -> None:
+    program = """
+    import diml
+    with diml.init(servers=1) as job:
+        job.parameter_server(staleness=job.rank).table("t", 4, 2)
+    """
+    finished = run_mpi(3, program, env={"DIML_SERVERS": "1"}, timeout_s=60)
+    assert finished.returncode == 2, finished.report()
+    assert "consistency" in finished.stderr, finished.report()
+
+
+def test_many_workers_without_a_server_are_told_what_to_start() -> None:
+    program = """
+    import diml
+    with diml.init() as job:
+        job.parameter_server()
+    """
+    finished = run_mpi(2, program, timeout_s=60)
+    assert finished.returncode == 2 and "--servers 1" in finished.stderr, finished.report()
