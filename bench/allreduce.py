@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -261,15 +262,88 @@ def restart(repeats: int, spare_s: float) -> bool:
 
 # Peers ---------------------------------------------------------------------------------------
 
-_PEERS = {"xgboost.collective": "xgboost", "Gloo through torch": "torch"}
+
+def xgboost_worker(rank: int, arguments: dict[str, Any], results: Any) -> None:
+    """One process of xgboost's collectives (Rabit's successor)."""
+    from xgboost import collective
+
+    with collective.CommunicatorContext(**arguments):
+        for size in SIZES[1:]:
+            array = np.ones(size, np.float32)
+            times = []
+            for _ in range(6):
+                begun = time.perf_counter()
+                collective.allreduce(array, collective.Op.SUM)
+                times.append(time.perf_counter() - begun)
+            if collective.get_rank() == 0:
+                results.put((size, statistics.median(times[1:])))
 
 
-def peers() -> None:
-    """Say which peers are here; they are measured by their own launchers where they are."""
-    print("\npeers")
-    for name, module in _PEERS.items():
-        here = importlib.util.find_spec(module) is not None
-        print(f"  {name}: {'installed' if here else 'absent (not installed)'}")
+def xgboost_peer(ranks: int) -> list[tuple[int, float]]:
+    """Median seconds of an allreduce by size."""
+    from xgboost.tracker import RabitTracker
+
+    tracker = RabitTracker(host_ip="127.0.0.1", n_workers=ranks)
+    tracker.start()
+    return _spawned(ranks, xgboost_worker, tracker.worker_args())
+
+
+def gloo_worker(rank: int, arguments: dict[str, Any], results: Any) -> None:
+    """One process of Gloo through torch."""
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, **arguments)
+    for size in SIZES[1:]:
+        tensor = torch.ones(size)
+        times = []
+        for _ in range(6):
+            begun = time.perf_counter()
+            distributed.all_reduce(tensor)
+            times.append(time.perf_counter() - begun)
+        if rank == 0:
+            results.put((size, statistics.median(times[1:])))
+    distributed.destroy_process_group()
+
+
+def gloo_peer(ranks: int) -> list[tuple[int, float]]:
+    """Median seconds of an allreduce by size."""
+    with tempfile.TemporaryDirectory() as scratch:
+        where = {"init_method": f"file://{scratch}/meet", "world_size": ranks}
+        return _spawned(ranks, gloo_worker, where)
+
+
+def _spawned(
+    ranks: int, worker: Callable[..., None], arguments: dict[str, Any]
+) -> list[tuple[int, float]]:
+    """Run a worker in processes of its own; the rows that rank 0 gives."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [
+        context.Process(target=worker, args=(rank, arguments, results)) for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    rows = [results.get(timeout=120) for _ in SIZES[1:]]
+    for process in processes:
+        process.join(timeout=30)
+    return rows
+
+
+def peers(ranks: int = 4) -> None:
+    """Allreduce of float32 by others on this machine, or that they are absent."""
+    print(f"\npeers, allreduce of float32, {ranks} ranks (µs a call)")
+    print(f"  {'floats':>24} {'  '.join(f'{size:>9}' for size in SIZES[1:])}")
+    for name, module, measure in (
+        ("xgboost.collective", "xgboost", xgboost_peer),
+        ("Gloo through torch", "torch", gloo_peer),
+    ):
+        if importlib.util.find_spec(module) is None:
+            print(f"  {name:>24} absent (not installed)")
+            continue
+        rows = measure(ranks)
+        print(f"  {name:>24} {'  '.join(f'{1e6 * seconds:>9.0f}' for _, seconds in rows)}")
 
 
 WORKERS: dict[str, Callable[..., None]] = {
