@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from diml.allreduce.operation import Kind
 from diml.allreduce.recovery import Core
 from diml.drill import POINTS, Drill, DrillPlan
 from tests.sim.allreduce_network import Process, Violation
-from tests.sim.allreduce_program import Call, Load, Op, Plan, Save, Wish, random_plan, twin
+from tests.sim.allreduce_program import OPS, Call, Load, Op, Plan, Save, Wish, random_plan, twin
 from tests.sim.allreduce_world import World
 from tests.sim.registry import Verdict
 
@@ -137,6 +138,54 @@ def run_schedule(
     checker.world = world
     world.play(steps_max=4000 * size)
     return Verdict(checker.at_end(), world.deaths)
+
+
+def odd_one(rng: random.Random, plan: Plan) -> tuple[Plan, int]:
+    """The program with one call changed, added or left out; and in which version that is."""
+    parts = [list(ops) for ops, _ in plan.versions]
+    version = rng.randrange(len(parts))
+    ops = parts[version]
+    place = rng.randint(0, len(ops))
+    if place == len(ops) or rng.random() < 0.3:
+        ops.insert(place, Op(rng.choice(OPS), 0))
+    elif rng.random() < 0.5:
+        del ops[place]
+    elif ops[place].kind is Kind.BROADCAST:
+        ops[place] = Op(Kind.BROADCAST, (ops[place].root + 1) % plan.size)
+    else:
+        ops[place] = Op(Kind.BROADCAST, ops[place].root)
+    modes = [mode for _, mode in plan.versions]
+    versions = tuple((tuple(ops), mode) for ops, mode in zip(parts, modes, strict=True))
+    return replace(plan, versions=versions), version
+
+
+def run_divergence(seed: int, trace: list[str] | None = None) -> str:
+    """A schedule in which one rank runs another program. Raises Violation unless that is said
+    before the version in question is committed."""
+    rng = random.Random(seed)
+    plan = random_plan(rng, rng.choice((2, 3, 4, 5)))
+    if not plan.versions:
+        plan = replace(plan, versions=(((Op(Kind.ALLREDUCE),), "global"),))
+    odd, version = odd_one(rng, plan)
+    world = World(
+        plan,
+        rng,
+        hosts=("host",) * plan.size,
+        replicas=plan.size - 1,
+        budget_bytes=1 << 30,
+        spares=100,
+        drills=draw_drills(rng, plan, POINTS, rng.choice((0, 0, 1, 2))),
+        kills=set(),
+        trace=trace,
+        odd=(rng.randrange(plan.size), odd),
+    )
+    world.play(steps_max=4000 * plan.size)
+    newest = max(process.core.version for process in world.processes)
+    if newest > version:
+        raise Violation(f"version {newest} was committed behind a divergence in {version}")
+    if world.ending is None:
+        raise Violation("the divergence was not noticed")
+    return str(world.ending)
 
 
 class _Meter(World):

@@ -20,7 +20,7 @@ from diml.allreduce.operation import Kind, Request, signature
 from diml.allreduce.recovery import Core
 from diml.checkpoint.memory import Store
 from diml.drill import DrillPlan
-from diml.errors import GaveUp
+from diml.errors import GaveUp, Mismatch
 from tests.sim.allreduce_network import Comm, Process, Violation
 from tests.sim.allreduce_program import Call, Load, Plan, Wish, run
 
@@ -34,6 +34,7 @@ class World:
         make_core: builds the protocol under test (mutants come in here).
         on_result: told (process, wish, value) of each finished collective.
         on_repair: told when everyone came out of a repair.
+        odd: a rank that runs another program than the others.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class World:
         on_result: Callable[[Process, Wish, Any], None] = lambda *_: None,
         on_repair: Callable[[], None] = lambda: None,
         trace: list[str] | None = None,
+        odd: tuple[int, Plan] | None = None,
     ) -> None:
+        self.odd = odd
         self.plan, self.rng, self.hosts, self.replicas = plan, rng, hosts, replicas
         self.budget_bytes, self.spares = budget_bytes, spares
         self.drills, self.kills = drills, kills
@@ -59,9 +62,9 @@ class World:
         self.trace = trace
         self.deaths: Counter[str] = Counter()
         self.steps = 0
-        self.ending: GaveUp | None = None
+        self.ending: GaveUp | Mismatch | None = None
         self.ready: list[tuple[Process, int]] = []
-        self.comm = Comm(plan.size)
+        self.comm = Comm(plan.size, odd is not None)
         self.processes = [self._process(rank, 0) for rank in range(plan.size)]
         for process in self.processes:
             self._ready(process)
@@ -72,7 +75,8 @@ class World:
         )
         core.seat(rank, self.hosts, incarnation)
         core.stocked = incarnation == 0
-        return Process(rank, incarnation, core, run(self.plan, rank), self.comm)
+        plan = self.odd[1] if self.odd is not None and self.odd[0] == rank else self.plan
+        return Process(rank, incarnation, core, run(plan, rank), self.comm)
 
     # The scheduler ---------------------------------------------------------------------------
 
@@ -82,6 +86,11 @@ class World:
             if all(p.state == "dead" for p in self.processes):
                 self.ending = GaveUp("nobody is left")
                 return
+            if not self.ready and self.odd is not None and not self.comm.revoked:
+                # The watchdogs see that all wait and nothing moves.
+                self.comm.revoked = True
+                self._everyone_may_fail(self.comm)
+                continue
             if not self.ready:
                 raise Violation(f"stuck: {[(p.rank, p.state, p.effect) for p in self.processes]}")
             self.steps += 1
@@ -147,7 +156,7 @@ class World:
             except StopIteration as end:
                 value = self._finished(process, end.value)
                 continue
-            except GaveUp as error:
+            except (GaveUp, Mismatch) as error:
                 self._note(f"rank {process.rank} gives up: {error}")
                 self.ending = error
                 return
@@ -236,7 +245,10 @@ class World:
             self._meetings()
             return
         comm = process.comm
+        was_revoked = comm.revoked
         heard = comm.post(process)
+        if comm.revoked and not was_revoked:
+            self._everyone_may_fail(comm)
         if isinstance(effect, Execute):
             self._point(process, "inside")
         if process.state != "dead" and (comm.broken or comm.able(process)):
@@ -310,7 +322,7 @@ class World:
 
     def _repair(self) -> None:
         """Fill the seats and let the hooks run."""
-        self.comm = Comm(self.plan.size)
+        self.comm = Comm(self.plan.size, self.odd is not None)
         for index, process in enumerate(self.processes):
             if process.state == "dead":
                 if self.spares == 0:

@@ -12,7 +12,7 @@ from diml.allreduce.log import Log, Record
 from diml.allreduce.operation import Request
 from diml.allreduce.recovery import Core
 from diml.drill import POINTS
-from tests.sim.allreduce_check import run_schedule, scale
+from tests.sim.allreduce_check import run_divergence, run_schedule, scale
 
 SCHEDULES = 600
 
@@ -94,3 +94,9 @@ def test_large_worlds_recover_with_logarithmic_traffic() -> None:
     assert large <= small * 8 / 4 * 1.1
     few, many = (int(row[2]) for row in rows)
     assert many <= few * 8 / 4 * 1.1
+
+
+def test_a_rank_with_another_program_is_found_before_the_commit() -> None:
+    endings = Counter(run_divergence(seed)[:24] for seed in range(SCHEDULES))
+    said = sum(count for words, count in endings.items() if "call" in words or "replay" in words)
+    assert said > 0.95 * SCHEDULES, endings
