@@ -34,6 +34,24 @@ def sparse_correlate(
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_MATH)
+def sparse_correlate_some(
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    data: NDArray[np.floating],
+    columns: NDArray[np.int64],
+    r: Floats,
+    out: Floats,
+) -> None:
+    """out[k] = x_columns[k]ᵀ r."""
+    for place in range(len(columns)):
+        j = columns[place]
+        dot = 0.0
+        for k in range(indptr[j], indptr[j + 1]):
+            dot += data[k] * r[indices[k]]
+        out[place] = dot
+
+
+@numba.njit(cache=True, nogil=True, fastmath=_MATH)
 def dense_correlate(X: NDArray[np.floating], r: Floats, out: Floats) -> None:
     """out[j] = x_jᵀ r for every dense column; X is (n, p), Fortran-ordered."""
     for j in range(len(out)):

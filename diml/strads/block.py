@@ -133,10 +133,24 @@ def _solve_sparse(
     visits = touched = swept = 0
     for _ in range(_CYCLES_MAX):
         live = np.flatnonzero(beta)
-        covered = known[live].any() and known[live].mean() >= _COVERED
+        some = live[known[live]]
+        covered = len(some) > 0 and len(some) >= _COVERED * len(live)
+        if len(some):
+            c = np.empty(len(some))
+            passes.sparse_correlate_some(indptr, indices, values, some, r, c)
+            part = beta[some]
+            gram = products.block(ids[some])
+            seen = solve_products(gram, square[some], bound, _SHARPER * tol, float(r @ r), part, c)
+            step = part - beta[some]
+            passes.sparse_subtract(indptr, indices, values, some, step, r)
+            r += float(mean[some] @ step)
+            beta[some] = part
+            visits += seen + 2 * len(some)
+            touched += seen * len(some)
+            swept += 2 * len(some) * each
         # Without inner products the kernel goes on by itself until the goal is reached.
         sweeps_max = 1 if known.any() else _SWEEPS_MAX
-        gap, shift, seen, _ = solve_block(
+        gap, shift, swept_columns, _ = solve_block(
             SPARSE,
             indptr,
             indices,
@@ -152,23 +166,9 @@ def _solve_sparse(
             beta,
             r,
         )
-        visits += int(seen)
-        swept += int(seen) * each
+        visits += int(swept_columns)
+        swept += int(swept_columns) * each
         if gap <= tol or not np.isfinite(gap) or sweeps_max > 1:
             break
-        live = np.flatnonzero((beta != 0.0) & known)
         r -= shift
-        c = np.empty(len(ids))
-        passes.sparse_correlate(indptr, indices, values, r, c)
-        part = beta[live]
-        gram = products.block(ids[live])
-        goal = _SHARPER * tol
-        seen = solve_products(gram, square[live], bound, goal, float(r @ r), part, c[live])
-        step = part - beta[live]
-        passes.sparse_subtract(indptr, indices, values, live, step, r)
-        r += float(mean[live] @ step)
-        beta[live] = part
-        visits += int(seen) + len(live)
-        touched += int(seen) * len(live)
-        swept += len(values) + len(live) * each
     return Spent(visits, touched + swept, swept)
