@@ -6,13 +6,25 @@ present link arrive; a repair begins with nothing on its way.
 
 from __future__ import annotations
 
+import os
+import time
+from collections import deque
+
 from diml.ps.filters import Filters
 from diml.ps.message import Address, Message, Send
-from diml.world.link import LEAVE_TAG, Link
+from diml.world.link import LEAVE_TAG, Link, Sending
+from diml.world.link import Message as Received
 from diml.world.membership import Role
 from diml.world.world import World
 
 PS_TAG = 1
+# Smaller messages are gone when the call that sends them returns.
+_EAGER_BYTES = 4096
+# How a wait polls: yield the core while an answer may be due, then sleep longer and longer.
+_YIELD_S = 300e-6
+_NAP_S = 50e-6
+_IDLE_AFTER_S = 10e-3
+_IDLE_NAP_S = 1e-3
 
 
 class WorldPort:
@@ -21,6 +33,7 @@ class WorldPort:
     def __init__(self, world: World) -> None:
         self._world = world
         self.filters = Filters()
+        self._sendings: deque[Sending] = deque()
         self._link: Link | None = None
         self._ranks: dict[Address, int] = {}
         self._places: list[Address] = []
@@ -43,6 +56,7 @@ class WorldPort:
             self._places = sorted(self._ranks, key=self._ranks.__getitem__)
             self._link = link
             self.filters.restart()
+            self._sendings.clear()
         return link
 
     def post(self, sends: list[Send]) -> None:
@@ -50,14 +64,43 @@ class WorldPort:
         link = self._current()
         for to, message in sends:
             rank = self._ranks[to]
-            link.isend(self.filters.pack(message, rank), rank, PS_TAG)
+            buffer = self.filters.pack(message, rank)
+            sending = link.isend(buffer, rank, PS_TAG)
+            if len(buffer) > _EAGER_BYTES:
+                self._sendings.append(sending)
 
     def receive(self, timeout_s: float) -> tuple[Address, Message] | None:
-        """The next message of the parameter server, or None after so long. Raises PeerFailed."""
-        found = self._current().receive(tag=PS_TAG, timeout_s=timeout_s)
+        """The next message of the parameter server, or None after so long. Raises PeerFailed.
+
+        Naps once nothing has come for a while; but never while a message of its own is leaving,
+        because a large one leaves only as fast as its sender looks after it.
+        """
+        link = self._current()
+        found = link.poll(tag=PS_TAG)
+        if found is None and timeout_s > 0:
+            found = self._wait(link, timeout_s)
         if found is None:
             return None
         return self._places[found.source], self.filters.unpack(found.data, found.source)
+
+    def _wait(self, link: Link, timeout_s: float) -> Received | None:
+        begun = time.monotonic()
+        while True:
+            waited_s = time.monotonic() - begun
+            if waited_s >= timeout_s:
+                return None
+            if waited_s < _YIELD_S or self._still_sending():
+                os.sched_yield()
+            else:
+                time.sleep(_NAP_S if waited_s < _IDLE_AFTER_S else _IDLE_NAP_S)
+            found = link.poll(tag=PS_TAG)
+            if found is not None:
+                return found
+
+    def _still_sending(self) -> bool:
+        while self._sendings and self._sendings[0].done():
+            self._sendings.popleft()
+        return bool(self._sendings)
 
     def told_to_leave(self) -> bool:
         """Whether the workers are done. Raises PeerFailed."""

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from diml.ps import client_core, server_core
-from diml.ps.message import Message, Send
+from diml.ps.message import NO_IDS, NO_ROWS, Message, Send
 from diml.ps.recovery import Plan
 from diml.ps.shard import Shard
 from tests.sim.ps_schedule import POINTS, Schedule, check
@@ -89,4 +89,20 @@ def test_a_worker_that_forgets_what_another_server_lacks_is_caught(
                 retained.popleft()
 
     monkeypatch.setattr(client_core.ClientCore, "_trim", hasty)
+    assert _caught()
+
+
+def test_a_server_that_does_not_push_what_changed_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pushes = server_core.ServerCore._pushes
+
+    def lazy(self: server_core.ServerCore) -> list[Send]:
+        empty = [send.message for send in pushes(self) if send.message.flags]
+        return [
+            Send(self._workers[m.worker], m._replace(ids=NO_IDS, values=NO_ROWS, frame=None))
+            for m in empty
+        ]
+
+    monkeypatch.setattr(server_core.ServerCore, "_pushes", lazy)
     assert _caught()
