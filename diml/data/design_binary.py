@@ -25,6 +25,9 @@ Floats = NDArray[np.float64]
 _Reader = Callable[[str, int, "int | None"], NDArray[Any]]
 
 
+_READ_BYTES = 1 << 22
+
+
 def read_npz(path: Path, part: int, parts: int) -> tuple[SparsePart | DensePart, Floats | None]:
     """(this part's columns, y or None). Sparse: data, indices, indptr, shape and format, as
     `scipy.sparse.save_npz` names them; dense: X."""
@@ -58,15 +61,21 @@ def _member(archive: zipfile.ZipFile, name: str, start: int, end: int | None) ->
         shape, fortran, dtype = header(file)
         if dtype.hasobject:
             raise ValueError(f"{name} holds Python objects")
-        if len(shape) != 1:
-            data = np.frombuffer(file.read(), dtype)
-            return data.reshape(shape, order="F" if fortran else "C")
-        stop = shape[0] if end is None else end
-        file.seek(start * dtype.itemsize, 1)
-        raw = file.read((stop - start) * dtype.itemsize)
-        if len(raw) != (stop - start) * dtype.itemsize:
-            raise ValueError(f"{name} is shorter than its header says")
-        return np.frombuffer(raw, dtype)
+        count = int(np.prod(shape))
+        if len(shape) == 1:
+            count = (shape[0] if end is None else end) - start
+            file.seek(start * dtype.itemsize, 1)
+        # Filled in place: an array over bytes would be read-only, which kernels compile anew for.
+        out = np.empty(count, dtype)
+        raw = out.view(np.uint8)
+        at = 0
+        while at < len(raw):
+            got = np.frombuffer(file.read(min(_READ_BYTES, len(raw) - at)), np.uint8)
+            if len(got) == 0:
+                raise ValueError(f"{name} is shorter than its header says")
+            raw[at : at + len(got)] = got
+            at += len(got)
+        return out if len(shape) == 1 else out.reshape(shape, order="F" if fortran else "C")
 
 
 def read_hdf5(path: Path, part: int, parts: int) -> tuple[SparsePart | DensePart, Floats | None]:
