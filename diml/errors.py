@@ -51,3 +51,8 @@ class CallFailed(PeerFailed):
 
     Recovery compares what they called, and says so if it differs.
     """
+
+
+def status_of(error: DimlError, resumable: bool) -> int:
+    """The exit status for an error: a job that gives up leaves to be resumed, where it can be."""
+    return Resumable.exit_status if isinstance(error, GaveUp) and resumable else error.exit_status

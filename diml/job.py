@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from diml.config import settings_from
-from diml.errors import DimlError, Misuse, PeerFailed
+from diml.errors import DimlError, Misuse, PeerFailed, status_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -114,6 +114,7 @@ class Job:
         self.barrier = engine.barrier
         self.checkpoint = engine.checkpoint
         self.load_checkpoint = engine.load_checkpoint
+        self.identify = engine.identify
         self._open = True
 
     @property
@@ -217,13 +218,13 @@ class Job:
 
         if isinstance(error, JobEnded):
             raise error
-        raise self._world.end(*_verdict(error))
+        raise self._world.end(*_verdict(error, self._world))
 
 
-def _verdict(error: BaseException) -> tuple[int, str]:
+def _verdict(error: BaseException, world: World) -> tuple[int, str]:
     """Exit status and words for what left the `with` block."""
     if isinstance(error, DimlError):
-        return error.exit_status, f"diml: {error}"
+        return status_of(error, world.resumable()), f"diml: {error}"
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED, ""
     if isinstance(error, SystemExit):

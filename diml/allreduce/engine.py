@@ -19,6 +19,7 @@ import numpy as np
 
 from diml.allreduce import exchange
 from diml.allreduce.driver import Driver
+from diml.allreduce.durability import Durability
 from diml.allreduce.log import Log, Pool, Result, Site, fresh
 from diml.allreduce.operation import (
     Array,
@@ -68,6 +69,7 @@ class Engine:
         store = Store(self._release)
         self._core = Core(Log(budget), Log(budget), store, settings.replicas, every)
         self._driver = Driver(world, self._core)
+        self._durability = Durability(world, self._core, self._driver)
         self._plans: dict[tuple[Any, ...], _Plan] = {}
         # Drills and --check take every call the long way.
         self._watched = bool(settings.drills) or settings.check
@@ -267,16 +269,30 @@ class Engine:
         if core.loaded:
             raise Misuse("load_checkpoint was called twice")
         request = Request(Kind.LOAD, signature(Kind.LOAD), _site())
+        self._durability.meet(self)
         begun = time.perf_counter()
         self._long_call(request.site, lambda: self._driver.perform(lambda: core.load(request)))
         held = core.store.committed
         if self._world.incarnation:
             seconds = time.perf_counter() - begun
             self._world.event("load", version=held.version, seconds=seconds)
+        if held.version == 0 and (restored := self._durability.fetch(self)) is not None:
+            site = request.site
+            self._long_call(site, lambda: self._durability.resume(restored, site))
+            held = core.store.committed
         if held.version == 0:
             return 0, None, None
         local = held.locals.get(core.rank)
         return held.version, _decoded(core.store.model()), _decoded(local)
+
+    def identify(self, **facts: object) -> None:
+        """Tell durable checkpoints of this job from those of others; before `load_checkpoint`.
+
+        Args:
+            facts: the same on all workers, a fingerprint of the data set for one. A run goes on
+                only from a checkpoint with equal facts, of the same program and seed.
+        """
+        self._durability.identify(facts)
 
     def checkpoint(self, model: Any, local: Any = None, lazy: bool = False) -> None:
         """Move all workers to the next version, or none.
@@ -309,11 +325,13 @@ class Engine:
         mine = None if local is None else codec.encode(local, "local", take)
         version, sequence = core.coordinates
         self._world.drill(version, sequence)
+        self._durability.ask()
         self._long_call(
             site, lambda: self._driver.perform(lambda: core.checkpoint(request, kept, mine))
         )
         self._world.committed()
         self._pool.trim(self._world.settings.log_budget_bytes)
+        self._durability.keep()
 
     def finish(self) -> None:
         """The last operation of a worker: it helps the others until all have come to it."""
@@ -321,6 +339,7 @@ class Engine:
         self._long_call(
             request.site, lambda: self._driver.perform(lambda: self._core.leave(request))
         )
+        self._durability.close()
 
     # The long way ----------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ class Core:
         stocked: it knows the committed version and holds the local states that belong on it.
         compare_every: failure-free, the histories are compared at every checkpoint, at exit, and
             whenever so many collectives have been called.
+        riding, rode: numbers that travel with it, and their maxima (none once a repair came).
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class Core:
         self.recovering = False
         self.stocked = True
         self.trace = 0
+        self.riding: tuple[int, ...] = ()
+        self.rode: list[int] = []
         self._prefetched: dict[Place, Record] = {}
 
     def seat(self, rank: int, hosts: tuple[str, ...], life: int = 0) -> None:
@@ -140,7 +143,7 @@ class Core:
     def compare(self, request: Request) -> Script[None]:
         """Compare the histories of all ranks, this request included. Raises Mismatch."""
         trace = chain(self.trace, request.signature)
-        high, negative_low = yield Reduce((trace, -trace))
+        high, negative_low, *self.rode = yield Reduce((trace, -trace, *self.riding))
         if high != -negative_low:
             yield from self._explain(request)
 
@@ -297,6 +300,7 @@ class Core:
         holder may itself be new. Raises GaveUp on all ranks alike if something has no holder.
         """
         self.recovering = True
+        self.rode = []
         self.store.drop()
         known, new = self.store.committed, not self.stocked
         has_model = known.model is not None and not callable(known.model)

@@ -69,7 +69,7 @@ JOBS = (
     Job(
         "drill",
         "Recovery drill: two ranks are killed, the bits must stay",
-        ("diml.jobs.drill --rounds 100", "--drill 1,10,1,0 --drill 2,50,0,0,inside"),
+        ("diml.jobs.drill", "--drill 1,1,1,0 --drill 2,2,0,0,inside"),
         workers=6,
         spares=2,
         minutes=10,

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from diml.config import Settings
 from diml.drill import DrillPlan
-from diml.errors import GaveUp, PeerFailed
+from diml.errors import GaveUp, PeerFailed, status_of
 from diml.events import EventLog
 from diml.world import marker
 from diml.world.calls import Calls
@@ -70,6 +70,7 @@ class World:
         repairs: seconds of each repair that this process took part in.
         at_repair: hooks that restore state, run by `recover` in this order, collectively on
             `full` over workers, servers and spares; they may raise PeerFailed.
+        resumable: whether the job can go on from a durable checkpoint if it gives up.
     """
 
     def __init__(self, settings: Settings, footing: Footing, event: EventLog, host: Host) -> None:
@@ -77,6 +78,7 @@ class World:
         self.footing = footing
         self.uid = footing.uids[footing.full.rank]
         self.at_repair: list[Callable[[], None]] = []
+        self.resumable: Callable[[], bool] = lambda: False
         self.repairs: list[float] = []
         self.event = event
         self.calls = Calls()
@@ -247,7 +249,7 @@ class World:
             print(f"diml: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(_LET_SPEAK_S)
-        return JobEnded(error.exit_status)
+        return JobEnded(status_of(error, self.resumable()))
 
     def _shut_gates(self) -> None:
         """Get everyone out of what they are in, and meet them at the gates with "error"."""

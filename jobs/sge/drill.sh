@@ -18,8 +18,8 @@ checkpoints=${DIML_CHECKPOINTS:-$PWD/checkpoints-drill}
 
 # Never srun: only mpirun starts ranks that can be replaced, and diml run calls it.
 diml run -n 6 --spares 2 -- \
-  diml.jobs.drill --rounds 100 \
-  --drill 1,10,1,0 --drill 2,50,0,0,inside \
+  diml.jobs.drill \
+  --drill 1,1,1,0 --drill 2,2,0,0,inside \
   --checkpoint-dir "$checkpoints" "$@" &
 run=$!
 # All ranks agree on a step, write a checkpoint and leave with 75.

@@ -1,0 +1,99 @@
+"""Where the collectives and durable checkpoints meet: resuming, writing, stopping in good order.
+
+Owns the order of these steps among the workers. What is decided is the keeper's; how state is
+committed is the protocol's. Without `--checkpoint-dir` and outside of `diml run` there is no
+keeper, and nothing is done.
+
+Invariant: a version is written only after it was committed on all workers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from diml.allreduce.operation import Kind, Request, signature
+from diml.checkpoint.keeper import Collectives, Keeper, Restored, State
+from diml.errors import PeerFailed, Resumable
+
+if TYPE_CHECKING:
+    from diml.allreduce.driver import Driver
+    from diml.allreduce.log import Site
+    from diml.allreduce.recovery import Core
+    from diml.world.world import World
+
+
+class Durability:
+    """One worker's part."""
+
+    def __init__(self, world: World, core: Core, driver: Driver) -> None:
+        self._world, self._core, self._driver = world, core, driver
+        self._keeper = Keeper.of(world.settings, os.environ)
+        if self._keeper is not None:
+            world.resumable = self._keeper.resumable
+
+    def identify(self, facts: dict[str, object]) -> None:
+        """Add facts that tell this job's checkpoints from those of others."""
+        if self._keeper is not None:
+            self._keeper.identify(facts)
+
+    def meet(self, collectives: Collectives) -> None:
+        """See together what there is; before the load."""
+        if self._keeper is not None:
+            self._keeper.meet(collectives)
+
+    def fetch(self, collectives: Collectives) -> Restored | None:
+        """The state to go on from, if there is one; after a load that found nothing."""
+        if self._keeper is None:
+            return None
+        return self._keeper.restore(collectives, self._core.rank, self._core.size)
+
+    def resume(self, restored: Restored, site: Site) -> None:
+        """Commit a state that was fetched as the first version of this run."""
+        core = self._core
+        kind = Kind.CHECKPOINT if restored.local is None else Kind.LOCAL_CHECKPOINT
+        request = Request(kind, signature(kind), site)
+        core.store.committed.version = restored.version - 1
+        try:
+            self._driver.run(core.checkpoint(request, restored.model, restored.local))
+        except PeerFailed:
+            # Some may have committed it and others not, and no log says what it was.
+            words = f"a rank was lost while version {restored.version} was being resumed"
+            raise self._world.end(Resumable.exit_status, f"diml: {words}") from None
+        self._world.event("resume", version=restored.version)
+
+    def ask(self) -> None:
+        """Say what this worker wants, with the comparison of the checkpoint that comes now."""
+        if self._keeper is not None:
+            self._core.rode = []
+            self._core.riding = self._keeper.wishes(self._core.rank)
+
+    def keep(self) -> None:
+        """Do what was decided at a checkpoint that is now committed."""
+        keeper, core = self._keeper, self._core
+        core.riding, rode = (), core.rode
+        if keeper is None or not rode:
+            return
+        plan, held = keeper.decide(rode), core.store.committed
+        if any(plan.write):
+            state = State(held.version, core.store.model, dict(held.locals), held.uses_local)
+            keeper.write(plan, state, core.rank, self._world.hosts)
+        if plan.stop and self._all_have(lambda: keeper.finished(held.version)):
+            keeper.kept(held.version)
+            words = f"stopped in good order; version {held.version} is kept, to go on from"
+            raise self._world.end(Resumable.exit_status, f"diml: {words}")
+
+    def _all_have(self, finished: Callable[[], bool]) -> bool:
+        """Whether all have written; not if one died meanwhile: the next checkpoint asks again."""
+        mine = finished()
+        try:
+            return all(self._driver.link.allgather_objects(mine))
+        except PeerFailed as error:
+            self._driver.fail(error)
+            return False
+
+    def close(self) -> None:
+        """Let what is being written come to its end."""
+        if self._keeper is not None:
+            self._keeper.close()

@@ -1,0 +1,164 @@
+"""Durable checkpoints in real jobs: killed whole, stopped, damaged, foreign, resumed."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+from tests.helpers.mpi import Finished, Running, run_mpi, start_mpi
+
+STEPS = 40
+ROUNDS = int(os.environ.get("DIML_TEST_KILL_ROUNDS", "2"))
+PROGRAM = """
+    import sys, time, zlib
+    import numpy as np
+    import diml
+
+    steps, pause_s, uses_local = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "local"
+    with diml.init() as job:
+        job.identify(data="planted")
+        version, model, local = job.load_checkpoint()
+        if job.rank == 0:
+            print("from", version, flush=True)
+        if version == 0:
+            model, local = np.zeros(1000), np.arange(10) + job.rank
+        for step in range(version, steps):
+            time.sleep(pause_s)
+            mine = local.sum() if uses_local else 1
+            total = job.allreduce(np.sin(np.arange(1000.0) * (step + 1)) * mine)
+            model = model * 0.5 + total
+            if uses_local:
+                local = local + step
+            job.checkpoint(model, local if uses_local else None)
+            if job.rank == 0:
+                print("at", job.version, flush=True)
+        if job.rank == 0:
+            print("answer", zlib.crc32(model.tobytes()), flush=True)
+"""
+
+
+def start(
+    directory: Path | None,
+    *,
+    n: int = 3,
+    pause_s: float = 0.01,
+    state: str = "local",
+    every_s: float = 0.02,
+    **env: str,
+) -> Running:
+    durable = {"DIML_CHECKPOINT_EVERY": str(every_s)}
+    if directory is not None:
+        durable["DIML_CHECKPOINT_DIR"] = str(directory)
+    return start_mpi(n, PROGRAM, args=(STEPS, pause_s, state), env={**durable, **env})
+
+
+def finish(directory: Path | None, status: int = 0, n: int = 3, **env: str) -> Finished:
+    with start(directory, n=n, pause_s=0.0, **env) as running:
+        return running.wait(timeout_s=90).expect(status)
+
+
+def answer(finished: Finished) -> str:
+    match = re.search(r"^answer (\d+)$", finished.stdout, re.MULTILINE)
+    assert match, finished.report()
+    return match[1]
+
+
+def first_version(finished: Finished) -> int:
+    match = re.search(r"^from (\d+)$", finished.stdout, re.MULTILINE)
+    assert match, finished.report()
+    return int(match[1])
+
+
+def kill_all(running: Running) -> None:
+    running.kill(running.pid)
+    for process in running.leftovers():
+        running.kill(process.pid)
+    running.wait(timeout_s=20)
+
+
+def test_killed_whole_at_random_moments_it_ends_with_the_same_answer(tmp_path: Path) -> None:
+    wanted = answer(finish(None))
+    seed = random.randrange(10**9)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    resumed = 0
+    for round_ in range(ROUNDS):
+        directory = tmp_path / str(round_)
+        with start(directory, pause_s=0.02) as running:
+            running.wait_for("^at 3$", timeout_s=60)
+            time.sleep(dice.uniform(0.0, 0.6))
+            kill_all(running)
+        done = finish(directory)
+        assert answer(done) == wanted, f"seed {seed}, round {round_}\n{done.report()}"
+        resumed += first_version(done) > 0
+    assert resumed > 0
+
+
+def test_without_local_states_another_number_of_workers_goes_on(tmp_path: Path) -> None:
+    with start(tmp_path, pause_s=0.05, state="model") as running:
+        running.wait_for("^at 20$", timeout_s=60)
+        kill_all(running)
+    done = run_mpi(
+        2,
+        PROGRAM,
+        args=(STEPS, 0.0, "model"),
+        env={"DIML_CHECKPOINT_DIR": str(tmp_path), "DIML_RESUME": "must"},
+        timeout_s=60,
+    ).expect(0)
+    assert first_version(done) > 0
+
+
+def test_a_signal_to_mpirun_stops_all_at_one_version_to_be_resumed(tmp_path: Path) -> None:
+    wanted = answer(finish(None))
+    with start(tmp_path, pause_s=0.05, every_s=1000) as running:
+        running.wait_for("^at 3$", timeout_s=60)
+        running.kill(running.pid, signal.SIGUSR1)
+        stopped = running.wait(timeout_s=60).expect(75)
+    assert len(re.findall("stopped in good order; version", stopped.stderr)) == 1
+    done = finish(tmp_path, DIML_RESUME="must")
+    assert first_version(done) >= 3 and answer(done) == wanted
+    kept = re.search(r"version (\d+) is kept", stopped.stderr)
+    assert kept and int(kept[1]) == first_version(done)
+
+
+def test_damage_is_named_and_the_version_before_taken(tmp_path: Path) -> None:
+    wanted = answer(finish(tmp_path))
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+    versions = sorted(tmp_path.iterdir())
+    assert len(versions) > 1
+    path = versions[-1] / "rank-00001.h5"
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 4
+    path.write_bytes(data)
+    done = finish(tmp_path)
+    assert answer(done) == wanted and first_version(done) > 0
+    assert done.stderr.count("skipped") == 1 and str(path) in done.stderr
+    for version in tmp_path.iterdir():
+        (version / "rank-00000.h5").unlink(missing_ok=True)
+    done = finish(tmp_path, 2, DIML_RESUME="must")
+    assert "--resume must: no checkpoint in" in done.stderr and "rank-00000.h5" in done.stderr
+    assert done.stderr.count("diml: --resume must") == 1
+
+
+def test_another_seed_is_refused_by_one_line(tmp_path: Path) -> None:
+    finish(tmp_path, DIML_SEED="1")
+    done = finish(tmp_path, 2, DIML_SEED="2")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("diml:")]
+    assert len(lines) == 1 and "its seed is 1, this run's is 2" in lines[0]
+    assert first_version(finish(tmp_path, DIML_SEED="2", DIML_RESUME="never")) == 0
+
+
+def test_a_rank_that_dies_after_a_resume_is_replaced_to_the_same_answer(tmp_path: Path) -> None:
+    wanted = answer(finish(None))
+    with start(tmp_path, pause_s=0.02) as running:
+        running.wait_for("^at 20$", timeout_s=60)
+        kill_all(running)
+    first = int(sorted(tmp_path.iterdir())[-1].name[6:14])
+    drill = f"1,{first + 6},0,0 2,{first + 9},0,0,checkpoint"
+    done = finish(tmp_path, n=4, DIML_SPARES="1", DIML_RESUME="must", DIML_DRILL=drill)
+    assert first_version(done) > 0 and answer(done) == wanted
