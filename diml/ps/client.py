@@ -60,13 +60,12 @@ class Table:
         """
         spec, session = self._spec, self._session
         checked = checked_ids(spec, ids)
-        session.begin_call()
-        session.take_all()
-        request, sends = session.core.get(spec, checked)
-        session.ask(request, sends, f"reading table {spec.name!r}")
-        rows, staleness = session.core.rows_of(request)
-        self._server.staleness_seen[staleness] += 1
-        session.end_call()
+        with session:
+            session.take_all()
+            request, sends = session.core.get(spec, checked)
+            session.ask(request, sends, f"reading table {spec.name!r}")
+            rows, staleness = session.core.rows_of(request)
+            self._server.staleness_seen[staleness] += 1
         return rows
 
     def inc(self, ids: ArrayLike, deltas: ArrayLike) -> None:
@@ -77,13 +76,16 @@ class Table:
         """
         checked = checked_ids(self._spec, ids)
         array = checked_updates(self._spec, checked, deltas, self._server.reject_nonfinite)
-        self._session.begin_call()
-        self._session.core.update(self._spec, checked, array)
-        self._session.end_call()
+        with self._session as session:
+            session.core.update(self._spec, checked, array)
 
 
 class ParameterServer:
     """One worker's access to all tables. Made by `job.parameter_server`.
+
+    Threads of one worker may call tables and vectors; they take turns, and their updates go with
+    the worker's next `clock()`, which one thread calls for all. Where bits matter, let the order
+    of updates be fixed.
 
     Attributes:
         worker, workers: this worker's index, and how many there are.
@@ -215,25 +217,23 @@ class ParameterServer:
                 replacement finds it as `ps.local`.
         """
         state = None if local is None else encode(local, "local")
-        session, core = self._session, self._core
-        session.begin_call()
-        session.take_all()
-        session.wait(lambda: core.may_clock, "clock()", core.behind)
-        session.post(core.finish_clock(state))
-        session.strike_inside()
-        if wait:
-            session.wait(lambda: core.all_acknowledged, "clock()", core.behind)
-        session.end_clock()
+        core = self._core
+        with self._session as session:
+            session.take_all()
+            session.wait(lambda: core.may_clock, "clock()", core.behind)
+            session.post(core.finish_clock(state))
+            session.strike_inside()
+            if wait:
+                session.wait(lambda: core.all_acknowledged, "clock()", core.behind)
 
     def barrier(self) -> None:
         """Wait until every worker has finished as many clocks as this one: from then on reads
         here see all of their updates. Raises Misuse if updates wait for a `clock()`."""
         self._refuse_pending("barrier()")
-        self._session.begin_call()
-        request, sends = self._core.synchronise()
-        self._session.ask(request, sends, "barrier()")
-        self._core.synchronised(request)
-        self._session.end_call()
+        with self._session as session:
+            request, sends = self._core.synchronise()
+            session.ask(request, sends, "barrier()")
+            self._core.synchronised(request)
 
     def close(self) -> None:
         """See every update to its acknowledgement. Idempotent; called when the job ends.

@@ -54,11 +54,9 @@ class KeyValues:
         at once. keys (m,) int64, sorted and each once; updates (m,), or (m, width). Both arrays
         are copied. Raises Misuse, naming the vector and the keys, for anything else.
         """
-        self._session.begin_call()
-        self._settle()
-        done = self._stamped(self._pushed(keys, updates), callback)
-        self._session.end_call()
-        return done
+        with self._session:
+            self._settle()
+            return self._stamped(self._pushed(keys, updates), callback)
 
     def pull(self, keys: ArrayLike) -> NDArray[Any]:
         """The values of keys, (m,) or (m, width), under the bound on staleness; waits.
@@ -71,23 +69,20 @@ class KeyValues:
 
     def pull_later(self, keys: ArrayLike, callback: Callback | None = None) -> int:
         """Ask for values; `wait` returns them by the timestamp."""
-        self._session.begin_call()
-        self._settle()
-        stamp = self._stamped([self._pulled(keys)], callback)
-        self._session.strike_inside()
-        self._session.end_call()
-        return stamp
+        with self._session as session:
+            self._settle()
+            stamp = self._stamped([self._pulled(keys)], callback)
+            session.strike_inside()
+            return stamp
 
     def push_pull(
         self, keys: ArrayLike, updates: ArrayLike, callback: Callback | None = None
     ) -> int:
         """Push, then ask for the same keys: one timestamp, for which `wait` returns the values."""
-        self._session.begin_call()
-        self._settle()
-        parts = [*self._pushed(keys, updates), self._pulled(keys)]
-        stamp = self._stamped(parts, callback)
-        self._session.end_call()
-        return stamp
+        with self._session:
+            self._settle()
+            parts = [*self._pushed(keys, updates), self._pulled(keys)]
+            return self._stamped(parts, callback)
 
     def wait(self, stamp: int) -> NDArray[Any] | None:
         """Wait until a timestamp's push is acknowledged by the servers, and its values are here.
@@ -95,6 +90,10 @@ class KeyValues:
         Returns the values, or None for a push, or for a timestamp that was waited for before.
         Raises Misuse for a timestamp that was never given out.
         """
+        with self._session.turn:
+            return self._waited(stamp)
+
+    def _waited(self, stamp: int) -> NDArray[Any] | None:
         if not 0 <= stamp < self._next:
             raise Misuse(f"{self._spec.name!r} has given out no timestamp {stamp}")
         result: NDArray[Any] | None = None

@@ -6,6 +6,7 @@ hook of `diml.ps.node` sends again what has to be, so whoever waits here just ke
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -31,7 +32,7 @@ class Calls(Protocol):
 
 
 class Session:
-    """The worker's core, and its way to the servers."""
+    """The worker's core, and its way to the servers. `with session:` is one public call."""
 
     def __init__(
         self, port: Port, core: ClientCore, deadline_s: float, drill: Drill, calls: Calls
@@ -42,20 +43,22 @@ class Session:
         self._revoked_by_none = False
         # Calls of the program since its clock began: the sequence of a drill.
         self._calls = 0
+        self._began_at = 0
+        self.turn = threading.RLock()
 
-    def begin_call(self) -> None:
-        """A public call begins."""
-        self._drill(self.core.clock, self._calls, "entry")
+    def __enter__(self) -> Session:
+        """A public call begins: threads of one worker take turns."""
+        self.turn.acquire()
+        self._began_at = self.core.clock
+        self._drill(self._began_at, self._calls, "entry")
+        return self
 
-    def end_call(self) -> None:
-        """A public call ends."""
-        self._drill(self.core.clock, self._calls, "after")
-        self._calls += 1
-
-    def end_clock(self) -> None:
-        """The call that ended a clock ends."""
-        self._drill(self.core.clock - 1, self._calls, "after")
-        self._calls = 0
+    def __exit__(self, kind: object, *_: object) -> None:
+        """It ends; after one that ended a clock, calls are counted anew."""
+        if kind is None:
+            self._drill(self._began_at, self._calls, "after")
+            self._calls = self._calls + 1 if self.core.clock == self._began_at else 0
+        self.turn.release()
 
     def post(self, sends: list[Send]) -> None:
         """Send; after a death the hook has sent again what was not."""

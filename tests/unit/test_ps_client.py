@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -140,3 +141,35 @@ def test_a_wait_ends_at_its_deadline_and_names_who_is_late() -> None:
 
     with pytest.raises(DeadlineExceeded, match=r"clock 0 waited 0\.\d s: server 0 does not"):
         _server(port=Deaf())
+
+
+@pytest.mark.parametrize("model", ["bsp", "asp"])
+def test_threads_of_a_worker_take_turns(model: str) -> None:
+    ps = _server(model=model)
+    table, kv = ps.table("t", 50, 2, "int64"), ps.kv("w", 50, rule="add", dtype="int64")
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        try:
+            for _ in range(100):
+                ids = np.unique(rng.integers(0, 50, 10))
+                table.inc(ids, np.ones((len(ids), 2), np.int64))
+                assert (table.get(ids) > 0).all()
+                kv.wait(kv.push(ids, np.ones(len(ids), np.int64)))
+                sums[seed] += len(ids)
+        except BaseException as error:
+            failures.append(error)
+
+    sums = [0, 0, 0]
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    ps.clock()
+    ps.close()
+    everything = np.arange(50)
+    assert table.get(everything).sum() == 2 * sum(sums)
+    assert kv.pull(everything).sum() == sum(sums)
