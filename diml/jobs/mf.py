@@ -193,17 +193,18 @@ class Report:
         return "\n".join(lines)
 
 
-def factor_rows(table: Any, rows: int) -> Iterator[npt.NDArray[np.float32]]:
+def factor_rows(table: Any, rows: int) -> Iterator[npt.NDArray[Any]]:
     """All rows of a table, a chunk at a time."""
     for low in range(0, rows, _ROWS_AT_ONCE):
         yield table.get(np.arange(low, min(low + _ROWS_AT_ONCE, rows)))
 
 
 def write_factors(prefix: str, tables: Tables, rule: Rule, facts: Facts) -> None:
-    """Write PREFIX.L and PREFIX.R, whose product is the model: with biases two more columns.
+    """Write PREFIX.L and PREFIX.R, whose product is the model.
 
-    A row of L is then (L_i, mean + b_i, 1) and one of R is (R_j, 1, c_j). Rows and columns without
-    training entries are zeros (but for those two and --init petuum).
+    With biases a row of L is (L_i, mean + b_i, 1) and one of R is (R_j, 1, c_j). Without, a row or
+    column that has no training entries is written so that its products come as near to the
+    training mean, which is predicted there, as K numbers can bring them.
     """
     left = factor_rows(tables.left, facts.n_rows)
     right = factor_rows(tables.right, facts.n_cols)
@@ -213,8 +214,31 @@ def write_factors(prefix: str, tables: Tables, rule: Rule, facts: Facts) -> None
         sides = factor_rows(tables.side, facts.n_cols)
         pairs = zip(right, sides, strict=True)
         right = (np.column_stack([rows, np.ones(len(rows)), side[:, 0]]) for rows, side in pairs)
+    else:
+        cold_row = nearest_to(facts.mean, factor_rows(tables.right, facts.n_cols))
+        cold_col = nearest_to(facts.mean, factor_rows(tables.left, facts.n_rows))
+        left = (filled(rows, cold_row) for rows in left)
+        right = (filled(rows, cold_col) for rows in right)
     write_factor(Path(f"{prefix}.L"), left)
     write_factor(Path(f"{prefix}.R"), right)
+
+
+def nearest_to(mean: float, chunks: Iterator[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
+    """The vector x (k,) that least squares finds for x . row = mean over all rows but zeros."""
+    gram: Any = 0.0
+    total: Any = 0.0
+    for rows in chunks:
+        wide = rows.astype(np.float64)
+        gram = gram + wide.T @ wide
+        total = total + wide.sum(axis=0)
+    solution: npt.NDArray[np.float64] = np.linalg.lstsq(gram, mean * total)[0]
+    return solution
+
+
+def filled(rows: npt.NDArray[Any], cold: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The rows, with `cold` where all is zero: no training entry has ever moved those."""
+    untouched = np.all(rows == 0, axis=1, keepdims=True)
+    return np.where(untouched, cold, rows)
 
 
 def check_size(facts: Facts, rule: Rule, workers: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from diml.errors import Misuse
 from diml.jobs.flags import parse
-from diml.jobs.mf import check_size, parser, plan_of
+from diml.jobs.mf import check_size, filled, nearest_to, parser, plan_of
 from diml.jobs.mf_data import Facts
 from diml.jobs.mf_model import Rule
 from diml.jobs.mf_output import LossFile, check_writable, write_factor
@@ -110,3 +110,12 @@ def test_petuums_flags_in_both_spellings() -> None:
 def test_factors_that_cannot_fit_are_refused() -> None:
     with pytest.raises(Misuse, match="large gaps"):
         check_size(Facts(2**31 - 1, 2**31 - 1, 1, 1, 0.0, None), Rule(k=3), workers=4)
+
+
+def test_rows_that_no_entry_moved_are_written_near_the_mean() -> None:
+    chance = np.random.default_rng(5)
+    other = chance.normal(1, 0.1, (50, 4))
+    cold = nearest_to(3.5, iter([other[:20], other[20:]]))
+    assert np.abs(other @ cold - 3.5).mean() < 0.2
+    rows = np.array([[0, 0, 0, 0], [1, 0, 0, 2]], np.float32)
+    np.testing.assert_array_equal(filled(rows, cold), [cold, [1, 0, 0, 2]])
