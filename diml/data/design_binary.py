@@ -21,11 +21,10 @@ from diml.errors import Misuse
 
 Floats = NDArray[np.float64]
 
+_READ_BYTES = 1 << 22
+
 # Reads entries start … end (None: to the end) of a named array.
 _Reader = Callable[[str, int, "int | None"], NDArray[Any]]
-
-
-_READ_BYTES = 1 << 22
 
 
 def read_npz(path: Path, part: int, parts: int) -> tuple[SparsePart | DensePart, Floats | None]:

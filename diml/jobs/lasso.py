@@ -169,6 +169,8 @@ def report(program: LassoBase, say: Any) -> None:
         f"kkt {last.kkt:.3g}  non-zeros {len(last.ids)} of {program.variables}  "
         f"rounds {program.rounds}  column visits {program.visits}"
     )
+    for at, size in program.divergences:
+        say(f"diverged at round {at} with blocks of {size}: went back and halved them")
     missed = [answer.lam for answer in program.solutions if not answer.converged]
     if missed:
         say(f"the gap did not reach the tolerance at {len(missed)} values of lambda")

@@ -63,7 +63,8 @@ class LassoBase(Program):
         copy: all columns, where every worker has them: then none are sent.
         listener: called on every worker after each round (worker 0 writes its log there).
 
-    After the run `solutions` holds one `Solution` a λ, the same on all workers.
+    After the run `solutions` holds one `Solution` a λ, the same on all workers, and `divergences`
+    the (round, block size) of each divergence that was mended.
     """
 
     measuring_is_scheduling = True  # whether a pass over all columns counts as visits
@@ -86,6 +87,7 @@ class LassoBase(Program):
         check_grid(grid)
         self.variables = held.total
         self.solutions: list[Solution] = []
+        self.divergences: list[tuple[int, int]] = []
         self.visits = 0
         self.bytes = 0
         self._grid = grid

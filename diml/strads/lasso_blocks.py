@@ -39,8 +39,6 @@ class LassoBlocks(LassoBase):
     Args beside those of `LassoBase`:
         policy: the policy it runs under, whose block is halved after a divergence.
         on_divergence: "halve" or "stop" (raise `Diverged`).
-
-    `divergences` lists (round, block size) of each divergence.
     """
 
     combine = "sum"
@@ -54,7 +52,6 @@ class LassoBlocks(LassoBase):
         if self._whole is not None:
             self._own = self._whole  # every worker answers for all columns
             self._c = np.empty(self.variables)
-        self.divergences: list[tuple[int, int]] = []
         self._policy = policy
         self._sequential = policy.update == "sweep"
         self._on_divergence = on_divergence
