@@ -1,0 +1,112 @@
+"""What a durable checkpoint costs: against a plain write of the same bytes, and to the job.
+
+    python bench/checkpoint.py [--mb 1024] [--rounds 3] [--directory DIR]
+
+Prints a table: seconds and rate of a plain write (one file, fsync), of a durable checkpoint (shard,
+manifest, all syncs), their ratio; and by how much a loop of computing in the main thread was held
+up while the background thread wrote, as a part of the time that the write took. Paired rounds
+take turns; the table gives the best of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from diml.checkpoint import codec
+from diml.checkpoint.durable import Vault
+from diml.checkpoint.shard import Bytes, Identity, Manifest
+
+# What is promised: the rate of a plain write, and what the training loop may lose.
+RATE_LEAST, HELD_MOST = 0.80, 0.10
+
+
+def plain_write(path: Path, data: Bytes) -> float:
+    """Seconds to bring the bytes to the disk by the plainest of means."""
+    begun = time.perf_counter()
+    descriptor = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+    view, done = data.data, 0
+    while done < data.size:
+        done += os.pwrite(descriptor, view[done : done + (64 << 20)], done)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    return time.perf_counter() - begun
+
+
+def checkpoint(directory: Path, version: int, data: Bytes) -> tuple[Vault, float]:
+    """Begin a durable checkpoint; the vault, and the seconds that beginning took."""
+    vault = Vault(directory, "bench")
+    manifest = Manifest(Identity("bench", 0, {}), 1, "bench", version, 0, 1, False)
+    begun = time.perf_counter()
+    vault.offer(manifest, {"model": data})
+    return vault, time.perf_counter() - begun
+
+
+def step(work: Bytes) -> None:
+    """A step of a training loop, about a millisecond; NumPy lets other threads run meanwhile."""
+    np.add.reduce(work.view(np.uint64))
+
+
+def steps_per_second(work: Bytes, seconds: float) -> float:
+    """How fast the loop runs when nothing is being written."""
+    begun, steps = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        step(work)
+        steps += 1
+    return steps / (time.perf_counter() - begun)
+
+
+def held_up(directory: Path, data: Bytes, work: Bytes) -> float:
+    """The time that the loop lost to a checkpoint, as a part of the checkpoint's time."""
+    free = steps_per_second(work, 1.0)
+    vault, _ = checkpoint(directory, 2, data)
+    begun, steps = time.perf_counter(), 0
+    while vault.busy:
+        step(work)
+        steps += 1
+    seconds = time.perf_counter() - begun
+    free = min(free, steps_per_second(work, 1.0))
+    return max(0.0, 1.0 - steps / (free * seconds))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mb", type=int, default=1024, help="size of the state")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--directory", type=Path, default=Path("."))
+    flags = parser.parse_args()
+    state = np.random.default_rng(0).integers(0, 255, flags.mb << 20, dtype=np.uint8)
+    data = codec.encode({"w": state})
+    work = np.ones(8 << 20, np.uint8)
+    plain, durable, held = [], [], []
+    for _ in range(flags.rounds):
+        folder = Path(tempfile.mkdtemp(prefix="bench-checkpoint-", dir=flags.directory))
+        try:
+            plain.append(plain_write(folder / "plain", data))
+            (folder / "plain").unlink()
+            begun = time.perf_counter()
+            vault, _ = checkpoint(folder, 1, data)
+            vault.drain()
+            durable.append(time.perf_counter() - begun)
+            shutil.rmtree(next(folder.iterdir()))
+            held.append(held_up(folder, data, work))
+        finally:
+            shutil.rmtree(folder)
+    size_mb = data.size / 1e6
+    ratio = min(plain) / min(durable)
+    print(f"{'':34} {'seconds':>9} {'MB/s':>9}")
+    print(f"{'plain write and fsync':34} {min(plain):9.2f} {size_mb / min(plain):9.0f}")
+    print(f"{'durable checkpoint':34} {min(durable):9.2f} {size_mb / min(durable):9.0f}")
+    print(f"rate of a plain write: {ratio:.0%} (at least {RATE_LEAST:.0%})")
+    print(f"loop held up: {min(held):.0%} of the write's time (at most {HELD_MOST:.0%})")
+
+
+if __name__ == "__main__":
+    main()
