@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,10 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     help_ = "say what this machine offers, what is missing, and what to do about it"
     doctor = commands.add_parser("doctor", help=help_, description=help_)
     doctor.add_argument("--fix", action="store_true", help="write the MPI settings first")
+    doctor.add_argument(
+        "--cluster", action="store_true", help="also what the batch system offers, and a script"
+    )
     _add_run(commands)
     try:
         flags = parser.parse_args(arguments)
-        return _run(flags) if flags.command == "run" else _doctor(fix=flags.fix)
+        if flags.command == "run":
+            return _run(flags)
+        return _doctor(fix=flags.fix, cluster=flags.cluster)
     except DimlError as error:
         print(f"diml: {error}", file=sys.stderr)
         return error.exit_status
@@ -94,7 +100,7 @@ def _run(flags: argparse.Namespace) -> int:
     return Supervisor(str(launcher), order, where, flags.max_restarts, env).run()
 
 
-def _doctor(*, fix: bool) -> int:
+def _doctor(*, fix: bool, cluster: bool = False) -> int:
     """Examine, print each finding as it comes; 0 if all is fine, else 1."""
     # Imported here: `diml --help` needs none of it.
     from diml.world import doctor, mpi_params
@@ -106,9 +112,12 @@ def _doctor(*, fix: bool) -> int:
         for path in mpi_params.write(prefix):
             print(f"written {path}")
     problems = 0
-    for finding in doctor.examine(os.environ):
+    findings = doctor.examine(os.environ)
+    for finding in chain(findings, doctor.examine_cluster(os.environ) if cluster else ()):
         print(finding, flush=True)
         problems += not finding.fine
+    if cluster:
+        print(f"\n{doctor.fitting_script(os.environ)}")
     print("all fine" if problems == 0 else f"{problems} to mend, see the arrows above")
     return 0 if problems == 0 else 1
 

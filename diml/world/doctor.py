@@ -17,10 +17,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from diml.world import mpi_params, trial
+from diml.world import batch, mpi_params, trial
+from diml.world.hosts import allocation
 from diml.world.launch import refuse_singleton
 
 _SHM_BYTES_MIN = 128 << 20
@@ -54,6 +55,46 @@ def examine(env: Mapping[str, str]) -> Iterator[Finding]:
     yield _kernel_cache(env)
     if launcher is not None:
         yield try_fault_tolerance(launcher, env)
+
+
+def examine_cluster(env: Mapping[str, str]) -> Iterator[Finding]:
+    """What a batch system offers, and what must be set for it."""
+    system, granted = batch_system(), allocation(env)
+    if granted.hosts:
+        hosts = ", ".join(f"{host.name} ({host.slots or '?'} slots)" for host in granted.hosts)
+        yield Finding("allocation", f"{granted.system} job {granted.job}: {hosts}")
+    else:
+        found = f"{_NAMES[system]} is here" if system else "no batch system found"
+        yield Finding("allocation", f"none: {found}; the script below asks for one")
+    if find_launcher() is not None and settings_prefix() is None:
+        lacking = mpi_params.missing(None, env)
+        if lacking:
+            remedy = f"put into the batch script: `export {' '.join(lacking)}`"
+            yield Finding("site's MPI", "used without its settings", False, remedy)
+    if len(granted.hosts) > 1 and granted.system != "Slurm" and shutil.which("ssh") is None:
+        remedy = "install ssh with keys among the nodes, or use the site's own MPI"
+        yield Finding("other hosts", "mpirun has no way to reach them", False, remedy)
+
+
+_NAMES: Mapping[batch.System, str] = {"slurm": "Slurm", "pbs": "PBS", "sge": "SGE"}
+
+
+def batch_system() -> batch.System | None:
+    """The batch system whose commands are on the path."""
+    commands: Mapping[batch.System, str] = {"slurm": "sbatch", "sge": "qconf", "pbs": "qsub"}
+    return next((name for name, command in commands.items() if shutil.which(command)), None)
+
+
+def fitting_script(env: Mapping[str, str]) -> str:
+    """A batch script for matrix factorization that fills the allocation, else two nodes."""
+    granted = allocation(env)
+    names = {name: system for system, name in _NAMES.items()}
+    system = names.get(granted.system) or batch_system() or "slurm"
+    job, nodes = batch.JOBS[0], max(len(granted.hosts), 2 if not granted.hosts else 1)
+    if granted.slots is not None:
+        workers = max(1, granted.slots - job.servers - job.spares)
+        job = replace(job, workers=workers)
+    return batch.script(system, job, nodes)
 
 
 def find_launcher() -> Path | None:

@@ -119,6 +119,8 @@ def mpirun_line(
         room = (Host(host.name, max(host.slots or 0, share)) for host in hosts)
         line += ["--host", ",".join(str(host) for host in room)]
     if len(hosts) > 1:
+        # By slots, mpirun would fill the first host beyond its slots before it takes the next.
+        line += ["--map-by", "node:OVERSUBSCRIBE"]
         # Only its own variables does mpirun carry to other hosts.
         for name in sorted(env):
             if name.startswith("DIML_") or name.endswith("_NUM_THREADS"):

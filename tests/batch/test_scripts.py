@@ -11,6 +11,7 @@ from typing import get_args
 
 import pytest
 
+from diml.world import doctor
 from diml.world.batch import JOBS, SUFFIX, Job, System, script
 from tests.helpers.mpi import CHECKOUT
 
@@ -70,6 +71,22 @@ def test_the_script_of_slurm_passes_usr1_on_and_requeues(tmp_path: Path) -> None
     diml = "trap 'exit 75' USR1; kill -USR1 $PPID; for i in {1..100}; do sleep 0.1; done; exit 3"
     assert run_script("slurm", tmp_path, diml) == 0
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
+def test_the_doctor_prints_a_script_that_fits_the_allocation() -> None:
+    env = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_TASKS_PER_NODE": "4(x3)"}
+    text = doctor.fitting_script(env)
+    assert "#SBATCH --nodes=3\n#SBATCH --ntasks-per-node=4\n" in text
+    assert "diml run -n 10 --spares 1 --servers 1" in text
+    first = next(doctor.examine_cluster(env))
+    assert (
+        str(first) == "ok      allocation: Slurm job 17: n1 (4 slots), n2 (4 slots), n3 (4 slots)"
+    )
+
+
+def test_the_doctor_prints_a_script_without_an_allocation() -> None:
+    assert doctor.fitting_script({}).startswith("#!/bin/bash\n")
+    assert "none: " in str(next(doctor.examine_cluster({})))
 
 
 if __name__ == "__main__":

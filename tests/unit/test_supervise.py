@@ -40,14 +40,15 @@ def test_the_line_on_a_laptop() -> None:
 
 def test_slurm_is_asked_by_mpirun_itself_until_a_node_is_lost() -> None:
     slurm = Allocation("Slurm", "7", TWO)
-    assert line(slurm) == "mpirun -n 3 python -m diml.jobs.drill --rounds 2"
+    spread = "--map-by node:OVERSUBSCRIBE"
+    assert line(slurm) == f"mpirun -n 3 {spread} python -m diml.jobs.drill --rounds 2"
     left = Allocation("Slurm", "7", TWO[:1])
     assert "-n 3 --host n1:3 python" in line(left, names_hosts=True)
 
 
 def test_elsewhere_hosts_are_named_and_variables_carried() -> None:
     got = line(Allocation("PBS", "7", TWO), DIML_SPARES="1", OMP_NUM_THREADS="1", HOME="/")
-    assert "-n 3 --host n1:2,n2:2 -x DIML_SPARES -x OMP_NUM_THREADS python" in got
+    assert "-n 3 --host n1:2,n2:2 --map-by node:OVERSUBSCRIBE -x DIML_SPARES -x OMP_NUM_THREADS python" in got
     petuum = Allocation("host file", hosts=(Host("10.0.0.1"), Host("10.0.0.2")))
     assert "--host 10.0.0.1:2,10.0.0.2:2" in line(petuum)
 
