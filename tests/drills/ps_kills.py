@@ -26,7 +26,9 @@ class Killer:
     def _lines(self) -> list[dict[str, Any]]:
         if not self._events.exists():
             return []
-        return [json.loads(line) for line in self._events.read_text().splitlines()]
+        text = self._events.read_text()
+        # The last line may be on its way.
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def _seats(self) -> dict[tuple[str, int], int]:
         """The pid at each seat of workers and servers, as of the newest event."""
