@@ -62,6 +62,19 @@ def dense_correlate(X: NDArray[np.floating], r: Floats, out: Floats) -> None:
         out[j] = dot
 
 
+@numba.njit(cache=True, nogil=True, fastmath=_MATH)
+def dense_correlate_some(
+    X: NDArray[np.floating], columns: NDArray[np.int64], r: Floats, out: Floats
+) -> None:
+    """out[k] = x_columns[k]ᵀ r."""
+    for place in range(len(columns)):
+        column = X[:, columns[place]]
+        dot = 0.0
+        for i in range(len(r)):
+            dot += column[i] * r[i]
+        out[place] = dot
+
+
 @numba.njit(cache=True, nogil=True)
 def sparse_moments(
     indptr: NDArray[np.int64], data: NDArray[np.floating], rows: int, mean: Floats, square: Floats

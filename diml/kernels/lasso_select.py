@@ -27,3 +27,27 @@ def above(values: NDArray[np.float64], threshold: float) -> tuple[NDArray[np.int
             places[at] = j
             at += 1
     return places, np.nan if broken else top
+
+
+@numba.njit(cache=True, nogil=True)
+def unsure(
+    values: NDArray[np.float64],
+    seen: NDArray[np.float64],
+    square: NDArray[np.float64],
+    drift: float,
+    threshold: float,
+) -> NDArray[np.int64]:
+    """Columns whose correlation may exceed `threshold` by now, in rising order.
+
+    values[j] = x_jᵀr was right when the residual had moved by seen[j] in total; since then it has
+    moved by at most drift − seen[j], so |x_jᵀr| ≤ |values[j]| + ‖x_j‖(drift − seen[j]). A column
+    computed at the present residual is sure.
+    """
+    count = 0
+    places = np.empty(len(values), np.int64)
+    for j in range(len(values)):
+        moved = drift - seen[j]
+        if moved > 0.0 and not abs(values[j]) + np.sqrt(square[j]) * moved < threshold:
+            places[count] = j
+            count += 1
+    return places[:count].copy()

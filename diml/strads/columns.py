@@ -59,6 +59,9 @@ class SparseColumns:
     def correlate(self, r: Floats, out: Floats) -> None:
         kernels.sparse_correlate(self.indptr, self.indices, self.data, r, out)
 
+    def correlate_some(self, columns: Integers, r: Floats, out: Floats) -> None:
+        kernels.sparse_correlate_some(self.indptr, self.indices, self.data, columns, r, out)
+
     def moments(self, centre: bool) -> tuple[Floats, Floats]:
         """(means, or empty; Σ (x − mean)²) of every column."""
         mean = np.empty(self.count if centre else 0)
@@ -109,6 +112,9 @@ class DenseColumns:
 
     def correlate(self, r: Floats, out: Floats) -> None:
         kernels.dense_correlate(self.X, r, out)
+
+    def correlate_some(self, columns: Integers, r: Floats, out: Floats) -> None:
+        kernels.dense_correlate_some(self.X, columns, r, out)
 
     def moments(self, centre: bool) -> tuple[Floats, Floats]:
         mean = np.empty(self.count if centre else 0)

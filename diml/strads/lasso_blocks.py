@@ -93,7 +93,7 @@ class LassoBlocks(LassoBase):
             return False
         self._visited = 0
         self._residual()
-        self._measured = False
+        self._forget()
         half, l1 = 0.5 * float(self._r @ self._r), float(np.abs(self._beta).sum())
         objective = float(self.job.broadcast(np.array([half + self._bound_or_zero * l1]))[0])
         if not objective <= 1.01 * self._ceiling:

@@ -145,6 +145,17 @@ class Standard:
         if len(self.void):
             out[self.void] = 0.0
 
+    def correlate_some(self, local: Integers, r: Floats) -> Floats:
+        """x̃_jᵀr of some columns, with the bits that `correlate` gives."""
+        out = np.empty(len(local))
+        self.held.correlate_some(local, r, out)
+        if len(self.mean):
+            out -= self.mean[local] * r.sum()
+        if len(self.scale):
+            out /= self.scale[local]
+        out[self.square[local] == 0.0] = 0.0
+        return out
+
     def scales(self, local: Integers) -> Floats:
         return self.scale[local] if len(self.scale) else np.ones(len(local))
 

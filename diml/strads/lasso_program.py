@@ -38,11 +38,13 @@ class LassoProgram(LassoBase):
         super()._settle()
 
     def _residual(self) -> None:
-        self._r[:] = self._y
+        fresh = self._y.copy()
         if len(self._ids):
-            self._store.subtract(self._store.slots(self._ids), self._beta, self._r)
+            self._store.subtract(self._store.slots(self._ids), self._beta, fresh)
             if self._intercept:
-                centre(self._r)
+                centre(fresh)
+        self._drift += float(np.linalg.norm(fresh - self._r))
+        self._r = fresh
 
     def push(self, block: Integers) -> NDArray[np.uint8]:
         """This worker's columns of the block that are not stored yet."""
@@ -74,7 +76,9 @@ class LassoProgram(LassoBase):
         self._share_products()
         if self.job.rank == 0:
             goal = max(_INNER * self._gap, _FINAL * self._tol)
-            spent = solve(self._store, self._products, block, self._bound, goal, beta, self._r)
+            spent = solve(
+                self._store, self._products, block, self._bound, goal, beta, self._r.copy()
+            )
             answer = np.concatenate([beta, spent])
         answer = self.job.broadcast(answer, 0)
         self.visits += int(answer[-3])
@@ -84,7 +88,6 @@ class LassoProgram(LassoBase):
         live = np.flatnonzero(beta)
         self._ids, self._beta = block[live], beta[live].copy()
         self._residual()
-        self._measured = False
         self._round_of_lambda += 1
         allowed = _STORE_BLOCKS * int(self._store.entries_of(block).sum())
         self._store.trim(block, max(allowed, _STORE_LEAST))

@@ -59,7 +59,7 @@ class LassoTall(LassoBase):
         self._at_half = np.array(reference["half"])
 
     def _settle(self) -> None:
-        self._measured = False
+        """Nothing but G and the reference is kept."""
 
     def _inner_products(self) -> Floats:
         held = self._own.held
