@@ -55,9 +55,13 @@ class Node:
         keep_freed_memory()
         members = world.membership
         self._workers, self._servers = len(members.workers), len(members.servers)
-        spares = len(members.spares)
         self._core = NodeCore(
-            self._place(), self._workers, self._servers, spares, world.settings.ps_replicas
+            self._place(),
+            self._workers,
+            self._servers,
+            len(members.spares),
+            world.settings.ps_replicas,
+            joined_later=members.epoch > 0,
         )
         if self._servers:
             world.at_repair.append(self._repair)

@@ -27,14 +27,22 @@ class NodeCore:
     """
 
     def __init__(
-        self, place: Address, workers: int, servers: int, spares: int, replicas: int
+        self,
+        place: Address,
+        workers: int,
+        servers: int,
+        spares: int,
+        replicas: int,
+        joined_later: bool = False,
     ) -> None:
+        """At the start of the job every holder makes its shards. A process that joins later has
+        nothing, or it would pass for a holder of rows that others have changed."""
         self.place = place
         self.server: ServerCore | None = None
         self.copies: dict[int, Shard] = {}
         self._parts: dict[int, list[Message]] = {}
         self._workers, self._servers = workers, servers
-        for shard in range(servers):
+        for shard in range(0 if joined_later else servers):
             owner, *others = placement(shard, servers, spares, replicas)
             if place == owner:
                 self._serve(Shard(shard, servers, workers), tuple(others), (0,) * workers)
