@@ -1,0 +1,82 @@
+"""`diml run` over real MPI: a lost job goes on from the memory of the node; a stop ends in 75."""
+
+from __future__ import annotations
+
+import re
+import signal
+import textwrap
+from pathlib import Path
+
+from tests.helpers.mpi import Finished, Running, start_mpi
+from tests.mpi.test_durable import PROGRAM, answer
+
+STEPS = 30
+
+
+def start(tmp_path: Path, pause_s: float, *words: str, **env: str) -> Running:
+    (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
+    job = ["program.py", str(STEPS), str(pause_s), "local"]
+    command = ["-m", "diml.cli", "run", "-n", "2", *words, "--", *job]
+    return start_mpi(None, command, env=env, cwd=tmp_path)
+
+
+def undisturbed(tmp_path: Path) -> str:
+    with start(tmp_path, 0.0) as running:
+        return answer(running.wait(timeout_s=120).expect(0))
+
+
+def starts(finished: Finished) -> list[int]:
+    return [int(v) for v in re.findall(r"^from (\d+)$", finished.stdout, re.MULTILINE)]
+
+
+def kill_mpirun(running: Running) -> None:
+    """End mpirun and all its ranks, as a lost node does; diml run itself stays."""
+    for process in running.leftovers():
+        if process.pid != running.pid:
+            running.kill(process.pid)
+
+
+def memory_of(running: Running) -> Path:
+    """The folder in the node's memory that this run was given."""
+    pid = running.ranks()[0].pid
+    words = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return Path(next(w for w in words if w.startswith("DIML_NODE_MEMORY=")).partition("=")[2])
+
+
+def test_a_lost_job_goes_on_from_the_memory_of_the_node(tmp_path: Path) -> None:
+    wanted = undisturbed(tmp_path)
+    with start(tmp_path, 0.1) as running:
+        running.wait_for("^at 12$", timeout_s=90)
+        memory = memory_of(running)
+        assert list(memory.iterdir()) and memory.stat().st_mode & 0o077 == 0
+        kill_mpirun(running)
+        done = running.wait(timeout_s=120).expect(0)
+    assert answer(done) == wanted
+    assert len(starts(done)) == 2 and starts(done)[1] >= 10, done.report()
+    last = max(int(v) for v in re.findall(r"^at (\d+)$", done.stdout.split("\nfrom ")[1], re.M))
+    assert last == STEPS
+    assert "the job was lost" in done.stderr and "started again" in done.stderr
+    assert not memory.exists()
+
+
+def test_a_signal_ends_it_in_good_order_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    wanted = undisturbed(tmp_path)
+    directory = {"DIML_CHECKPOINT_DIR": str(tmp_path / "kept")}
+    with start(tmp_path, 0.1, **directory) as running:
+        running.wait_for("^at 5$", timeout_s=90)
+        running.kill(running.pid, signal.SIGTERM)
+        stopped = running.wait(timeout_s=90).expect(75)
+    assert "stopped in good order" in stopped.stderr
+    with start(tmp_path, 0.0, **directory) as running:
+        done = running.wait(timeout_s=90).expect(0)
+    assert answer(done) == wanted and starts(done)[0] >= 5
+
+
+def test_an_error_of_the_program_is_not_tried_again(tmp_path: Path) -> None:
+    with start_mpi(
+        None,
+        ["-m", "diml.cli", "run", "-n", "2", "--", "diml.jobs.mf", "--datafile", "absent"],
+        cwd=tmp_path,
+    ) as running:
+        done = running.wait(timeout_s=90).expect(2)
+    assert "started again" not in done.stderr and "absent" in done.stderr
