@@ -162,3 +162,11 @@ def test_a_rank_that_dies_after_a_resume_is_replaced_to_the_same_answer(tmp_path
     drill = f"1,{first + 6},0,0 2,{first + 9},0,0,checkpoint"
     done = finish(tmp_path, n=4, DIML_SPARES="1", DIML_RESUME="must", DIML_DRILL=drill)
     assert first_version(done) > 0 and answer(done) == wanted
+
+
+def test_a_job_that_gives_up_leaves_with_75_only_if_it_can_be_resumed(tmp_path: Path) -> None:
+    lost = {"DIML_ON_FAILURE": "spare", "DIML_DRILL": "1,20,0,0"}
+    with start(tmp_path, pause_s=0.05, **lost) as running:
+        running.wait(timeout_s=90).expect(75)
+    assert first_version(finish(tmp_path, DIML_RESUME="must")) > 0
+    finish(None, 1, **lost)

@@ -1,0 +1,132 @@
+"""Batch scripts on a real Slurm: ranks and a node lost, the wall time reached, two jobs at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from diml.world.batch import Job, script
+from tests.batch import cluster
+from tests.batch.cluster import Cluster
+from tests.helpers.mpi import CHECKOUT
+from tests.mpi.test_durable import PROGRAM
+
+# .ci/run says that there must be one: then its absence is a failure with the same reason.
+MISSING = cluster.missing()
+NEEDED = os.environ.get("DIML_TEST_NEEDS_SLURM") == "1"
+pytestmark = pytest.mark.skipif(bool(MISSING) and not NEEDED, reason=MISSING)
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Cluster]:
+    assert not MISSING, MISSING
+    # Directly below /tmp: the launcher's socket paths have a length limit.
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder:
+        Path(folder, "program.py").write_text(textwrap.dedent(PROGRAM))
+        with cluster.running(Path(folder)) as running:
+            yield running
+
+
+def submit(slurm: Cluster, name: str, pause_s: float, *options: str, spares: int = 1) -> int:
+    """Submit the program of the durable checkpoints by a script rendered as a user's is."""
+    command = f"program.py {STEPS} {pause_s} local"
+    job = Job(name, "A test", (command,), workers=3, spares=spares, minutes=5)
+    path = slurm.folder / f"{name}.sbatch"
+    # The program takes no flags: its settings come by variables.
+    text = script("slurm", job).replace(' \\\n  --checkpoint-dir "$checkpoints" "$@"', "")
+    variables = 'export DIML_CHECKPOINT_DIR="$checkpoints" DIML_CHECKPOINT_EVERY=0.1'
+    path.write_text(text.replace("# Never srun", f"{variables}\n# Never srun"))
+    return slurm.submit(path, options=options)
+
+
+@pytest.fixture(scope="module")
+def wanted(slurm: Cluster) -> str:
+    """The answer of the run that nothing happens to."""
+    return answer(slurm.finish(submit(slurm, "calm", 0.0, spares=0)))
+
+
+def answer(text: str) -> str:
+    found = re.findall(r"^answer (\d+)$", text, re.MULTILINE)
+    assert len(found) == 1, text
+    return str(found[0])
+
+
+def starts(text: str) -> list[int]:
+    return [int(version) for version in re.findall(r"^from (\d+)$", text, re.MULTILINE)]
+
+
+def test_the_drill_survives_two_deaths(slurm: Cluster) -> None:
+    job = slurm.submit(CHECKOUT / "jobs" / "slurm" / "drill.sbatch", "--ndata", "100")
+    text = slurm.finish(job)
+    assert "2 deaths" in text and "identical to the run without failures: yes" in text, text
+
+
+def test_factorization_runs_from_its_script(slurm: Cluster) -> None:
+    (slurm.folder / "ratings.txt").write_text(
+        "".join(f"{i} {j} {i % 3 + j % 3}\n" for i in range(30) for j in range(30))
+    )
+    path = CHECKOUT / "jobs" / "slurm" / "mf.sbatch"
+    job = slurm.submit(path, "--K", "3", "--num_iterations", "3")
+    text = slurm.finish(job)
+    assert "held-out RMSE" in text and (slurm.folder / "mf.L").exists(), text
+
+
+def test_a_rank_killed_on_each_node_is_replaced(slurm: Cluster, wanted: str) -> None:
+    job = submit(slurm, "ranks", 0.3, spares=2)
+    slurm.wait_for(job, "at 3\n")
+    for node in cluster.NODES:
+        ranks = slurm.ranks(node, "program.py")
+        assert ranks, f"no rank on {node}\n{slurm.report(job)}"
+        os.kill(ranks[0], signal.SIGKILL)
+        time.sleep(2)
+    text = slurm.finish(job)
+    # A spare that takes over rank 0 says where it goes on; the job itself has started once.
+    assert answer(text) == wanted and "started again" not in text, text
+
+
+def test_a_lost_node_is_left_behind(slurm: Cluster, wanted: str) -> None:
+    job = submit(slurm, "node", 0.3)
+    slurm.wait_for(job, "at 5\n")
+    lost = slurm.processes("slurmd", "-N n2") + slurm.processes("prted")
+    for pid in lost + slurm.ranks("n2", "program.py"):
+        os.kill(pid, signal.SIGKILL)
+    try:
+        text = slurm.finish(job)
+    finally:
+        slurm.start_node("n2")
+    assert "never said it was done" in text and "going on without n2" in text, text
+    assert answer(text) == wanted and starts(text)[-1] >= 4, text
+
+
+def test_at_the_wall_time_it_goes_back_to_the_queue_and_ends_right(
+    slurm: Cluster, wanted: str
+) -> None:
+    job = submit(slurm, "wall", 1.0, "--time=1", "--signal=B:USR1@30")
+    text = slurm.finish(job, timeout_s=300)
+    assert "stopped in good order" in text and "back to the queue" in text, text
+    assert answer(text) == wanted and len(starts(text)) > 1 and starts(text)[1] > 0, text
+
+
+def test_two_jobs_side_by_side(slurm: Cluster, wanted: str) -> None:
+    options = ("--nodes=2", "--ntasks-per-node=2")
+    jobs = [submit(slurm, f"pair{number}", 0.05, *options) for number in range(2)]
+    for job in jobs:
+        assert answer(slurm.finish(job)) == wanted
+
+
+def test_srun_is_refused_with_the_command_that_works(slurm: Cluster) -> None:
+    command = ["srun", "-N2", "-n2", "--mpi=none", "python", "program.py", "1", "0", "local"]
+    done = subprocess.run(
+        command, env=slurm.env, cwd=slurm.folder, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 2 and "mpirun -n 2 python program.py 1 0 local" in done.stderr
