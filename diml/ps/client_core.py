@@ -361,7 +361,8 @@ class ClientCore:
                 if _key(message) >= ledger[self.worker]:
                     sends.append(Send(to, message))
         for number, asked in self._requests.items():
-            if asked.reading is not None and asked.reading.found is not None:
+            reading = asked.reading
+            if reading is not None and self._writing[reading.spec.id].cache is not None:
                 self._ask_for_all(number, asked)
             for server, message in asked.messages.items():
                 if server not in asked.replies:
@@ -369,7 +370,8 @@ class ClientCore:
         return sends
 
     def _ask_for_all(self, request: int, asked: Request) -> None:
-        """What the cache had is gone: let a question ask for all of its rows."""
+        """What the cache had is gone, and no server remembers who reads what: let a question ask
+        for all of its rows, answered or not."""
         assert asked.reading is not None
         messages, asked.reading = self._reading(asked.reading.spec, asked.reading.ids, None)
         asked.messages = {s: m._replace(request=request) for s, m in messages.items()}
