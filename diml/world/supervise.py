@@ -11,9 +11,11 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -29,6 +31,7 @@ _PROBE_S = 20.0  # for a host to answer
 _READY_S = 10.0  # for a job that is told to stop to say that it can
 _CTRL_C_S = 2.0
 _POLL_S = 0.1
+_LOOK_S = 10.0
 _MISUSE, _FAILED, _INTERRUPTED = 2, 1, 130
 _RESUMABLE = Resumable.exit_status
 
@@ -191,8 +194,20 @@ def _on_host(allocation: Allocation, host: Host, command: Sequence[str]) -> list
     return [*ssh, shlex.join(command)]
 
 
-def _probe(allocation: Allocation, host: Host) -> subprocess.Popen[bytes]:
+def _is_here(host: Host) -> bool:
+    """Whether a host is this machine: by its name, or because its address can be bound."""
     if host.name in ("localhost", os.uname().nodename):
+        return True
+    try:
+        with socket.socket() as probe:
+            probe.bind((host.name, 0))
+    except OSError:
+        return False
+    return True
+
+
+def _probe(allocation: Allocation, host: Host) -> subprocess.Popen[bytes]:
+    if _is_here(host):
         return _quietly(["true"])
     return _quietly(_on_host(allocation, host, ["true"]))
 
@@ -203,6 +218,33 @@ def _quietly(command: Sequence[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdin=null, stdout=null, stderr=null)
     except OSError:
         return subprocess.Popen(["false"])
+
+
+class Lookout(threading.Thread):
+    """Asks all hosts of a running job now and then whether they are there.
+
+    A host that is cut off sends nothing that would end a wait inside MPI. `silent` names the
+    hosts that did not answer twice in a row.
+    """
+
+    def __init__(self, allocation: Allocation, every_s: float = _LOOK_S) -> None:
+        super().__init__(name="lookout", daemon=True)
+        self.silent: tuple[str, ...] = ()
+        self._allocation, self._every_s = allocation, every_s
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        before: set[Host] = set()
+        while len(self._allocation.hosts) > 1 and not self._over.wait(self._every_s):
+            now = set(self._allocation.hosts) - set(hosts_left(self._allocation).hosts)
+            self.silent = tuple(
+                host.name for host in self._allocation.hosts if host in now & before
+            )
+            before = now
+
+    def end(self) -> None:
+        """No more questions; one under way comes to its end by itself."""
+        self._over.set()
 
 
 @dataclass
@@ -285,15 +327,26 @@ class Supervisor:
             process = subprocess.Popen(line, env=env)
         except OSError as error:
             raise Misuse(f"{self.launcher}: {error.strerror}") from None
-        status, stopped = self._wait(process, folder)
+        lookout = Lookout(place)
+        lookout.start()
+        try:
+            status, stopped = self._wait(process, folder, lookout)
+        finally:
+            lookout.end()
         done = marker.heard(folder, "done") is not None
         return End(status, done, marker.heard(folder, "version") or 0, stopped)
 
-    def _wait(self, process: subprocess.Popen[bytes], folder: Path) -> tuple[int, bool]:
+    def _wait(
+        self, process: subprocess.Popen[bytes], folder: Path, lookout: Lookout
+    ) -> tuple[int, bool]:
         """mpirun's exit status, and whether it was told to stop."""
         asked_s, passed = 0.0, False
         while (status := process.poll()) is None:
             time.sleep(_POLL_S)
+            if lookout.silent:
+                self._say(f"{', '.join(lookout.silent)} cut off: ending what runs here")
+                process.kill()
+                process.wait()
             if self._stop and not passed:
                 asked_s = asked_s or time.monotonic()
                 ready = marker.heard(folder, "ready") is not None
@@ -325,7 +378,7 @@ class Supervisor:
         """Remove the checkpoints in the memory of all hosts."""
         shutil.rmtree(memory, ignore_errors=True)
         command = ["rm", "-rf", str(memory)]
-        others = [h for h in self.allocation.hosts if h.name != os.uname().nodename]
+        others = [host for host in self.allocation.hosts if not _is_here(host)]
         sweeps = [_quietly(_on_host(self.allocation, host, command)) for host in others]
         deadline = time.monotonic() + _PROBE_S
         for sweep in sweeps:
