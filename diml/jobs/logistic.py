@@ -168,7 +168,10 @@ def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | No
             ps, weights, cols, train, test, course, job.settings.seed,
             lambda examples: share_of(examples, ps.worker, ps.workers),
         )  # fmt: skip
-        with Progress("logistic", flags.num_epochs, quiet=job.settings.quiet) as progress:
+        event = job.event if speaks else None
+        quiet = job.settings.quiet
+        begun = time.perf_counter()
+        with Progress("logistic", flags.num_epochs, quiet=quiet, event=event) as progress:
             last: list[Losses] = []
 
             def report(losses: Losses) -> None:
@@ -177,6 +180,11 @@ def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | No
                 last.append(losses)
 
             result = training.run(report, output.epochs_written)
+        wall_s = time.perf_counter() - begun
+        job.event(
+            "work", units=training.gradients, unit="examples",
+            seconds=wall_s, waited_s=max(0.0, wall_s - training.seconds),
+        )  # fmt: skip
         if speaks:
             output.finish(result)
             _say(ps, last)

@@ -84,6 +84,7 @@ class Run:
             f"logistic {flags.method}",
             flags.num_iterations,
             quiet=job.settings.quiet or job.rank != 0,
+            event=job.event if job.rank == 0 else None,
         )
         self._begun = time.perf_counter()
 
@@ -118,20 +119,11 @@ class Run:
         self._next = losses.epoch + 1
         if self._output is not None:
             self._output.write(losses)
-        self._progress.update(losses.epoch, objective=losses.objective)
+        values = {"objective": losses.objective, "train loss": losses.train_loss}
+        if self._test_total:
+            values |= {"test loss": losses.test_loss, "test accuracy": losses.test_accuracy}
+        self._progress.update(losses.epoch, **values)
         wall_s = time.perf_counter() - self._begun
-        if job.rank == 0:
-            job.event(
-                "progress",
-                done=losses.epoch,
-                total=self._flags.num_iterations,
-                values={
-                    "objective": losses.objective,
-                    "train loss": losses.train_loss,
-                    "test loss": losses.test_loss,
-                    "test accuracy": losses.test_accuracy,
-                },
-            )
         job.event(
             "work", units=part.passes * part.rows, unit="examples",
             seconds=wall_s, waited_s=max(0.0, wall_s - part.seconds),

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,11 +136,19 @@ def plan_of(flags: Namespace, seed: int) -> Plan:
 class Report:
     """What worker 0 says while the job runs: the loss file, the progress line, and the end."""
 
-    def __init__(self, training: Training, course: Course, plan: Plan, updates: int) -> None:
-        """`updates` is the number of training entries."""
+    def __init__(
+        self,
+        training: Training,
+        course: Course,
+        plan: Plan,
+        updates: int,
+        event: Callable[..., None],
+    ) -> None:
+        """`updates` is the number of training entries, `event` writes into the event log."""
         self._training, self._course, self._updates = training, course, updates
         self._losses = LossFile(plan.loss_file) if plan.loss_file else None
-        self._progress = Progress("mf", course.iterations, quiet=bool(plan.flags.quiet))
+        quiet = bool(plan.flags.quiet)
+        self._progress = Progress("mf", course.iterations, quiet=quiet, event=event)
         self._reported = 0
         self.last: Evaluation | None = None
 
@@ -283,7 +291,7 @@ def train(job: diml.Job, plan: Plan) -> None:
     if ps.worker != 0:
         training.run(lambda clock: None)
         return
-    report = Report(training, course, plan, facts.train_entries)
+    report = Report(training, course, plan, facts.train_entries, job.event)
     try:
         training.run(report.at_clock)
         report.at_clock(course.end)

@@ -38,12 +38,19 @@ class Progress:
         total: int,
         *,
         quiet: bool = False,
+        event: Callable[..., None] | None = None,
         every_s: float = 5.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start the clock. `every_s` is the least time between two plain lines, in seconds."""
-        self._title, self._total, self._quiet = title, total, quiet
+        """Start the clock.
+
+        Args:
+            quiet: show nothing.
+            event: `job.event`, to have every update in the event log as well.
+            every_s: the least time between two plain lines, in seconds.
+        """
+        self._title, self._total, self._quiet, self._event = title, total, quiet, event
         self._stream = stream if stream is not None else sys.stderr
         self._clock = clock
         self._width = None if quiet else terminal_width(self._stream, os.environ)
@@ -67,6 +74,8 @@ class Progress:
         Cheap when called often: what comes too soon after the last line is not shown, except for
         the last step.
         """
+        if self._event is not None:
+            self._event("progress", done=done, total=self._total, values=values)
         if self._quiet:
             return
         now = self._clock()

@@ -15,11 +15,13 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 _RECORD = struct.Struct("<qqqqq")  # heartbeat, serial, inside, busy ticks left, length of the site
 _SITE_BYTES = 216
+_TICKS_AN_EVENT = 4
 _STRIDE = _RECORD.size + _SITE_BYTES
 
 
@@ -62,6 +64,25 @@ class Calls:
     def end(self) -> None:
         """The call is over; the user's program computes."""
         self.inside = False
+
+
+class Activity:
+    """How much of its time a process waits in calls, sampled by its watchdog for the event log."""
+
+    def __init__(self, event: Callable[..., None], calls: Calls) -> None:
+        self._event = event
+        self._calls = calls
+        self._ticks = self._waiting = 0
+
+    def beat(self, inside: bool) -> None:
+        """One tick; an event every fourth."""
+        self._ticks += 1
+        self._waiting += inside
+        if self._ticks == _TICKS_AN_EVENT:
+            self._event(
+                "activity", ticks=self._ticks, waiting=self._waiting, calls=self._calls.serial
+            )
+            self._ticks = self._waiting = 0
 
 
 class Board:

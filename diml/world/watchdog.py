@@ -34,6 +34,7 @@ class Watch:
         calls: this process's own calls.
         working: the uids that are workers at the moment.
         stuck: called when all workers of the host wait in calls past the deadline.
+        beat: told at every tick whether this process is in a call.
         report: told the uid and the reason of everyone killed here.
         abort: ends the whole job with a status.
         frozen_deadline_s: for processes in state T.
@@ -44,6 +45,7 @@ class Watch:
     calls: Calls
     working: Callable[[], frozenset[int]]
     stuck: Callable[[], None]
+    beat: Callable[[bool], None]
     report: Callable[[int, str], None]
     abort: Callable[[int], None]
     frozen_deadline_s: float
@@ -112,6 +114,7 @@ class Watchdog:
                 entry.ticks_left -= 1
                 if entry.ticks_left <= 0:
                     self._give_up(entry)
+            self._watch.beat(calls.inside)
             self._fence_frozen()
             self._fence_late()
 

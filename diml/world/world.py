@@ -21,9 +21,9 @@ from collections.abc import Callable
 from diml.config import Settings
 from diml.drill import DrillPlan
 from diml.errors import GaveUp, PeerFailed, status_of
-from diml.events import EventLog
+from diml.events import EventLog, about
 from diml.world import marker
-from diml.world.calls import Calls
+from diml.world.calls import Activity, Calls
 from diml.world.host import Host
 from diml.world.link import LEAVE_TAG, Link
 from diml.world.membership import Membership, Role
@@ -93,7 +93,7 @@ class World:
         self._committed = False
         self._record_place()
         self.watchdog = Watchdog(self._watch())
-        self.event("start", size=footing.full.size)
+        self.event("start", size=footing.full.size, **(about(settings) if self.uid == 0 else {}))
 
     def _watch(self) -> Watch:
         return Watch(
@@ -101,6 +101,7 @@ class World:
             calls=self.calls,
             working=lambda: frozenset(seat.uid for seat in self.membership.workers),
             stuck=self._unstick,
+            beat=Activity(self.event, self.calls).beat if self.settings.events else _nothing,
             report=lambda uid, reason: self.event("fence", fenced=uid, reason=reason),
             abort=abort,
             frozen_deadline_s=self.settings.frozen_deadline_s,
@@ -392,3 +393,7 @@ class World:
     def _record_place(self) -> None:
         role, rank = self.membership.place_of(self.uid)
         self.event.stand(role=role.value, rank=rank, incarnation=self.incarnation, epoch=self.epoch)
+
+
+def _nothing(inside: bool) -> None:
+    """Without an event log nobody asks how much of its time a process waits."""

@@ -1,0 +1,90 @@
+"""The report of an event log: what it says of a run with a death."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diml.cli import main
+
+PHASES = {"gate": 0.004, "shrink": 0.002, "restore": 0.006}
+
+
+def _event(time: float, uid: int, what: str, **fields: Any) -> dict[str, Any]:
+    place = {"role": "worker", "rank": uid, "incarnation": 0, "epoch": 0}
+    known = {"run": "r", "host": "here", "pid": 100 + uid}
+    return {"time": 1000 + time, "uid": uid, **known, **place, "what": what, **fields}
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Two workers and a spare; worker 1 dies at 1 s, is replaced, and the run ends at 3 s."""
+    events = [_event(0.0, uid, "start", size=3) for uid in (0, 1)]
+    events.append(_event(0.0, 2, "start", size=3) | {"role": "spare", "rank": 0})
+    events += [_event(0.5, 0, "progress", done=1, total=4, values={"objective": 9.0})]
+    drill = {"version": 3, "sequence": 0, "point": "entry", "signal": "KILL"}
+    events.append(_event(1.0, 1, "drill", **drill))
+    seated = {"rank": 1, "incarnation": 1, "epoch": 1}
+    for uid, place in ((0, {"epoch": 1}), (2, seated)):
+        repair = _event(1.1, uid, "repair", lost=[1], seconds=0.012, phases=PHASES)
+        events.append(repair | place)
+    events += [_event(2.0, 0, "progress", done=4, total=4, values={"objective": 1.0})]
+    events += [_event(3.0, 0, "leave"), _event(3.0, 2, "leave") | seated]
+    path = tmp_path / "run.jsonl"
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    return path
+
+
+class _Tags(HTMLParser):
+    """Whether all opened elements are closed, and what is fetched from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "br", "link", "img", "input", "hr"):
+            self.open.append(tag)
+        self.fetched += [value for name, value in attrs if name in ("src", "href") and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_death_its_repair_and_its_successor_are_told(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = log.with_suffix(".html")
+    assert main(["report", str(log), "-o", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert "Worker 1 died at 1 s" in printed or "Worker 1 died at 1.00 s" in printed
+    assert "process 2" in printed
+    assert "12 ms" in printed or "12.0 ms" in printed
+    text = page.read_text()
+    assert "Worker 1 died" in text
+    tags = _Tags()
+    tags.feed(text)
+    assert not tags.open
+    assert not [name for name in tags.fetched if not name.startswith("#")]
+    assert text.count("<svg") >= 2
+
+
+def test_two_runs_stand_side_by_side(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(log), str(log), "-o", str(log.with_suffix(".html"))]) == 0
+    deaths = [line for line in capsys.readouterr().out.splitlines() if line.startswith("deaths")]
+    assert deaths[0].split() == ["deaths", "1", "1"]
+
+
+@pytest.mark.parametrize("text", ["", "not json\n", '{"time": 1}\n'])
+def test_what_is_no_event_log_is_refused_with_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_text(text)
+    assert main(["report", str(path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
