@@ -47,7 +47,7 @@ run: install ## matrix factorization on 6 processes, one killed halfway
 	  --num_iterations 60 --servers 1 --spares 1 --drill 1,120,0,0
 
 test: install check ## everything that CI holds, in under 20 minutes
-	python -m pytest -q tests
+	python -m pytest -q --durations=20 tests
 
 check: install ## format, lint, types, import floors
 	ruff format --check .
