@@ -43,6 +43,8 @@ class Settings:
     """Where durable checkpoints go. None: state is kept in memory only."""
     checkpoint_every_s: float = 30.0
     """A durable checkpoint is made at the first commit after so many seconds."""
+    keep: int = 2
+    """Whole versions that stay in the checkpoint directory."""
     resume: Literal["auto", "never", "must"] = "auto"
     """Go on from a durable checkpoint if there is one; never; or fail without one."""
     drills: tuple[Drill, ...] = ()
@@ -72,7 +74,8 @@ class Settings:
             _at_least(name, getattr(self, name), 0)
         if self.spares != "auto":
             _at_least("spares", self.spares, 0)
-        _at_least("log_budget_bytes", self.log_budget_bytes, 1)
+        for name in ("log_budget_bytes", "keep"):
+            _at_least(name, getattr(self, name), 1)
         for name in ("checkpoint_every_s", "deadline_s", "frozen_deadline_s", "repair_deadline_s"):
             seconds = getattr(self, name)
             if not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
@@ -221,6 +224,7 @@ OPTIONS = (
     Option("events", _path, "FILE", "write an event log, one JSON line an event", True),
     Option("quiet", _flag, "1 or 0", "print neither progress nor remarks", True),
     Option("checkpoint_every_s", _seconds, "SECONDS", "between durable checkpoints (default 30)"),
+    Option("keep", _whole, "N", "whole durable checkpoints that stay (default 2)"),
     Option("on_failure", str, "HOW", "fill a gap by: spare, respawn (default), shrink; or stop"),
     Option("replicas", _whole, "K", "copies of a rank's local state on other ranks (default 2)"),
     Option("ps_replicas", _whole, "K", "copies of a server's rows on other processes (default 1)"),

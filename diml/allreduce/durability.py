@@ -41,7 +41,7 @@ class Durability:
     def meet(self, collectives: Collectives) -> None:
         """See together what there is; before the load."""
         if self._keeper is not None:
-            self._keeper.meet(collectives)
+            self._keeper.meet(collectives, self._core.rank)
 
     def fetch(self, collectives: Collectives) -> Restored | None:
         """The state to go on from, if there is one; after a load that found nothing."""

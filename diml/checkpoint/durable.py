@@ -13,11 +13,13 @@ all processes are known to have written, and belongs to this job.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sys
 import threading
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diml.checkpoint.shard import (
@@ -25,7 +27,10 @@ from diml.checkpoint.shard import (
     Identity,
     Manifest,
     check_file,
+    data_path,
     folder_order,
+    local_name,
+    local_owner,
     manifest_path,
     read_manifest,
     read_piece,
@@ -39,15 +44,38 @@ Order = tuple[int, int, str]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one process has found: a shard in one of its directories (by index), or a bad one.
+    """A shard that lies in a directory, or a bad one.
 
     `problem` says what is wrong with a shard that cannot be used; `manifest` may then be missing.
     """
 
     order: Order
-    place: int
     manifest: Manifest | None
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """A directory with all that was found in it.
+
+    Attributes:
+        place: which of a process's directories it is, by index.
+        processes: those that see it, in ascending order.
+        found: its shards.
+    """
+
+    place: int
+    processes: Sequence[int]
+    found: Sequence[Found]
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who can read a piece: the process, the index of its directory, and the piece's manifest."""
+
+    process: int
+    place: int
+    manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +86,13 @@ class Candidate:
         order: which version.
         size: how many ranks wrote it.
         uses_local: whether it has local states.
-        holders: for each piece, the process and its directory (by index) that can read it.
+        holders: for each piece, who reads it.
     """
 
     order: Order
     size: int
     uses_local: bool
-    holders: Mapping[str, tuple[int, int]]
+    holders: Mapping[str, Holder]
 
     @property
     def version(self) -> int:
@@ -97,6 +125,7 @@ class Vault:
         self._sync = sync
         self._thread: threading.Thread | None = None
         self._whole: list[Order] = []
+        self._cleared: set[str] = set()
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -132,7 +161,7 @@ class Vault:
         try:
             if states:
                 write_shard(self.directory, manifest, states, sync=self._sync)
-            self._remove_old(manifest.rank, manifest.size, manifest.identity)
+            self._remove_old(manifest)
         except OSError as error:
             path = error.filename or self.directory
             text = f"checkpoint of version {manifest.version} not written: {path}: {error.strerror}"
@@ -146,7 +175,7 @@ class Vault:
         if order not in self._whole:
             self._whole = sorted([*self._whole, order])[-self._keep :]
 
-    def _remove_old(self, rank: int, size: int, identity: Identity) -> None:
+    def _remove_old(self, manifest: Manifest) -> None:
         """Delete this rank's files of versions older than those that stay."""
         if len(self._whole) < self._keep:
             return
@@ -155,33 +184,51 @@ class Vault:
             order = folder_order(folder.name)
             if order is None or order >= whole[0]:
                 continue
-            for path in sorted(folder.iterdir(), reverse=True):
-                # Of a run on more ranks, each present one clears away its share.
-                number = path.name.lstrip(".").removeprefix("rank-").partition(".")[0]
-                if number.isdigit() and int(number) % size == rank and _ours(path, identity):
+            if order[2] == self._run:
+                # By name: each rank looking through all ranks' files would be quadratic.
+                gone = replace(manifest, attempt=order[0], version=order[1])
+                for path in (manifest_path(self.directory, gone), data_path(self.directory, gone)):
                     path.unlink(missing_ok=True)
+                    path.with_name("." + path.name).unlink(missing_ok=True)
+            elif folder.name not in self._cleared:
+                _clear(folder, manifest.rank, manifest.size, manifest.identity)
+                self._cleared.add(folder.name)
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
     # Reading ---------------------------------------------------------------------------------
 
-    def found(self, place: int = 0) -> list[Found]:
-        """All shards in the directory, each checked but for the bytes of its states."""
-        shards = []
+    def listed(self) -> list[Path]:
+        """What there is to look at: manifests, and versions' directories that have none."""
+        paths: list[Path] = []
         for folder in sorted(self.directory.iterdir()):
-            order = folder_order(folder.name)
-            if order is None or not folder.is_dir():
-                continue
-            if folder.stat().st_uid != os.geteuid():
-                shards.append(Found(order, place, None, f"{folder}: belongs to another user"))
-                continue
-            manifests = sorted(folder.glob("rank-*.json"))
-            shards += [self._found_one(order, place, path) for path in manifests]
-            if not manifests:
-                shards.append(Found(order, place, None, f"{folder}: no manifest"))
-        return shards
+            if folder_order(folder.name) is not None and folder.is_dir():
+                own = folder.stat().st_uid == os.geteuid()
+                paths += (sorted(folder.glob("rank-*.json")) if own else []) or [folder]
+        return paths
 
-    def _found_one(self, order: Order, place: int, path: Path) -> Found:
+    def view(self) -> str:
+        """Fingerprint of what `listed` gives: equal for processes that see one directory.
+
+        Different directories with an equal one hold the same shards of the same run.
+        """
+        names = (str(path.relative_to(self.directory)) for path in self.listed())
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+    def found(self, part: int = 0, parts: int = 1) -> list[Found]:
+        """The shards in the directory, each checked but for the bytes of its states.
+
+        Processes that see the same directory each look at one part of it.
+        """
+        return [self._found_one(path) for path in self.listed()[part::parts]]
+
+    def _found_one(self, path: Path) -> Found:
+        if (order := folder_order(path.name)) is not None:
+            own = path.stat().st_uid == os.geteuid()
+            why = "no manifest" if own else "belongs to another user"
+            return Found(order, None, f"{path}: {why}")
+        order = folder_order(path.parent.name)
+        assert order is not None
         manifest = None
         try:
             manifest = read_manifest(path)
@@ -189,21 +236,24 @@ class Vault:
                 raise CorruptState(f"{path}: tells of {manifest.folder}, rank {manifest.rank}")
             check_file(self.directory, manifest)
         except CorruptState as error:
-            return Found(order, place, manifest, str(error))
-        return Found(order, place, manifest)
+            return Found(order, manifest, str(error))
+        return Found(order, manifest)
 
-    def read(self, order: Order, name: str) -> Bytes:
-        """One encoded state of a version that `found` has shown, all of it checked.
+    def read(self, manifest: Manifest, name: str) -> Bytes:
+        """One encoded state of a shard that was found, all of it checked.
 
         Raises CorruptState, naming the file.
         """
-        for found in self.found():
-            manifest = found.manifest
-            if found.order != order or found.problem or manifest is None:
-                continue
-            if name in (piece.name for piece in manifest.pieces):
-                return read_piece(self.directory, manifest, name)
-        raise CorruptState(f"{self.directory}: {name} of version {order[1]} is gone")
+        return read_piece(self.directory, manifest, name)
+
+
+def _clear(folder: Path, rank: int, size: int, identity: Identity) -> None:
+    """Delete a rank's share of an earlier run's files, if that run was of this job."""
+    for path in sorted(folder.iterdir(), reverse=True):
+        # Of a run on more ranks, each present one clears away its share.
+        number = path.name.lstrip(".").removeprefix("rank-").partition(".")[0]
+        if number.isdigit() and int(number) % size == rank and _ours(path, identity):
+            path.unlink(missing_ok=True)
 
 
 def _ours(path: Path, identity: Identity) -> bool:
@@ -216,29 +266,29 @@ def _ours(path: Path, identity: Identity) -> bool:
     return False
 
 
-def next_attempt(inventories: Sequence[Sequence[Found]]) -> int:
+def next_attempt(shelves: Sequence[Shelf]) -> int:
     """The number of a run that begins now."""
-    return 1 + max((found.order[0] for shards in inventories for found in shards), default=0)
+    return 1 + max((found.order[0] for shelf in shelves for found in shelf.found), default=0)
 
 
 def choose(
-    inventories: Sequence[Sequence[Found]], identity: Identity, size: int
+    shelves: Sequence[Shelf], identity: Identity, size: int
 ) -> tuple[list[Candidate], list[str]]:
     """The versions to go on from, newest first, and a line for each that cannot be used.
 
-    Pure, so that all processes that know all inventories come to the same choice.
+    Pure, so that all processes that know all shelves come to the same choice.
 
     Args:
-        inventories: what each process has found, by rank.
+        shelves: what there is, and who sees it.
         identity: this job's.
         size: its number of workers; a version with local states needs the same number.
 
     Raises Misuse if a version is another job's: going on would mix two jobs in one directory.
     """
-    versions: dict[Order, list[tuple[int, Found]]] = {}
-    for process, shards in enumerate(inventories):
-        for found in shards:
-            versions.setdefault(found.order, []).append((process, found))
+    versions: dict[Order, list[tuple[Shelf, Found]]] = {}
+    for shelf in shelves:
+        for found in shelf.found:
+            versions.setdefault(found.order, []).append((shelf, found))
     candidates, problems = [], []
     for order in sorted(versions, reverse=True):
         manifests = [found.manifest for _, found in versions[order] if found.manifest is not None]
@@ -262,14 +312,20 @@ def choose(
     return candidates, problems
 
 
-def _holders(shards: Sequence[tuple[int, Found]]) -> dict[str, tuple[int, int]]:
+def _holders(shards: Sequence[tuple[Shelf, Found]]) -> dict[str, Holder]:
     """Who reads which piece: its own rank if that sees it, else the lowest that does."""
-    holders: dict[str, tuple[int, int]] = {}
-    for process, found in shards:
+    holders: dict[str, Holder] = {}
+    for shelf, found in shards:
         if found.problem or found.manifest is None:
             continue
         for piece in found.manifest.pieces:
-            own = piece.name.endswith(f"-{process:05d}")
-            if own or piece.name not in holders:
-                holders[piece.name] = (process, found.place)
+            reader = _reader(piece.name, shelf.processes)
+            if piece.name not in holders or piece.name == local_name(reader):
+                holders[piece.name] = Holder(reader, shelf.place, found.manifest)
     return holders
+
+
+def _reader(name: str, processes: Sequence[int]) -> int:
+    owner = local_owner(name)
+    at = -1 if owner is None else bisect_left(processes, owner)
+    return processes[at if 0 <= at < len(processes) and processes[at] == owner else 0]

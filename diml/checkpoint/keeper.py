@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NamedTuple, Protocol
 
-from diml.checkpoint.durable import Candidate, Found, Vault, choose, next_attempt
+from diml.checkpoint.durable import Candidate, Found, Shelf, Vault, choose, next_attempt
 from diml.checkpoint.shard import Bytes, Identity, Manifest, folder_order, local_name
 from diml.config import Settings
 from diml.errors import CorruptState, Misuse
@@ -126,6 +126,7 @@ class Keeper:
         *,
         resume: Literal["auto", "never", "must"],
         seed: int,
+        keep: int = 2,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is read or written before `meet`.
@@ -137,13 +138,14 @@ class Keeper:
         self.stop = StopRequest() if any(self._to_disk) else None
         self._resume = resume
         self._seed = seed
+        self._keep = keep
         self._facts: dict[str, str] = {}
         self._clock = clock
         self._last_s = [clock()] * len(self._places)
         self._vaults: list[Vault] = []
         self._attempt = 0
         self._run = ""
-        self._inventories: list[list[Found]] = []
+        self._shelves: list[Shelf] = []
 
     @classmethod
     def of(cls, settings: Settings, env: Mapping[str, str]) -> Keeper | None:
@@ -155,7 +157,9 @@ class Keeper:
             places.append(Place(Path(env[marker.MEMORY]), 0.0, in_memory=True))
         if resume == "never" and env.get(marker.ATTEMPT, "1") != "1":
             resume = "auto"  # the supervisor started it again: that is no fresh start
-        return cls(places, resume=resume, seed=settings.seed) if places else None
+        if not places:
+            return None
+        return cls(places, resume=resume, seed=settings.seed, keep=settings.keep)
 
     @property
     def identity(self) -> Identity:
@@ -176,30 +180,46 @@ class Keeper:
 
     # At the start ----------------------------------------------------------------------------
 
-    def meet(self, collectives: Collectives) -> None:
+    def meet(self, collectives: Collectives, rank: int) -> None:
         """Find out together what is there. Before `load_checkpoint`; replayed to replacements.
 
         Raises Misuse on all workers alike if one cannot use its directory.
         """
-        run, problem = uuid.uuid4().hex[:12], ""
-        found: list[Found] = []
+        run, problem, views = uuid.uuid4().hex[:12], "", []
         try:
-            for number, place in enumerate(self._places):
-                found += Vault(place.directory, run).found(number)
+            views = [Vault(place.directory, run).view() for place in self._places]
         except Misuse as error:
             problem = str(error)
-        said = collectives.allgather((run, found, problem))
-        if problems := [problem for _, _, problem in said if problem]:
+        said = collectives.allgather((run, problem, views))
+        if problems := [problem for _, problem, _ in said if problem]:
             raise Misuse(problems[0])
         self._run = said[0][0]
-        self._inventories = [found for _, found, _ in said]
-        self._attempt = next_attempt(self._inventories)
         for place in self._places:
-            keep = 1 if place.in_memory else 2
+            keep = 1 if place.in_memory else self._keep
             vault = Vault(place.directory, self._run, keep=keep, sync=not place.in_memory)
             self._vaults.append(vault)
+        self._shelves = self._look(collectives, rank, [views for _, _, views in said])
+        self._attempt = next_attempt(self._shelves)
         if self.stop is not None:
             marker.say("ready")
+
+    def _look(
+        self, collectives: Collectives, rank: int, views: Sequence[Sequence[str]]
+    ) -> list[Shelf]:
+        """Look through all directories, each process at its part; views[rank][place] tells them."""
+        seen: dict[tuple[int, str], list[int]] = {}
+        for process, names in enumerate(views):
+            for shelf in enumerate(names):
+                seen.setdefault(shelf, []).append(process)
+        mine: list[list[Found]] = []
+        for place, name in enumerate(views[rank]):
+            group = seen[place, name]
+            mine.append(self._vaults[place].found(group.index(rank), len(group)))
+        everyone: list[list[list[Found]]] = collectives.allgather(mine)
+        return [
+            Shelf(place, group, [found for process in group for found in everyone[process][place]])
+            for (place, _), group in seen.items()
+        ]
 
     def restore(self, collectives: Collectives, rank: int, size: int) -> Restored | None:
         """The newest checkpoint that is whole and sound, or None for a fresh start.
@@ -210,7 +230,7 @@ class Keeper:
         if self._resume == "never":
             return None
         try:
-            candidates, problems = choose(self._inventories, self.identity, size)
+            candidates, problems = choose(self._shelves, self.identity, size)
         except Misuse as error:
             advice = "use another directory, or --resume never"
             raise Misuse(f"{self._where}: {error} ({advice})") from None
@@ -240,7 +260,7 @@ class Keeper:
         fetched.model = self._piece(collectives, candidate, "model", rank, fetched)
         for owner in range(candidate.size if candidate.uses_local else 0):
             name = local_name(owner)
-            if candidate.holders[name][0] == owner:
+            if candidate.holders[name].process == owner:
                 # Whoever needs it reads it itself.
                 if owner == rank:
                     fetched.local = self._read(candidate, name, fetched)
@@ -253,14 +273,15 @@ class Keeper:
     def _piece(
         self, collectives: Collectives, candidate: Candidate, name: str, rank: int, to: _Fetched
     ) -> Bytes | None:
-        holder = candidate.holders[name][0]
+        holder = candidate.holders[name].process
         data = self._read(candidate, name, to) if holder == rank else None
         given: Bytes | None = collectives.broadcast(data, holder)
         return given
 
     def _read(self, candidate: Candidate, name: str, to: _Fetched) -> Bytes | None:
         try:
-            return self._vaults[candidate.holders[name][1]].read(candidate.order, name)
+            holder = candidate.holders[name]
+            return self._vaults[holder.place].read(holder.manifest, name)
         except CorruptState as error:
             to.problem = str(error)
             return None

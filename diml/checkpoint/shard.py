@@ -116,6 +116,12 @@ def local_name(rank: int) -> str:
     return f"local-{rank:05d}"
 
 
+def local_owner(name: str) -> int | None:
+    """The rank whose local state a piece holds; None if it holds none."""
+    kind, _, rank = name.partition("-")
+    return int(rank) if kind == "local" else None
+
+
 def folder_order(name: str) -> tuple[int, int, str] | None:
     """(attempt, version, run) of a version's directory; None if it is none of ours."""
     match = _FOLDER.fullmatch(name)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from diml.checkpoint import codec
-from diml.checkpoint.durable import Candidate, Vault, choose, next_attempt
+from diml.checkpoint.durable import Candidate, Shelf, Vault, choose, next_attempt
 from diml.checkpoint.shard import Bytes, Identity, Manifest, write_shard
 from diml.errors import CorruptState, Misuse
 
@@ -45,12 +45,17 @@ def candidates(
     directory: Path, identity: Identity = OURS, size: int = 2
 ) -> tuple[list[Candidate], list[str]]:
     vault = Vault(directory, "new")
-    return choose([vault.found() for _ in range(size)], identity, size)
+    # As many processes as there are, each of which has looked at its part.
+    found = [one for process in range(size) for one in vault.found(process, size)]
+    return choose([Shelf(0, range(size), found)], identity, size)
 
 
 def read_all(directory: Path, candidate: Candidate) -> dict[str, Any]:
     vault = Vault(directory, "new")
-    return {name: codec.decode(vault.read(candidate.order, name)) for name in candidate.holders}
+    return {
+        name: codec.decode(vault.read(holder.manifest, name))
+        for name, holder in candidate.holders.items()
+    }
 
 
 def test_what_was_written_comes_back_and_any_hdf5_tool_reads_it(tmp_path: Path) -> None:
@@ -168,10 +173,13 @@ def test_each_node_may_have_a_directory_of_its_own(tmp_path: Path) -> None:
         vault.offer(manifest(4, rank), states(4, rank))
         assert vault.drain(20) and vault.written == 4
     # The nodes have changed places since.
-    (best,), _ = choose([vaults[1].found(), vaults[0].found()], OURS, 2)
-    assert best.holders == {"model": (1, 0), "local-00000": (1, 0), "local-00001": (0, 0)}
-    assert next_attempt([vault.found() for vault in vaults]) == 2
-    found, problems = choose([vaults[0].found(), []], OURS, 2)
+    shelves = [Shelf(0, [rank], vaults[1 - rank].found()) for rank in range(2)]
+    (best,), _ = choose(shelves, OURS, 2)
+    readers = {name: holder.process for name, holder in best.holders.items()}
+    assert readers == {"model": 1, "local-00000": 1, "local-00001": 0}
+    assert vaults[0].view() != vaults[1].view()
+    assert next_attempt(shelves) == 2
+    found, problems = choose([Shelf(0, [0], vaults[0].found()), Shelf(0, [1], [])], OURS, 2)
     assert not found and "local-00001 is missing" in problems[0]
 
 

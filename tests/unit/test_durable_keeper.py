@@ -18,9 +18,11 @@ import pytest
 from diml.checkpoint import codec
 from diml.checkpoint.durable import Vault
 from diml.checkpoint.keeper import STOP_SIGNALS, Keeper, Place, Plan, Restored, State
+from diml.checkpoint.shard import read_manifest
 from diml.errors import Misuse
 
 T = TypeVar("T")
+MODEL = codec.encode({"w": np.arange(3)})
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +91,7 @@ def keeper(
 def write_version(directory: Path, version: int, size: int, *, local: bool = True) -> None:
     def work(rank: int, member: Member) -> bool:
         one = keeper(directory, "never")
-        one.meet(member)
+        one.meet(member, rank)
         model = codec.encode({"version": version})
         mine = {rank: codec.encode(np.full(3, rank))} if local else {}
         state = State(version, lambda: model, mine, local)
@@ -104,7 +106,7 @@ def resume(
 ) -> list[Restored | BaseException | None]:
     def work(rank: int, member: Member) -> Restored | None:
         one = keeper(directory, how, seed)
-        one.meet(member)
+        one.meet(member, rank)
         return one.restore(member, rank, size)
 
     return on_all(size, work)
@@ -153,6 +155,39 @@ def test_must_says_why_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
     assert resume(tmp_path, 2, "never") == [None, None]
 
 
+def test_workers_that_see_one_directory_share_the_looking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_version(tmp_path, 4, 5)
+    read: list[Path] = []
+
+    def count(path: Path) -> Any:
+        read.append(path)
+        return read_manifest(path)
+
+    monkeypatch.setattr("diml.checkpoint.durable.read_manifest", count)
+    for got in resume(tmp_path, 5, "must"):
+        assert isinstance(got, Restored) and got.version == 4
+    assert len(read) == len(set(read)) == 5
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_as_many_versions_stay_as_were_asked_for(tmp_path: Path, keep: int) -> None:
+    keepers = met(tmp_path, 2, lambda: 0.0, keep)
+    for version in range(1, 7):
+        for rank, one in enumerate(keepers):
+            one.write(
+                Plan((True,), False), State(version, lambda: MODEL, {}, False), rank, ["h"] * 2
+            )
+            assert one.finished(version)
+        said = merged(keepers)
+        for one in keepers:
+            one.decide(said)
+    versions = sorted(int(path.name[6:14]) for path in tmp_path.iterdir())
+    # The newest, which the next comparison would show to be whole, and `keep` that are known to be.
+    assert versions == list(range(6 - keep, 7))
+
+
 def test_another_seed_is_refused_with_advice(tmp_path: Path) -> None:
     write_version(tmp_path, 4, 2)
     for got in resume(tmp_path, 2, seed=2):
@@ -166,11 +201,12 @@ def merged(keepers: list[Keeper]) -> list[int]:
     return [max(column) for column in zip(*said, strict=True)]
 
 
-def met(directory: Path, size: int, clock: Callable[[], float]) -> list[Keeper]:
+def met(directory: Path, size: int, clock: Callable[[], float], keep: int = 2) -> list[Keeper]:
     keepers = [
-        Keeper([Place(directory, 10)], resume="auto", seed=1, clock=clock) for _ in range(size)
+        Keeper([Place(directory, 10)], resume="auto", seed=1, keep=keep, clock=clock)
+        for _ in range(size)
     ]
-    on_all(size, lambda rank, member: keepers[rank].meet(member))
+    on_all(size, lambda rank, member: keepers[rank].meet(member, rank))
     return keepers
 
 
@@ -217,14 +253,14 @@ def test_the_memory_of_the_nodes_that_are_left_has_it_all(tmp_path: Path, lost: 
 
     def write(rank: int, member: Member) -> None:
         one = node(hosts[rank])
-        one.meet(member)
+        one.meet(member, rank)
         held = {owner: locals_[owner] for owner in (rank, (rank - 2) % 6)}
         one.write(Plan((True,), False), State(8, lambda: model, held, True), rank, hosts)
         one.close()
 
     def read(rank: int, member: Member) -> Restored | None:
         one = node([host for host in hosts if host != f"n{lost}"][rank % 4])
-        one.meet(member)
+        one.meet(member, rank)
         return one.restore(member, rank, 6)
 
     assert on_all(6, write) == [None] * 6
