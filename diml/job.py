@@ -69,7 +69,9 @@ def init(
         if guard is not None:
             # Everything is imported before the wait, so that it costs nothing in the repair.
             import diml.allreduce.engine
-            import diml.ps.node  # noqa: F401
+
+            if settings.servers if settings.servers is not None else servers_default:
+                import diml.ps.node  # noqa: F401
 
             return _seated(start_spawned(settings), guard)
         world = start(settings, servers_default, comm)
@@ -83,11 +85,14 @@ def _seated(world: World, guard: Guard | None = None) -> Job:
     """The Job of this process once it is a worker; does not return where it never becomes one."""
     global _current
     from diml.allreduce.engine import Engine
-    from diml.ps.node import Node
     from diml.world.membership import Role
 
     engine = Engine(world)
-    node = Node(world)
+    node: Node | _WithoutServers = _WithoutServers(world)
+    if world.membership.servers:
+        from diml.ps.node import Node
+
+        node = Node(world)
     try:
         if guard is not None:
             world.join()
@@ -101,10 +106,41 @@ def _seated(world: World, guard: Guard | None = None) -> Job:
     return _current
 
 
+class _WithoutServers:
+    """Stands for the parameter server's node where no process serves.
+
+    That one brings in numba, half a second at every start, which a job on collectives never uses.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._node: Node | None = None
+
+    def serve(self) -> str:
+        """Wait as a spare: "leave" after the last gate, "seated" once the role is a worker's."""
+        from diml.world.membership import Role
+
+        self._world.wait_as_spare()
+        return "leave" if self._world.role is Role.SPARE else "seated"
+
+    def client(self, **options: Any) -> ParameterServer:
+        """The parameter server of a single process, which serves itself."""
+        if self._node is None:
+            from diml.ps.node import Node
+
+            self._node = Node(self._world)
+        return self._node.client(**options)
+
+    def close(self) -> None:
+        """A worker's orderly end."""
+        if self._node is not None:
+            self._node.close()
+
+
 class Job:
     """A worker's view of the job. Made by `init`; used as a context manager."""
 
-    def __init__(self, world: World, engine: Engine, node: Node) -> None:
+    def __init__(self, world: World, engine: Engine, node: Node | _WithoutServers) -> None:
         self._world = world
         self._engine = engine
         self._node = node

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from diml.errors import Misuse
 
@@ -127,7 +126,12 @@ def first_values(spec: TableSpec, low: int, high: int) -> NDArray[Any]:
     # 53 bits, in the middle of their interval: never 0 and never 1.
     unit = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     a, b = (float(x) for x in numbers)
-    values = a + (b - a) * unit if kind == "uniform" else a + b * ndtri(unit)
+    if kind == "uniform":
+        values = a + (b - a) * unit
+    else:
+        from scipy.special import ndtri  # not at the top: a tenth of a second in every process
+
+        values = a + b * ndtri(unit)
     return np.ascontiguousarray(values, dtype=spec.numpy_dtype)
 
 
