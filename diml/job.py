@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from diml.checkpoint.parts import Parts
 from diml.config import settings_from
 from diml.errors import DimlError, Misuse, PeerFailed, status_of
 
@@ -151,6 +152,7 @@ class Job:
         self.checkpoint = engine.checkpoint
         self.load_checkpoint = engine.load_checkpoint
         self.identify = engine.identify
+        self.parts = Parts(self)
         self._open = True
 
     @property
@@ -188,6 +190,11 @@ class Job:
         """An mpi4py communicator of the workers, ordered by rank. It changes at a repair."""
         assert self._world.workers is not None
         return self._world.workers.comm
+
+    @property
+    def world(self) -> World:
+        """Links and repairs, for a way to train that sends messages of its own (`diml.strads`)."""
+        return self._world
 
     @property
     def settings(self) -> Any:

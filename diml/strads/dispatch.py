@@ -7,14 +7,21 @@ comes back: results are applied in the order of their blocks. So the order of ar
 workers and deaths change no bit, and a run equals that of one worker with the same pipeline.
 
 A segment is what lies between two checkpoints. Where a worker dies, all go back to the segment's
-start, where every worker knows the whole state. Before a segment all meet in one collective that
-says who is done with it and in which epoch; a meeting from before the last repair (a replacement
-sees it replayed) does not count. Owns messages and segments; must not know policies or programs.
+start, where every worker knows the whole state. Before and after a segment all meet in one
+collective that says who is done with it, in which epoch, and with worker 0's state: so the meeting
+at which all are done is also what hands the state to all, and a death comes before it or after it.
+A replacement sees meetings replayed: one at which all were done ends the segment for it too, any
+other from before the last repair does not count.
+
+`finished` is asked with worker 0's time everywhere. Owns messages and segments; must not know
+policies or programs.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +106,9 @@ class Lead:
             block = self._flight.pop(task)
             self._policy.moved(block, self._program.pull(block, values))
             self._closing = self._closing or self._program.work >= self._limit
-            self._history.append(Pulled(block, values, not self._closing))
+            self._program.now = time.time()
+            asked = 0.0 if self._closing else self._program.now
+            self._history.append(Pulled(block, values, asked))
             self._choose()
 
     def over(self) -> bool:
@@ -133,6 +142,7 @@ def follow(link: Any, program: Any) -> None:
         for result in message.results:
             program.pull(result.block, result.values)
             if result.asked:
+                program.now = result.asked
                 program.finished()
         if message.kind == END:
             return
@@ -140,36 +150,52 @@ def follow(link: Any, program: Any) -> None:
         link.isend(encode(Message(RESULT, message.task, values=values)), 0, _TAG)
 
 
-def together(job: Any, done: bool) -> bool:
-    """Meet all workers in the present epoch. Whether all of them were done when they came."""
+def together(job: Any, done: bool, state: Any) -> tuple[bool, float, Any]:
+    """Meet all workers. Returns (whether all were done, worker 0's time, its state).
+
+    Not all were done: then they met in the present epoch, and the segment begins.
+    """
     while True:
-        rows = job.allgather(np.array([[int(done), job.epoch]], np.int64))
-        if int(rows[:, 1].max()) == job.epoch:
-            return bool(rows[:, 0].all())
+        mine = (done, job.epoch, time.time(), state if job.rank == 0 and done else None)
+        rows = job.allgather(mine)
+        everyone = all(row[0] for row in rows)
+        if everyone or max(row[1] for row in rows) == job.epoch:
+            return everyone, rows[0][2], rows[0][3]
         done = False
 
 
-def run_segment(job: Any, program: Any, policy: Policy, segment: Segment, begin: Any) -> bool:
+def run_segment(
+    job: Any,
+    program: Any,
+    policy: Policy,
+    segment: Segment,
+    begin: Callable[[], None],
+    state_of: Callable[[], Any],
+) -> tuple[Any, bool]:
     """Run one segment to its end on all workers, from its start again after every death.
 
     Args:
         begin: called on every worker before each try; puts program and policy at the start.
+        state_of: what worker 0 knows when the segment is over.
 
-    Returns: whether the program is finished, on worker 0; False on the others.
+    Returns: worker 0's state and whether the program is finished, the same on all workers.
     """
-    world = job._world  # the job's links are not public
-    done = finished = False
-    while not together(job, done):
+    done, state = False, None
+    while True:
+        over, now, ended = together(job, done, state)
+        if over:
+            state_of_0, finished = ended
+            return state_of_0, finished
         begin()
+        program.now = now
         try:
             if job.rank == 0:
                 head = Lead(program, policy, segment, range(1, job.size))
-                lead(world.workers, head)
-                finished = head.finished
+                lead(job.world.workers, head)
+                state = (state_of(), head.finished)
             else:
-                follow(world.workers, program)
+                follow(job.world.workers, program)
             done = True
         except PeerFailed:
-            world.recover()
+            job.world.recover()
             done = False
-    return finished

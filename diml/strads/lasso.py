@@ -67,8 +67,6 @@ def solve_lasso(
         program = LassoBlocks(
             held, y, grid, stop, policy=policy, on_divergence=on_divergence, **options
         )
-    if program.whole and stop.seconds_max is not None and job is not None and job.size > 1:
-        raise Misuse("--max_seconds does not go with --data replicated: workers' clocks differ")
     run(
         job or Alone(),
         program,

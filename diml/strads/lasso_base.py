@@ -191,6 +191,22 @@ class LassoBase(Program):
         self.bytes = saved["bytes"]
         self.solutions = [Solution(*fields) for fields in saved["solutions"]]
 
+    def outcome(self) -> dict[str, Any]:
+        return {
+            "lambda_max": self.lambda_max,
+            "flat": self._flat,
+            "visits": self.visits,
+            "bytes": self.bytes,
+            "solutions": [solution.pack() for solution in self.solutions],
+            "divergences": [list(pair) for pair in self.divergences],
+        }
+
+    def recall(self, outcome: dict[str, Any]) -> None:
+        self.lambda_max, self._flat = outcome["lambda_max"], outcome["flat"]
+        self.visits, self.bytes = outcome["visits"], outcome["bytes"]
+        self.solutions = [Solution(*fields) for fields in outcome["solutions"]]
+        self.divergences = [(pair[0], pair[1]) for pair in outcome["divergences"]]
+
     @property
     def flat(self) -> bool:
         """Whether no column can be used: all are empty (or constant, with an intercept)."""
@@ -309,7 +325,7 @@ class LassoBase(Program):
 
     def _late(self) -> bool:
         limit = self._stop.seconds_max
-        return limit is not None and time.time() - self._began > limit
+        return limit is not None and self.now - self._began > limit
 
     # ------------------------------------------------------------------ results
 
@@ -340,7 +356,7 @@ class LassoBase(Program):
         rows = len(self._y)
         return Round(
             self.rounds,
-            time.time() - self._began,
+            self.now - self._began,
             float(self._lambdas[self._at]),
             certificate.gap / rows,
             certificate.primal / rows,

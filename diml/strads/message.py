@@ -4,9 +4,10 @@ TASK     scheduler → worker: results that the worker lacks, then a block to co
 RESULT   worker → scheduler: what it computed
 END      scheduler → worker: the last results; the segment is over
 
-Layout: int64 kind, task, results; then for each result its block, its values and whether to ask
-`finished` after it; then the task's block (TASK) or values (RESULT). An array is int64 length, then
-its 8-byte items. Invariant: `decode(encode(m)) == m`; a message of another length is refused.
+Layout: int64 kind, task, results; then for each result its block, its values and the time
+(float64) to ask `finished` at; then the task's block (TASK) or values (RESULT). An array is int64
+length, then its 8-byte items. Invariant: `decode(encode(m)) == m`; a message of another length is
+refused.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ TASK, RESULT, END = 1, 2, 3
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A result that has been applied: its block, its values, whether `finished` was asked then."""
+    """A result that has been applied: its block, its values, and worker 0's time when it asked
+    `finished` after it (0 where it did not)."""
 
     block: Integers
     values: Floats
-    asked: bool
+    asked: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def encode(message: Message) -> NDArray[np.uint8]:
     for result in message.results:
         put(result.block, np.int64)
         put(result.values, np.float64)
-        parts.append(np.array([result.asked], np.int64))
+        parts.append(np.array([result.asked], np.float64))
     put(message.block, np.int64)
     put(message.values, np.float64)
     return np.concatenate([part.view(np.uint8) for part in parts])
@@ -83,7 +85,7 @@ def decode(data: NDArray[np.uint8]) -> Message:
     results = []
     for _ in range(int(words[2])):
         block, values = take(np.int64), take(np.float64)
-        results.append(Pulled(block, values, bool(words[at])))
+        results.append(Pulled(block, values, float(words[at : at + 1].view(np.float64)[0])))
         at += 1
     block, values = take(np.int64), take(np.float64)
     if at != len(words):

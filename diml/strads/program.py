@@ -21,6 +21,7 @@ that a run with deaths takes the same steps as one without.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from functools import partial
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from diml.checkpoint.parts import Part, Parts
 from diml.errors import Misuse
 from diml.strads.dispatch import Segment, run_segment
 from diml.strads.policy import Policy, policy_by_name
@@ -46,6 +48,8 @@ class Collectives(Protocol):
     def size(self) -> int: ...
     @property
     def version(self) -> int: ...
+    @property
+    def parts(self) -> Parts: ...
     def allreduce(self, array: NDArray[Any], op: str = "sum") -> NDArray[Any]: ...
     def allgather(self, value: Any) -> Any: ...
     def broadcast(self, value: Any, root: int = 0) -> Any: ...
@@ -59,6 +63,9 @@ class Alone:
     rank = 0
     size = 1
     version = 0
+
+    def __init__(self) -> None:
+        self.parts = Parts(self)
 
     def allreduce(self, array: NDArray[Any], op: str = "sum") -> NDArray[Any]:
         return array
@@ -87,6 +94,8 @@ class Program:
             replicated. Then blocks go to whoever is free, and no worker waits for another.
         rounds: rounds done; kept by the loop.
         work: work done in any unit that is the same on all workers; by default, blocks' sizes.
+        now: the time (seconds, as `time.time` counts) at the latest question `finished`. Where a
+            worker asks by itself (`whole`), it is worker 0's time on all of them.
     """
 
     variables: int
@@ -95,6 +104,7 @@ class Program:
     whole = False
     rounds = 0
     work = 0
+    now = 0.0
 
     def start(self, saved: dict[str, Any] | None) -> None:
         """Prepare to run; `saved` is what `model()` gave at the last checkpoint, else None.
@@ -136,6 +146,14 @@ class Program:
         """All that a replacement needs to go on: what may go into a checkpoint, nothing else."""
         return {}
 
+    def outcome(self) -> dict[str, Any]:
+        """What a replacement needs of a run that is over, when the job has gone on since."""
+        return self.model()
+
+    def recall(self, outcome: dict[str, Any]) -> None:
+        """Be as after the run that gave `outcome`. Must not call collectives: others do not."""
+        self.start(outcome)
+
 
 def run(
     job: Collectives,
@@ -144,8 +162,12 @@ def run(
     policy: str | Policy = "working-set",
     pipeline: int = 0,
     checkpoint_work: int = 2_000_000_000,
+    name: str = "",
 ) -> None:
     """Run `program` to its end. Called by all workers of the job.
+
+    Its checkpoints are those of a part of the job (`job.parts`), so one job may run several
+    programs and keep state of its own beside them.
 
     Args:
         policy: a name (`diml.strads.policy.POLICIES`) or an object.
@@ -153,6 +175,7 @@ def run(
             is computed from a model that lacks the latest `pipeline` results, as in STRADS. Blocks
             in flight share no variable, and under priority+dependency no correlated ones.
         checkpoint_work: checkpoint whenever `program.work` has grown by this much.
+        name: of its part in the job's state; by default its number among the job's parts.
 
     Raises:
         Misuse: no such policy, or one that the program cannot serve, or a working set (whose
@@ -162,29 +185,34 @@ def run(
         policy = policy_by_name(policy, program.variables)
     if pipeline and policy.update == "solve":
         raise Misuse("--pipeline goes with the published policies, not with working-set")
-    _, saved, _ = job.load_checkpoint()
+    part = job.parts.part(name)
+    if part.finished:
+        program.rounds, program.work = part.outcome["rounds"], part.outcome["work"]
+        program.recall(part.outcome["program"])
+        return
     if program.whole and job.size > 1:
         program.job = Alone()
-        _run_dispatched(job, program, policy, Segment(pipeline, checkpoint_work), saved)
+        _run_dispatched(job, program, policy, Segment(pipeline, checkpoint_work), part)
     else:
         program.job = job
-        _run_together(job, program, policy, Segment(pipeline, checkpoint_work), saved)
+        _run_together(job, program, policy, Segment(pipeline, checkpoint_work), part)
+    part.finish({"program": program.outcome(), "rounds": program.rounds, "work": program.work})
 
 
 def _run_together(
-    job: Collectives, program: Program, policy: Policy, segment: Segment, saved: Any
+    job: Collectives, program: Program, policy: Policy, segment: Segment, part: Part
 ) -> None:
     """All workers push each block."""
-    _start(program, policy, saved)
+    _start(program, policy, part.saved)
     marked = program.work
     flight: deque[tuple[Integers, NDArray[Any]]] = deque()
-    while not program.finished():
+    while not _finished(program):
         policy.in_flight = np.concatenate([_NONE, *(block for block, _ in flight)])
         block = program.schedule(policy)
         if block is None:
             break
-        part = program.push(block)
-        result = job.allreduce(part, "sum") if program.combine == "sum" else job.allgather(part)
+        mine = program.push(block)
+        result = job.allreduce(mine, "sum") if program.combine == "sum" else job.allgather(mine)
         flight.append((block, result))
         program.rounds += 1
         if len(flight) > segment.pipeline:
@@ -193,27 +221,33 @@ def _run_together(
             while flight:
                 _pull(program, policy, flight)
             marked = program.work
-            saved = _state(program, policy)
-            job.checkpoint(saved)
-            _start(program, policy, saved)
+            part.checkpoint(_state(program, policy))
+            _start(program, policy, part.saved)
 
 
 def _run_dispatched(
-    job: Collectives, program: Program, policy: Policy, segment: Segment, saved: Any
+    job: Collectives, program: Program, policy: Policy, segment: Segment, part: Part
 ) -> None:
     """Each block goes to the next worker that is free; see `diml.strads.dispatch`."""
+    saved = part.saved
     if saved is None:
         _start(program, policy, None)
-        saved = _state(program, policy)
-    finished = False
-    while not finished:
+        # Worker 0's on all: each has begun by its own clock.
+        saved = job.allgather(_state(program, policy) if job.rank == 0 else None)[0]
+    while True:
         begin = partial(_start, program, policy, saved)
-        finished = run_segment(job, program, policy, segment, begin)
-        # Worker 0's state for all: the others have not drawn blocks.
-        finished, saved = job.broadcast((finished, _state(program, policy)), 0)
-        if not finished:
-            job.checkpoint(saved)
+        saved, finished = run_segment(
+            job, program, policy, segment, begin, partial(_state, program, policy)
+        )
+        if finished:
+            break
+        part.checkpoint(saved)
     _start(program, policy, saved)
+
+
+def _finished(program: Program) -> bool:
+    program.now = time.time()
+    return program.finished()
 
 
 def _state(program: Program, policy: Policy) -> dict[str, Any]:

@@ -53,3 +53,9 @@ def test_a_kill_between_two_meetings(
         job.wait(timeout_s=120).expect(0)
     np.testing.assert_array_equal(answer(path), reference)
     assert '"what":"repair"' in events.read_text().replace(" ", "")
+
+
+def test_the_time_that_is_over_is_worker_0_s(tmp_path: Path) -> None:
+    program = [*PROGRAM[:-1], "1000000000", "--max_seconds", "0.7", "--path", "3"]
+    done = run_mpi(3, program, timeout_s=60).expect(0)
+    assert "the gap did not reach the tolerance at 3 values" in done.stdout
