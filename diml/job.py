@@ -148,6 +148,7 @@ class Job:
         self.allreduce = engine.allreduce
         self.broadcast = engine.broadcast
         self.allgather = engine.allgather
+        self.shift = engine.shift
         self.barrier = engine.barrier
         self.checkpoint = engine.checkpoint
         self.load_checkpoint = engine.load_checkpoint

@@ -21,6 +21,7 @@ from diml.allreduce.effects import (
     Execute,
     Gate,
     Give,
+    Pass,
     Point,
     Reduce,
     Script,
@@ -57,14 +58,19 @@ class Buffers:
             return np.empty(nbytes, np.uint8)
         return self._idle.pop(min(fitting, key=lambda i: self._idle[i].size))[:nbytes]
 
-    def give_back(self, buffer: Any) -> None:
-        """Let a buffer be used again, unless somebody else still holds it."""
+    def give_back(self, box: list[Any]) -> None:
+        """Let the buffer in the box be used again, unless somebody else still holds it: a
+        checkpoint that is being made once more, or written to a disk."""
+        buffer = box.pop()
         if not isinstance(buffer, np.ndarray):
             return
         whole = buffer if buffer.base is None else buffer.base
-        # References: the caller's container, the caller's name, `buffer` (or its base), `whole`,
-        # the argument. One more and it is still in use.
-        if isinstance(whole, np.ndarray) and whole.flags.owndata and sys.getrefcount(whole) <= 5:
+        if not isinstance(whole, np.ndarray) or not whole.flags.owndata:
+            return
+        # References, if nobody else has any: to a view `buffer` and the argument; to the whole
+        # `buffer` or the view, `whole` and the argument.
+        view_is_free = buffer is whole or sys.getrefcount(buffer) <= 2
+        if view_is_free and sys.getrefcount(whole) <= 3:
             self._idle.append(whole)
             del self._idle[:-_IDLE_BUFFERS_MAX]
 
@@ -169,6 +175,8 @@ class Driver:
             return self._take(effect)
         if isinstance(effect, Spread):
             return self._spread(effect)
+        if isinstance(effect, Pass):
+            return self._pass(effect)
         return self._swap(effect)
 
     def _execute(self, execute: Callable[[], Result]) -> Result:
@@ -235,6 +243,13 @@ class Driver:
             return effect.payload
         self.received_bytes += buffer.size
         return unwrap(buffer)
+
+    def _pass(self, effect: Pass) -> Any:
+        """A shift's values once more; the caller gets one of its own, writable."""
+        received = self._swap(Swap(wrap(effect.payload), effect.to, effect.source))
+        self.received_bytes += received.size
+        value = unwrap(received)
+        return value.copy() if isinstance(value, np.ndarray) else value
 
     def _swap(self, effect: Swap) -> Bytes:
         """Exchange encoded local states on the ring, without a copy."""

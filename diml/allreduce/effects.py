@@ -55,6 +55,15 @@ class Swap:
 
 
 @dataclass(frozen=True, slots=True)
+class Pass:
+    """Collective: what was sent in a shift goes to one rank once more, and comes from another."""
+
+    payload: Any
+    to: int
+    source: int
+
+
+@dataclass(frozen=True, slots=True)
 class Execute:
     """Carry out the collective itself; its outcome is a Result."""
 
@@ -73,6 +82,6 @@ class Gate:
     """Pass the gate with everyone, or fail with everyone."""
 
 
-Effect: TypeAlias = Reduce | Spread | Give | Take | Swap | Execute | Point | Gate
+Effect: TypeAlias = Reduce | Spread | Give | Take | Swap | Pass | Execute | Point | Gate
 T = TypeVar("T")
 Script: TypeAlias = Generator[Effect, Any, T]

@@ -101,8 +101,8 @@ class Engine:
 
     def _release(self, checkpoint: Checkpoint) -> None:
         for owner in list(checkpoint.locals):
-            self._driver.buffers.give_back(checkpoint.locals.pop(owner))
-        model, checkpoint.model = checkpoint.model, None
+            self._driver.buffers.give_back([checkpoint.locals.pop(owner)])
+        model, checkpoint.model = [checkpoint.model], None
         self._driver.buffers.give_back(model)
 
     # Allreduce -------------------------------------------------------------------------------
@@ -240,6 +240,26 @@ class Engine:
         driver, pool = self._driver, self._pool
         result = self._collective(
             request, lambda: exchange.allgather(driver.link, pool, mine, driver.held)
+        )
+        return value_of(result)
+
+    def shift(self, value: Any, by: int = 1) -> Any:
+        """Give a value to the worker `by` ranks further on the ring of workers, and get the one
+        that comes from `by` ranks before: what travels is held by one worker at a time.
+
+        Args:
+            value: an array, copied, or a picklable object. `by` is the same on all workers.
+
+        Returns:
+            An array of the caller's own, writable, or an object. What was sent stays in the
+            log until the next checkpoint; a replacement replays it from there.
+        """
+        mine = np.array(value, order="C") if travels_as_array(value) else pickled(value)
+        code = signature(Kind.SHIFT, by)
+        request = Request(Kind.SHIFT, code, _site(), False, by, mine)
+        driver = self._driver
+        result = self._collective(
+            request, lambda: exchange.shift(driver.link, mine, by, driver.held)
         )
         return value_of(result)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diml.allreduce.log import Pool, Result
+from diml.allreduce.log import Pool, Result, shifted
 from diml.allreduce.operation import Array, Reduction
 from diml.allreduce.wire import (
     HEADER_BYTES,
@@ -26,6 +26,8 @@ from diml.errors import Mismatch
 
 if TYPE_CHECKING:
     from diml.world.link import Link
+
+_TAG = 2
 
 
 def reduce(link: Link, pool: Pool, how: Reduction, send: Array, held: list[Any]) -> Result:
@@ -95,6 +97,23 @@ def allgather(link: Link, pool: Pool, value: Array | bytes, held: list[Any]) -> 
         owner = [memory[end - n : end].tobytes() for end, n in zip(ends, counts, strict=True)]
         return Result("objects", owner, size_of(owner))
     return result
+
+
+def shift(link: Link, value: Array | bytes, by: int, held: list[Any]) -> Result:
+    """Give everyone's array or pickle to the rank `by` further on the ring."""
+    header, payload = parcel(value)
+    to, source = (link.rank + by) % link.size, (link.rank - by) % link.size
+    head = np.frombuffer(header.pack(), np.uint8)
+    their_head = np.empty(HEADER_BYTES, np.uint8)
+    held += [head, their_head, payload]
+    link.sendrecv(head, to, their_head, source, _TAG)
+    theirs = unpack(their_head)
+    memory = np.empty(theirs.nbytes, np.uint8)
+    held.append(memory)
+    link.sendrecv(payload, to, memory, source, _TAG)
+    if theirs.dtype is None:
+        return shifted(value, memory.tobytes())
+    return shifted(value, memory.view(theirs.dtype).reshape(theirs.shape))
 
 
 def _memory_for(pool: Pool, header: Header) -> tuple[Result, Bytes]:

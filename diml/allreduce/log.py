@@ -39,11 +39,14 @@ class Result:
     """What a collective gave: an array, or the pickled bytes of objects.
 
     Attributes:
-        form: "array", "object", "objects" (a list by rank) or "none".
+        form: "array", "object", "objects" (a list by rank), "shift" or "none".
         owner: the writable memory (an array), or bytes, or a list of bytes.
         value: for arrays the read-only view that callers get; it can be handed out many times.
         nbytes: memory held.
         home: the free list of the pool that the buffer goes back to, if it came from one.
+
+    Of a shift, `owner` is what this rank has sent, which nobody else can send again, and `value`
+    what it has received, an array or the bytes of an object: the caller's own.
     """
 
     __slots__ = ("form", "home", "nbytes", "owner", "value")
@@ -75,6 +78,7 @@ class Log:
 
     Attributes:
         signatures, sites: of every collective since the stage began.
+        shifts: by sequence, how far each shift went; their results are not alike on all ranks.
         results: by sequence; None where one was dropped.
         nbytes: memory of the results that are held.
     """
@@ -84,6 +88,7 @@ class Log:
         self.signatures: list[int] = []
         self.sites: list[Site] = []
         self.results: list[Result | None] = []
+        self.shifts: dict[int, int] = {}
         self.nbytes = 0
         self.forgotten = 0
         self._swept = 0
@@ -114,12 +119,12 @@ class Log:
 
     def following(self, sequence: int, nbytes_max: int) -> list[Record]:
         """The record of a collective that is here, and those after it without a gap, up to a
-        total size."""
+        total size; none from a shift on."""
         records: list[Record] = []
         nbytes = 0
         while (record := self.record(sequence + len(records))) is not None:
             nbytes += record.result.nbytes
-            if records and nbytes > nbytes_max:
+            if records and (nbytes > nbytes_max or sequence + len(records) in self.shifts):
                 break
             records.append(record)
         return records
@@ -132,7 +137,8 @@ class Log:
         copies = min(copies, size)
         stride = size // copies
         for sequence in range(self._swept, self._barrier):
-            if (rank - sequence) % size not in range(0, copies * stride, stride):
+            kept = (rank - sequence) % size in range(0, copies * stride, stride)
+            if not kept and sequence not in self.shifts:
                 self._drop(sequence)
         self._swept = max(self._swept, self._barrier)
         # The newest one stays: it is what a death right now would need.
@@ -151,7 +157,7 @@ class Log:
             if result is not None and result.home is not None and not _recycle(result, result.home):
                 held.append(result)
         self._held = held[-_HELD_MAX:]
-        self.signatures, self.sites, self.results = [], [], []
+        self.signatures, self.sites, self.results, self.shifts = [], [], [], {}
         self.nbytes = self.forgotten = self._swept = self._barrier = 0
 
     def _drop(self, sequence: int) -> None:
@@ -201,3 +207,11 @@ def fresh(dtype: np.dtype[Any], shape: tuple[int, ...], shelf: list[Result]) -> 
     """A new buffer that will go back to `shelf`."""
     owner = np.empty(shape, dtype)
     return Result("array", owner, owner.nbytes, shelf)
+
+
+def shifted(sent: Any, received: Any) -> Result:
+    """The result of a shift: arrays, or bytes of objects."""
+    nbytes = sent.nbytes if isinstance(sent, np.ndarray) else len(sent)
+    result = Result("shift", sent, nbytes)
+    result.value = received
+    return result

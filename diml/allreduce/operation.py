@@ -35,6 +35,7 @@ class Kind(IntEnum):
     CHECKPOINT = 6
     LOCAL_CHECKPOINT = 7
     EXIT = 8
+    SHIFT = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,16 @@ class Request:
         signature: hash of all that must agree among the ranks.
         site: who calls.
         synchronising: no rank can finish before all have begun.
+        by: of a shift, how many ranks further the value goes.
+        sent: of a shift, what this rank gives: an array, or the bytes of an object.
     """
 
     kind: Kind
     signature: int
     site: Site
     synchronising: bool = True
+    by: int | None = None
+    sent: Any = None
 
 
 def signature(kind: Kind, *numbers: int | tuple[int, ...]) -> int:

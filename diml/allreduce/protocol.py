@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import NamedTuple, TypeAlias
 
+from diml.errors import GaveUp
+
 Vector: TypeAlias = tuple[int, ...]
 
 # Larger than any place, hash or rank, and its negative is a 64-bit number too.
@@ -188,3 +190,12 @@ def match(merged: Vector) -> Transfer:
     """Read the transfer from the merged offers."""
     holder = -merged[0]
     return Transfer(None if holder == FAR else holder, -merged[2], merged[1])
+
+
+def found(merged: Vector, lost: str) -> Transfer:
+    """The transfer of merged offers. Raises GaveUp (`lost`), on all ranks alike, if nobody has
+    what is needed."""
+    transfer = match(merged)
+    if transfer.holder is None:
+        raise GaveUp(lost)
+    return transfer

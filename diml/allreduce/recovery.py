@@ -16,8 +16,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from diml.allreduce.effects import Execute, Gate, Give, Point, Reduce, Script, Spread, Swap, Take
-from diml.allreduce.log import Log, Record, Result, Site
+from diml.allreduce.divergence import check_replay, explain
+from diml.allreduce.effects import (
+    Execute,
+    Gate,
+    Give,
+    Pass,
+    Point,
+    Reduce,
+    Script,
+    Spread,
+    Swap,
+    Take,
+)
+from diml.allreduce.log import Log, Record, Result, shifted
 from diml.allreduce.operation import Kind, Request, chain
 from diml.allreduce.protocol import (
     FAR,
@@ -28,13 +40,13 @@ from diml.allreduce.protocol import (
     Standing,
     Transfer,
     decide,
-    match,
+    found,
     offer,
     unpack,
 )
 from diml.checkpoint.memory import Store
 from diml.checkpoint.ring import Ring
-from diml.errors import GaveUp, Mismatch
+from diml.errors import GaveUp
 
 # One rank's deaths in a row at one place after which it is not brought back: its own program
 # kills it. Kills from outside cannot be told from that, so two are not enough to be sure.
@@ -133,6 +145,8 @@ class Core:
         """Record a result; from now on this rank stands behind it."""
         self.trace = chain(self.trace, request.signature)
         log = self.log
+        if request.by is not None:
+            log.shifts[self.sequence] = request.by
         if log.append(request.signature, request.site, result, request.synchronising):
             self.tighten()
 
@@ -145,7 +159,7 @@ class Core:
         trace = chain(self.trace, request.signature)
         high, negative_low, *self.rode = yield Reduce((trace, -trace, *self.riding))
         if high != -negative_low:
-            yield from self._explain(request)
+            yield from explain(self, request)
 
     # Checkpoints -----------------------------------------------------------------------------
 
@@ -209,7 +223,7 @@ class Core:
         place = self.place(request.kind)
         if place in self._prefetched:
             ahead = self._prefetched.pop(place)
-            self._check_replay(request, ahead)
+            check_replay(self, request, ahead)
             return ahead
         standing = Standing(place, chain(self.trace, request.signature), bare)
         while True:
@@ -221,11 +235,11 @@ class Core:
             if decision.action is Action.LOST:
                 return None
             if decision.action is Action.MISMATCH:
-                yield from self._explain(request)
+                yield from explain(self, request)
             if decision.action is Action.SERVE:
-                record = yield from self._serve(decision, place)
+                record = yield from self._serve(decision, place, request)
                 if record is not None:
-                    self._check_replay(request, record)
+                    check_replay(self, request, record)
                     return record
             elif decision.action is Action.LOAD:
                 if (yield from self._hand_out_checkpoint(decision, place)):
@@ -237,7 +251,7 @@ class Core:
                     return None
                 self.store.pass_over()
 
-    def _serve(self, decision: Decision, place: Place) -> Script[Record | None]:
+    def _serve(self, decision: Decision, place: Place, request: Request) -> Script[Record | None]:
         """Give the recorded result of the lowest place to those who stand there.
 
         They get what follows as well, so that they need not ask for each result.
@@ -245,12 +259,23 @@ class Core:
         low = unpack(decision.low)
         log = self.boot if low.stage is Stage.BOOT else self.steps
         needs = place == low
-        holds = not needs and log.record(low.sequence) is not None
+        held = None if needs else log.record(low.sequence)
+        by = request.by if needs else log.shifts.get(low.sequence)
+        shift = 0 if by is None else by % self.size + 1
+        here = (-shift, shift, int(not needs and held is None))
+        holds = held is not None
+        said = yield Reduce((*here, *offer(self.rank, holds, needs)))
+        low_shift, high_shift, lacks, *offers = said
+        if high_shift != -low_shift:
+            yield from explain(self, request)
         lost = f"the result of {low} is gone: every rank that kept it has died or dropped it"
-        transfer = yield from self._find(needs, holds, lost)
+        if high_shift:
+            if lacks:
+                raise GaveUp(lost)
+            return (yield from self._pass_on(request if needs else None, held, high_shift - 1))
         given: list[Record] | None
         given = yield from self._transfer(
-            needs, transfer, lambda: log.following(low.sequence, _BATCH_BYTES)
+            needs, found(tuple(offers), lost), lambda: log.following(low.sequence, _BATCH_BYTES)
         )
         if given is None:
             return None
@@ -258,25 +283,29 @@ class Core:
             self._prefetched[low._replace(sequence=low.sequence + ahead)] = record
         return given[0]
 
+    def _pass_on(
+        self, request: Request | None, held: Record | None, by: int
+    ) -> Script[Record | None]:
+        """A shift once more, for those who ask for it (`request`): the others give what they
+        gave then, and these what they would give, the same since programs are deterministic."""
+        sent = request.sent if request is not None else held.result.owner if held else None
+        to, source = (self.rank + by) % self.size, (self.rank - by) % self.size
+        received = yield Pass(sent, to, source)
+        if request is None:
+            return None
+        return Record(request.signature, str(request.site), shifted(sent, received))
+
     def _hand_out_checkpoint(self, decision: Decision, place: Place) -> Script[bool]:
         """Give a lazy model to those who load. Returns whether this rank was one."""
         needs = place.stage is Stage.LOAD
         holds = not needs and place.pack() == decision.anchor
         lost = f"the checkpoint of version {decision.version} is gone"
-        transfer = yield from self._find(needs, holds, lost)
+        transfer = found((yield Reduce(offer(self.rank, holds, needs))), lost)
         model = yield from self._transfer(needs, transfer, self.store.model)
         if needs:
             assert self.version == decision.version
             self.store.adopt(decision.version, model, uses_local=False)
         return needs
-
-    def _find(self, needs: bool, holds: bool, lost: str) -> Script[Transfer]:
-        """Who gives and who takes. Raises GaveUp on all ranks alike if nobody holds it."""
-        merged = yield Reduce(offer(self.rank, holds, needs))
-        transfer = match(merged)
-        if transfer.holder is None:
-            raise GaveUp(lost)
-        return transfer
 
     def _transfer(self, needs: bool, transfer: Transfer, payload: Callable[[], Any]) -> Script[Any]:
         """From the holder to all who need it: directly if that is one rank, else to everybody.
@@ -369,32 +398,3 @@ class Core:
             elif self.rank == newcomer:
                 received[owner] = yield Take(source)
         return received
-
-    # Divergence ------------------------------------------------------------------------------
-
-    def _check_replay(self, request: Request, record: Record) -> None:
-        if record.signature != request.signature:
-            here = f"{request.kind.name.lower()} at {request.site}"
-            raise Mismatch(
-                f"rank {self.rank} replays {self.place(request.kind)} as {here}, "
-                f"but the others did it at {record.site} with other arguments"
-            )
-
-    def _explain(self, request: Request) -> Script[None]:
-        """Find the first call in which the histories differ, and raise Mismatch everywhere."""
-        log = self.log
-        mine = [*log.signatures, request.signature]
-        sites: list[Site] = [*log.sites, request.site]
-        (length,) = yield Reduce((len(mine),))
-        padded = [*mine, *[0] * (length - len(mine))]
-        merged = yield Reduce((*padded, *(-number for number in padded)))
-        first = next((i for i in range(length) if merged[i] != -merged[length + i]), length - 1)
-        words = []
-        for wanted in (merged[first], -merged[length + first]):
-            has = padded[first] == wanted
-            (speaker,) = yield Reduce((self.size - self.rank if has else 0,))
-            rank = self.size - speaker
-            site = str(sites[first]) if first < len(sites) else "no further call"
-            words.append(f"rank {rank} at {(yield Spread(site, rank))}")
-        place = self.place(request.kind)._replace(sequence=first)
-        raise Mismatch(f"ranks called different collectives at {place}: {', '.join(words)}")

@@ -80,6 +80,8 @@ def value_of(result: Result) -> Any:
         return result.value
     if result.form == "object":
         return pickle.loads(result.owner)
+    if result.form == "shift":
+        return pickle.loads(result.value) if isinstance(result.value, bytes) else result.value
     if result.form == "objects":
         return [pickle.loads(item) for item in result.owner]
     return None

@@ -15,6 +15,7 @@ import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -190,10 +191,15 @@ class Link:
             raise _translated(error) from None
 
     def sendrecv(self, send: Array, dest: int, recv: Array, source: int, tag: int) -> None:
-        """Send one array and receive another at the same time, without deadlock on a ring."""
+        """Send one array and receive another at the same time, without deadlock on a ring.
+
+        They may differ in size; each must have the size that its other end has.
+        """
         try:
-            for (a,), (b,) in zip(_pieces(send), _pieces(recv), strict=True):
-                self.comm.Sendrecv(a, dest, tag, b, source, tag)
+            for a, b in zip_longest(_pieces(send), _pieces(recv)):
+                to, out = (dest, a[0]) if a is not None else (MPI.PROC_NULL, None)
+                of, into = (source, b[0]) if b is not None else (MPI.PROC_NULL, None)
+                self.comm.Sendrecv(out, to, tag, into, of, tag)
         except MPI.Exception as error:
             raise _translated(error) from None
 

@@ -41,7 +41,7 @@ class Checker:
         self._versions[life] = core.version
         if isinstance(wish, Call):
             key = (2, core.version, core.sequence - 1) if core.loaded else (0, 0, core.sequence - 1)
-            if self.results[key] != value:
+            if self.results[key][process.rank] != value:
                 raise Violation(f"rank {process.rank} got a wrong result at {key}")
         elif isinstance(wish, Load):
             newest = max(p.core.version for p in self._living() if p.core.loaded)

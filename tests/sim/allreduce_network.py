@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from diml.allreduce.effects import Execute, Give, Reduce, Spread, Swap, Take
-from diml.allreduce.log import Result
+from diml.allreduce.effects import Execute, Give, Pass, Reduce, Spread, Swap, Take
+from diml.allreduce.log import Result, shifted
 from diml.allreduce.operation import Kind
 from diml.allreduce.protocol import merge
 from diml.allreduce.recovery import Core
@@ -78,6 +78,9 @@ class Comm:
         place = str(process.core.place(effect.request.kind)) if isinstance(effect, Execute) else ""
         first, _, first_place = next(iter(slot.values()), (effect, None, place))
         differs = type(first) is not type(effect) or first_place != place
+        if isinstance(effect, Execute) and isinstance(first, Execute):
+            # A shift is made of messages, which no collective ever answers.
+            differs |= (effect.request.by is None) != (first.request.by is None)
         if differs and self.tolerant:
             self.revoked = True
             process.slot = len(self.slots)
@@ -88,7 +91,7 @@ class Comm:
             mine, other = type(effect).__name__, type(first).__name__
             raise Violation(f"{mine} {place!r} meets {other} {first_place!r}")
         slot[process.rank] = (effect, process.wish, place)
-        if isinstance(effect, Swap) or len(slot) == self.size:
+        if self._source(process) is not None or len(slot) == self.size:
             return True
         return self._root(process) == process.rank
 
@@ -122,8 +125,11 @@ class Comm:
         if isinstance(effect, Spread):
             self._count(process, 1)
             return slot[effect.root][0].payload
-        if isinstance(effect, Swap):
+        if isinstance(effect, Swap | Pass):
             return slot[effect.source][0].payload
+        if isinstance(effect, Execute) and (source := self._source(process)) is not None:
+            process.caught_up = True
+            return shifted(effect.request.sent, slot[source][0].request.sent)
         op = process.wish.op if isinstance(process.wish, Call) else None
         key = (process.slot, op)
         if key not in self._outcomes:
@@ -140,12 +146,10 @@ class Comm:
         effect = process.effect
         if isinstance(effect, Spread):
             return effect.root
-        if isinstance(effect, Swap):
-            return effect.source
         if isinstance(effect, Execute) and effect.request.kind is Kind.BROADCAST:
             assert isinstance(process.wish, Call)
             return process.wish.op.root
-        return None
+        return self._source(process)
 
     def _outcome(self, slot: dict[int, Any], effect: Any, op: Op | None) -> Any:
         if isinstance(effect, Reduce):
@@ -158,6 +162,15 @@ class Comm:
         if op.kind is Kind.BROADCAST:
             return slot[op.root][1].value
         return combine(op, [slot[rank][1].value for rank in range(len(slot))])
+
+    def _source(self, process: Process) -> int | None:
+        """Whose value a call on the ring brings; None for other calls."""
+        effect = process.effect
+        if isinstance(effect, Swap | Pass):
+            return effect.source
+        if isinstance(effect, Execute) and effect.request.by is not None:
+            return (process.rank - effect.request.by) % self.size
+        return None
 
     def _count(self, process: Process, passes: int) -> None:
         """Messages and bytes that a rank sends, if collectives run over a binomial tree."""

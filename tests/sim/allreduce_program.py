@@ -14,13 +14,16 @@ from typing import Any
 
 from diml.allreduce.operation import Kind
 
-OPS = (Kind.ALLREDUCE, Kind.ALLREDUCE, Kind.BROADCAST, Kind.ALLGATHER, Kind.BARRIER)
+OPS = (
+    *(Kind.ALLREDUCE, Kind.ALLREDUCE, Kind.BROADCAST),
+    *(Kind.ALLGATHER, Kind.BARRIER, Kind.SHIFT, Kind.SHIFT),
+)
 MODES = ("global", "local", "lazy")
 
 
 @dataclass(frozen=True)
 class Op:
-    """One collective of a program."""
+    """One collective of a program. `root` is a broadcast's, or how far a shift goes."""
 
     kind: Kind
     root: int = 0
@@ -71,8 +74,15 @@ def mix(*numbers: int) -> int:
 
 
 def combine(op: Op, values: list[int]) -> int:
-    """The result of a collective from everyone's contribution by rank."""
+    """The result of a collective that is alike on all ranks, from everyone's contribution."""
     return values[op.root] if op.kind is Kind.BROADCAST else mix(op.kind, *values)
+
+
+def result_on(rank: int, op: Op, values: list[int]) -> int:
+    """The result of a collective on one rank."""
+    if op.kind is Kind.SHIFT:
+        return values[(rank - op.root) % len(values)]
+    return combine(op, values)
 
 
 def random_plan(rng: random.Random, size: int) -> Plan:
@@ -87,10 +97,15 @@ def random_plan(rng: random.Random, size: int) -> Plan:
 
 
 def run(plan: Plan, rank: int) -> Generator[Wish, Any, tuple[int, int]]:
-    """Play the program as one rank; returns its final (model, local)."""
+    """Play the program as one rank; returns its final (model, local).
+
+    What a shift brings is this rank's own, so it goes into the local state and into what the rank
+    gives next, never directly into the model.
+    """
     seen = 0
     for op in plan.boot:
-        seen = mix(seen, (yield Call(op, mix(rank, seen))))
+        got = yield Call(op, mix(rank, seen))
+        seen = seen if op.kind is Kind.SHIFT else mix(seen, got)
     version, saved, local = yield Load()
     model = [mix(seen) if version == 0 else saved]
     if local is None:
@@ -98,7 +113,11 @@ def run(plan: Plan, rank: int) -> Generator[Wish, Any, tuple[int, int]]:
     for ops, mode in plan.versions[version:]:
         heard = 0
         for op in ops:
-            heard = mix(heard, (yield Call(op, mix(rank, model[0], local, heard))))
+            got = yield Call(op, mix(rank, model[0], local, heard))
+            if op.kind is Kind.SHIFT:
+                local = mix(local, got)
+            else:
+                heard = mix(heard, got)
         if mode == "local":
             # Before a checkpoint with local states a lazily saved model must not be altered.
             model = [mix(model[0], heard)]
@@ -112,14 +131,19 @@ def run(plan: Plan, rank: int) -> Generator[Wish, Any, tuple[int, int]]:
             yield Save(model if mode == "lazy" else model[0], None, mode == "lazy")
     heard = 0
     for op in plan.tail:
-        heard = mix(heard, (yield Call(op, mix(rank, model[0], local, heard))))
+        got = yield Call(op, mix(rank, model[0], local, heard))
+        if op.kind is Kind.SHIFT:
+            local = mix(local, got)
+        else:
+            heard = mix(heard, got)
     return mix(model[0], heard), local
 
 
-def twin(plan: Plan) -> tuple[dict[tuple[int, int, int], int], list[tuple[int, int]]]:
-    """Results by (stage, version, sequence), and everyone's final state, without failures."""
+def twin(plan: Plan) -> tuple[dict[tuple[int, int, int], list[int]], list[tuple[int, int]]]:
+    """Results by rank of each (stage, version, sequence), and everyone's final state, without
+    failures."""
     programs = [run(plan, rank) for rank in range(plan.size)]
-    results: dict[tuple[int, int, int], int] = {}
+    results: dict[tuple[int, int, int], list[int]] = {}
     finals: list[tuple[int, int]] = []
     stage, version, sequence = 0, 0, 0
     answers: list[Any] = [None] * plan.size
@@ -135,10 +159,10 @@ def twin(plan: Plan) -> tuple[dict[tuple[int, int, int], int], list[tuple[int, i
             return results, finals
         first = wishes[0]
         if isinstance(first, Call):
-            result = combine(first.op, [wish.value for wish in wishes])
-            results[stage, version, sequence] = result
+            values = [wish.value for wish in wishes]
+            answers = [result_on(rank, first.op, values) for rank in range(plan.size)]
+            results[stage, version, sequence] = answers
             sequence += 1
-            answers = [result] * plan.size
         elif isinstance(first, Load):
             stage, sequence = 2, 0
             answers = [(0, None, None)] * plan.size

@@ -188,6 +188,9 @@ class World:
         core, wish = process.core, process.wish
         if isinstance(wish, Call):
             sig = signature(wish.op.kind, wish.op.root)
+            if wish.op.kind is Kind.SHIFT:
+                sent = wish.value.to_bytes(8, "little")
+                return core.collective(Request(Kind.SHIFT, sig, SITE, False, wish.op.root, sent))
             synchronising = wish.op.kind is not Kind.BROADCAST
             return core.collective(Request(wish.op.kind, sig, SITE, synchronising))
         if isinstance(wish, Load):
@@ -211,9 +214,11 @@ class World:
             return None
         if isinstance(wish, Call):
             self._note(f"rank {process.rank} finishes {core.sequence - 1} of v{core.version}")
-            self.on_result(process, wish, value.owner)
+            shifted = value.form == "shift"
+            got = int.from_bytes(value.value, "little") if shifted else value.owner
+            self.on_result(process, wish, got)
             self._point(process, "after", -1)
-            return value.owner
+            return got
         if wish is None:
             process.state = "done"
             return None

@@ -76,7 +76,16 @@ def forgets(boot: Log, steps: Log, *rest: Any) -> Core:
     return Core(ForgetfulLog(boot.budget_bytes), ForgetfulLog(steps.budget_bytes), *rest)
 
 
-@pytest.mark.parametrize("mutant", [CommitsEarly, NeverAgrees, forgets])
+class PassesOnNothing(Core):
+    """A mutant: in a shift that is done once more, who is ahead gives something else."""
+
+    def _pass_on(self, request: Request | None, held: Any, by: int) -> Script[Record | None]:
+        if held is not None:
+            held.result.owner = bytes(8)
+        return (yield from super()._pass_on(request, held, by))
+
+
+@pytest.mark.parametrize("mutant", [CommitsEarly, NeverAgrees, forgets, PassesOnNothing])
 def test_mutants_of_the_protocol_are_caught(mutant: Any) -> None:
     caught = 0
     for seed in range(SCHEDULES):
