@@ -167,10 +167,15 @@ class Share:
 
 @dataclass(frozen=True)
 class Layout:
-    """How an iteration is cut: into so many blocks, one a clock, shuffled inside cells or not."""
+    """How an iteration is cut: into so many blocks, one a clock, shuffled inside cells or not.
+
+    With `whole` a block lists all of its columns, on every worker alike, not only those in which
+    this worker has entries: then blocks of R can travel.
+    """
 
     blocks: int
     shuffled: bool
+    whole: bool = False
 
 
 def choose_layout(
@@ -215,7 +220,7 @@ def share_of(ratings: Ratings, worker: int, workers: int, layout: Layout, seed: 
 
     test = test.take(owner[test.rows] == worker)
     mine = own_col_entries(train.rows, train.cols, owner, worker, ratings.n_cols)
-    used = mine > 0
+    used = (mine > 0) | layout.whole
     used[test.cols] = True
     block_cols = [np.flatnonzero(used & (block_of == block)) for block in range(blocks)]
     col_place = np.zeros(ratings.n_cols, np.int32)
