@@ -32,6 +32,11 @@ Kinds, with the fields that each always has (times and durations in seconds, siz
     together   version, sequence, seconds, sent, received: all ranks are at one place again
     ps_repair  closed, transfers, resume: the parameter server after a repair
     unreplicated  the parameters have one copy only
+    traffic    by, plain_bytes, wire_bytes: so far by this process. "collectives": results taken,
+               and what at least was sent for them (an allreduce over P workers moves 2(P-1)/P of
+               its size a worker), with checkpoints and recovery. "servers": messages sent of the
+               parameter server, before and after their filters
+    resume     version: the job goes on from a durable checkpoint
     staleness  bound (null for none), reads (staleness -> reads): of this worker, at its end
     leave      this process is done
 
@@ -71,6 +76,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "together": ("version", "sequence", "seconds", "sent", "received"),
     "ps_repair": ("closed", "transfers", "resume"),
     "unreplicated": (),
+    "traffic": ("by", "plain_bytes", "wire_bytes"),
+    "resume": ("version",),
     "staleness": ("bound", "reads"),
     "leave": (),
 }

@@ -43,6 +43,7 @@ _TAG = 1
 # A message longer than this goes in pieces (MPI counts bytes in an int).
 _PIECE_BYTES = 1 << 29
 _IDLE_BUFFERS_MAX = 6
+_TELL_EVERY_S = 0.5
 
 
 class Buffers:
@@ -91,6 +92,7 @@ class Driver:
         self.received_bytes = self.sent_bytes = 0
         self.held: list[Any] = []
         self._lost: list[Any] = []
+        self._told_s = 0.0
 
     @property
     def link(self) -> Link:
@@ -98,6 +100,18 @@ class Driver:
         link = self._world.workers
         assert link is not None
         return link
+
+    def tell_traffic(self, last: bool = False) -> None:
+        """Write what this process has moved into the event log: now and then, and at its end."""
+        now = time.monotonic()
+        if not last and now - self._told_s < _TELL_EVERY_S:
+            return
+        self._told_s = now
+        logs = (self._core.boot, self._core.steps)
+        plain = sum(log.nbytes + log.gone_bytes for log in logs)
+        size = self._core.size
+        wire = 2 * plain * (size - 1) // size + self.sent_bytes
+        self._world.event("traffic", by="collectives", plain_bytes=plain, wire_bytes=wire)
 
     def perform(
         self, make_script: Callable[[], Script[T]], execute: Callable[[], Result] | None = None

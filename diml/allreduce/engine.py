@@ -350,12 +350,14 @@ class Engine:
             site, lambda: self._driver.perform(lambda: core.checkpoint(request, kept, mine))
         )
         self._world.committed()
+        self._driver.tell_traffic()
         self._pool.trim(self._world.settings.log_budget_bytes)
         self._durability.keep()
 
     def finish(self) -> None:
         """The last operation of a worker: it helps the others until all have come to it."""
         request = Request(Kind.EXIT, signature(Kind.EXIT), _site())
+        self._driver.tell_traffic(last=True)
         self._long_call(
             request.site, lambda: self._driver.perform(lambda: self._core.leave(request))
         )

@@ -81,6 +81,7 @@ class Log:
         shifts: by sequence, how far each shift went; their results are not alike on all ranks.
         results: by sequence; None where one was dropped.
         nbytes: memory of the results that are held.
+        gone_bytes: of those that were held before, in earlier versions too.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -90,6 +91,7 @@ class Log:
         self.results: list[Result | None] = []
         self.shifts: dict[int, int] = {}
         self.nbytes = 0
+        self.gone_bytes = 0
         self.forgotten = 0
         self._swept = 0
         self._barrier = 0
@@ -157,6 +159,7 @@ class Log:
             if result is not None and result.home is not None and not _recycle(result, result.home):
                 held.append(result)
         self._held = held[-_HELD_MAX:]
+        self.gone_bytes += self.nbytes
         self.signatures, self.sites, self.results, self.shifts = [], [], [], {}
         self.nbytes = self.forgotten = self._swept = self._barrier = 0
 
@@ -166,6 +169,7 @@ class Log:
             return
         self.results[sequence] = None
         self.nbytes -= result.nbytes
+        self.gone_bytes += result.nbytes
         if result.home is not None:
             _recycle(result, result.home)
 

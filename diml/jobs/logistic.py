@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 import diml
 from diml.errors import Misuse
-from diml.jobs import logistic_admm, logistic_lbfgs
+from diml.jobs import logistic_admm, logistic_compare, logistic_lbfgs
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
 from diml.jobs.logistic_batch import Run
 from diml.jobs.logistic_data import Examples, load, share_of, widened
@@ -66,6 +66,10 @@ def parser() -> JobParser:
     tune("--rho", type=real(above=0), default=1e-3, help="admm: first weight of agreeing (1e-3)")
     add("--intercept", action="store_true", help="learn a constant term as well")
     add("--output_prefix", metavar="PREFIX", help="write PREFIX.w and PREFIX.loss")
+    all_ways = "one table of the three ways, each with and without a death (start it alone)"
+    add("--compare", metavar="DIR", nargs="?", const="compare", help=all_ways)
+    tune("--workers", type=at_least(1), help="compare: workers of each run (the cores)")
+    tune("--target", type=real(above=0), default=0.02, help="compare: loss above the best")
     return made
 
 
@@ -176,15 +180,20 @@ def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | No
 
             def report(losses: Losses) -> None:
                 output.write(losses)
-                progress.update(losses.epoch, objective=losses.objective)
+                values = {"objective": losses.objective}
+                if test is not None:
+                    values |= {"test loss": losses.test_loss}
+                    values |= {"test accuracy": losses.test_accuracy}
+                progress.update(losses.epoch, **values)
                 last.append(losses)
 
-            result = training.run(report, output.epochs_written)
-        wall_s = time.perf_counter() - begun
-        job.event(
-            "work", units=training.gradients, unit="examples",
-            seconds=wall_s, waited_s=max(0.0, wall_s - training.seconds),
-        )  # fmt: skip
+            def account() -> None:
+                job.event(
+                    "work", units=training.gradients, unit="examples",
+                    seconds=time.perf_counter() - begun, waited_s=training.waited_s,
+                )  # fmt: skip
+
+            result = training.run(report, output.epochs_written, account)
         if speaks:
             output.finish(result)
             _say(ps, last)
@@ -204,6 +213,8 @@ def _say(ps: ParameterServer, reported: list[Losses]) -> None:
 def main(arguments: Sequence[str]) -> int | None:
     """Run the job on this rank."""
     flags = parse(parser(), arguments)
+    if flags.compare is not None:
+        return logistic_compare.compare(flags)
     on_collectives = ON_COLLECTIVES.get(flags.method)
     with diml.init(flags=vars(flags), servers=0 if on_collectives else 1) as job:
         if on_collectives is None:

@@ -73,12 +73,12 @@ def fit(run: Run, own: Own, common: Common) -> Floats:
 
 def iterate(run: Run, own: Own, common: Common, tolerance: float) -> tuple[Own, Common]:
     """One iteration; one allreduce of d numbers and one of three."""
-    job, workers = run.job, run.job.size
+    workers = run.job.size
     x = fit(run, own, common)
-    mean = job.allreduce(x + own.u) / workers
+    mean = run.allreduce(x + own.u) / workers
     z = shrunk(mean, run.l1, run.l2, workers * common.rho)
     u = own.u + x - z
-    apart, scale, dual_scale = job.allreduce(np.array([(x - z) @ (x - z), x @ x, u @ u]))
+    apart, scale, dual_scale = run.allreduce(np.array([(x - z) @ (x - z), x @ x, u @ u]))
     primal = float(np.sqrt(apart))
     dual = common.rho * float(np.sqrt(workers) * np.linalg.norm(z - common.z))
     least_primal = tolerance * max(float(np.sqrt(scale)), np.sqrt(workers) * np.linalg.norm(z))
@@ -110,5 +110,5 @@ def train(run: Run, flags: Namespace) -> None:
         if common.done or common.steps >= flags.num_iterations:
             break
         own, common = iterate(run, own, common, tolerance)
-        job.checkpoint(common.tree(), {"x": own.x, "u": own.u})
+        run.checkpoint(common.tree(), {"x": own.x, "u": own.u})
     run.finish(losses, common.z)

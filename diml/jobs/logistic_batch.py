@@ -38,22 +38,19 @@ class Output(Protocol):
 
 
 class Part:
-    """A worker's rows. Counts its own passes over them and their seconds."""
+    """A worker's rows. Counts its own passes over them."""
 
     def __init__(self, share: Examples) -> None:
         X = share.X
         self._csr = X.indptr, X.indices, np.ascontiguousarray(X.data, np.float64), share.y
         self.rows = len(share.y)
         self.passes = 0
-        self.seconds = 0.0
 
     def loss_gradient(self, w: Floats) -> Floats:
         """(d+2,) float64: the gradient of the summed loss, then that loss, then the hits."""
-        begun = time.perf_counter()
         sums = np.zeros(len(w) + 2)
         sums[-2:] = add_loss_gradient(*self._csr, w, sums[:-2])
         self.passes += 1
-        self.seconds += time.perf_counter() - begun
         return sums
 
     def loss_and_hits(self, w: Floats) -> tuple[float, int]:
@@ -87,6 +84,20 @@ class Run:
             event=job.event if job.rank == 0 else None,
         )
         self._begun = time.perf_counter()
+        self._waited_s = 0.0
+
+    def allreduce(self, mine: Floats) -> Floats:
+        """The sum over the workers; the time it takes counts as waiting."""
+        begun = time.perf_counter()
+        sums: Floats = self.job.allreduce(mine)
+        self._waited_s += time.perf_counter() - begun
+        return sums
+
+    def checkpoint(self, model: Any, local: Any = None, lazy: bool = False) -> None:
+        """The job's checkpoint; the time it takes counts as waiting."""
+        begun = time.perf_counter()
+        self.job.checkpoint(model, local, lazy)
+        self._waited_s += time.perf_counter() - begun
 
     def penalty(self, w: Floats) -> float:
         """λ₁‖w‖₁ + λ₂‖w‖²/2."""
@@ -94,7 +105,7 @@ class Run:
 
     def smooth(self, w: Floats) -> tuple[float, Floats]:
         """Mean loss + λ₂‖w‖²/2 over all workers' rows, and its gradient; one allreduce."""
-        sums = self.job.allreduce(self.part.loss_gradient(w))
+        sums = self.allreduce(self.part.loss_gradient(w))
         value = float(sums[-2]) / self.total + 0.5 * self.l2 * float(w @ w)
         return value, sums[:-2] / self.total + self.l2 * w
 
@@ -104,7 +115,7 @@ class Run:
         mine[:2] = self.part.loss_and_hits(w)
         if self._test is not None:
             mine[2:] = self._test.loss_and_hits(w)
-        sums = self.job.allreduce(mine)
+        sums = self.allreduce(mine)
         loss, hits = float(sums[0]) / self.total, float(sums[1]) / self.total
         held_out = (math.nan, math.nan)
         if self._test_total:
@@ -126,7 +137,7 @@ class Run:
         wall_s = time.perf_counter() - self._begun
         job.event(
             "work", units=part.passes * part.rows, unit="examples",
-            seconds=wall_s, waited_s=max(0.0, wall_s - part.seconds),
+            seconds=wall_s, waited_s=self._waited_s,
         )  # fmt: skip
 
     def finish(self, losses: Losses, w: Floats) -> None:

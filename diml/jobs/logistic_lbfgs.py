@@ -31,5 +31,5 @@ def train(run: Run, flags: Namespace) -> None:
             break
         state = step(state, run.smooth, run.l1, memory=flags.memory, tolerance=tolerance)
         # States are never changed in place, so the checkpoint may keep a reference.
-        job.checkpoint(state.tree(), lazy=True)
+        run.checkpoint(state.tree(), lazy=True)
     run.finish(losses, state.w)

@@ -143,8 +143,13 @@ class Node:
         """A worker's orderly end: every update acknowledged. Idempotent."""
         if self._client is not None:
             self._client.close()
-            sent = self._port.filters
-            self._world.event("traffic", plain_bytes=sent.plain_bytes, wire_bytes=sent.wire_bytes)
+            self._tell_traffic()
+
+    def _tell_traffic(self) -> None:
+        sent = self._port.filters
+        self._world.event(
+            "traffic", by="servers", plain_bytes=sent.plain_bytes, wire_bytes=sent.wire_bytes
+        )
 
     # Servers and spares ----------------------------------------------------------------------
 
@@ -188,6 +193,7 @@ class Node:
                 if moved:
                     self._strike("after")
             elif port.told_to_leave():
+                self._tell_traffic()
                 self._world.leave_as_told()
                 return
 

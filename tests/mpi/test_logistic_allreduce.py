@@ -16,7 +16,7 @@ JOB = ["-m", "diml.jobs.logistic"]
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data")
 
 
-def _write(path: Path) -> Path:
+def write_examples(path: Path) -> Path:
     """500 examples of a planted model with noise."""
     rng = np.random.default_rng(0)
     w = rng.normal(size=15)
@@ -48,7 +48,7 @@ def _losses(path: Path) -> list[list[str]]:
     [("lbfgs", "1,2,1,0 0,5,0,0 1,6,1,1,inside"), ("admm", "0,3,1,0 1,5,1,0,inside")],
 )
 def test_deaths_change_neither_weights_nor_losses(method: str, drills: str, tmp_path: Path) -> None:
-    data = _write(tmp_path / "x.svm")
+    data = write_examples(tmp_path / "x.svm")
     args = ["--method", method, "--datafile", data, "--l1", "1e-3", "--l2", "1e-3"]
     args += ["--num_iterations", "9"]
     _run(2, *args, "--output_prefix", tmp_path / "calm")
