@@ -356,11 +356,10 @@ class Engine:
 
     def finish(self) -> None:
         """The last operation of a worker: it helps the others until all have come to it."""
+        core, driver = self._core, self._driver
+        driver.tell_traffic(last=True)
         request = Request(Kind.EXIT, signature(Kind.EXIT), _site())
-        self._driver.tell_traffic(last=True)
-        self._long_call(
-            request.site, lambda: self._driver.perform(lambda: self._core.leave(request))
-        )
+        self._long_call(request.site, lambda: driver.perform(lambda: core.leave(request)))
         self._durability.close()
 
     # The long way ----------------------------------------------------------------------------
