@@ -46,8 +46,8 @@ run: install ## matrix factorization on 6 processes, one killed halfway
 	mpirun -n 6 python -m diml.jobs.mf --generate --K 8 --update adagrad --lambda 0.02 \
 	  --num_iterations 60 --servers 1 --spares 1 --drill 1,120,0,0
 
-test: install check ## everything that CI holds, in under 20 minutes
-	python -m pytest -q --durations=20 tests
+test: install check ## everything that CI holds, J (3) tests at a time, in under 20 minutes
+	python -m pytest -q --durations=20 -n $(or $(J),3) --dist loadgroup --no-loadscope-reorder tests
 
 check: install ## format, lint, types, import floors
 	ruff format --check .
@@ -58,8 +58,10 @@ check: install ## format, lint, types, import floors
 sim: install ## 10,000 seeded schedules of failures, without MPI; SEED=n plays one again
 	python -m tests.sim $(if $(SEED),--seed $(SEED),--schedules $(or $(N),10000))
 
-soak: install ## N (20) runs on real MPI, ranks killed from outside at random times
+soak: install ## N (20) runs on real MPI with random kills; then kills of each job, 50 rounds of all
 	python -m tests.drills.soak --runs $(or $(N),20)
+	DIML_TEST_KILL_ROUNDS=50 DIML_PS_KILLS=100 DIML_MF_KILLS=20 python -m pytest -q \
+	  tests/mpi/test_durable.py tests/mpi/test_mf_kills.py tests/drills/test_ps_kills.py -k kill
 
 bench: install ## the side-by-side benchmarks, each a table with ratios
 	@for script in bench/*.py; do echo "== $$script"; python $$script || exit 1; done

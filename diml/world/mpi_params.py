@@ -20,16 +20,22 @@ MPI_SETTINGS: Mapping[str, str] = {
     "async_mpi_finalize": "1",
     # These collectives do not return when a peer dies.
     "coll": "^han,cuda,hcoll,portals4",
+    # Where it finds no fabric it sleeps a second in every MPI_Init, a replacement's too. It serves
+    # one-sided communication, of which there is none here.
+    "btl": "^ofi",
 }
 LAUNCHER_SETTINGS: Mapping[str, str] = {
     # The launcher keeps the job when a process, also a spawned one, dies.
     "state_base_recoverable": "1",
     "state_base_notify_errors": "1",
-    # More ranks than cores, as on a laptop; servers and spares are idle most of the time.
-    "rmaps_default_mapping_policy": ":oversubscribe",
+    # More ranks than cores, as on a laptop; servers and spares are idle most of the time. Dealt out
+    # over the nodes: slot by slot, the first one would be filled with all of them.
+    "rmaps_default_mapping_policy": "node:oversubscribe",
     # Ranks that share cores must not be tied to one.
     "hwloc_default_binding_policy": "none",
 }
+# These save time only: what a user has chosen in their place stays.
+_PREFERENCES = frozenset(("btl",))
 _FILES = (("openmpi-mca-params.conf", MPI_SETTINGS), ("prte-mca-params.conf", LAUNCHER_SETTINGS))
 _BEGIN = "# >>> DiML: fault tolerance (written by `diml doctor --fix`)"
 _END = "# <<< DiML"
@@ -50,7 +56,8 @@ def missing(prefix: Path | None, env: Mapping[str, str]) -> list[str]:
         scheme = "OMPI_MCA_" if settings is MPI_SETTINGS else "PRTE_MCA_"
         for key, value in settings.items():
             # A variable wins over the file.
-            if env.get(scheme + key, in_file.get(key)) != value:
+            found = env.get(scheme + key, in_file.get(key))
+            if found != value and not (found and key in _PREFERENCES):
                 lacking.append(f"{scheme}{key}={value}")
     return lacking
 

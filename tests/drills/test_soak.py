@@ -6,7 +6,7 @@ import pytest
 
 from tests.drills.soak import run_once
 
-RUNS = 20
+RUNS = 8
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
