@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from diml.data.planted import Planted
-from diml.jobs.mf_data import Layout, Ratings, Source, load, share_of
+from diml.jobs.mf_data import Layout, Ratings, share_of
+from diml.jobs.mf_load import Source, load
 from diml.jobs.mf_model import Columns, Model, Rule
 from diml.kernels import mf as kernels
 

@@ -15,6 +15,9 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+from numpy.typing import NDArray
+
 from diml.checkpoint.parts import Parts
 from diml.config import settings_from
 from diml.errors import DimlError, Misuse, PeerFailed, status_of
@@ -214,6 +217,27 @@ class Job:
     def busy(self, seconds: float) -> None:
         """Say that this rank will not call DiML for so long, and is neither late nor hung."""
         self._world.busy(seconds)
+
+    def gather_once(self, array: NDArray[Any]) -> NDArray[Any] | None:
+        """Everybody's flat arrays joined in rank order; None where somebody has died by now.
+
+        Unlike `allgather` it keeps nothing for a replacement, so it suits what is large and can be
+        had in another way, as input that each worker has read a part of. Whoever gets None takes
+        that other way; a replacement always does.
+        """
+        world = self._world
+        if world.epoch or world.incarnation or world.workers is None:
+            return None
+        world.calls.begin("gather_once")
+        try:
+            counts = world.workers.allgather_objects(array.size)
+            joined = np.empty(sum(counts), array.dtype)
+            world.workers.allgatherv(np.ascontiguousarray(array), joined, counts)
+            return joined
+        except PeerFailed:
+            return None
+        finally:
+            world.calls.end()
 
     def parameter_server(self, staleness: int = 0, **options: Any) -> ParameterServer:
         """The parameter server, the same object at every call (see `diml.ps`)."""

@@ -27,6 +27,7 @@ _CHUNK_BYTES = 1 << 24
 _BANNER = b"%%MatrixMarket"
 _BOM = b"\xef\xbb\xbf"
 _SHOWN = 40
+_SIDES = ("row", "column")
 _WRONG = {
     parse.FEW_FIELDS: "fewer than the three fields `row col value`",
     parse.MANY_FIELDS: "more than the three fields `row col value`",
@@ -48,6 +49,7 @@ class Triplets:
         values: float32 (entries,), finite.
         n_rows, n_cols: the shape: as a MatrixMarket header gives it, else one more than the
             largest id that was read.
+        promised: the entries of the whole file as its header gives them; None without a header.
     """
 
     rows: npt.NDArray[np.int64]
@@ -55,6 +57,7 @@ class Triplets:
     values: npt.NDArray[np.float32]
     n_rows: int
     n_cols: int
+    promised: int | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -77,6 +80,7 @@ def read_triplets(
     *,
     one_based: bool = False,
     format: str = "auto",
+    most: int = 2**63 - 1,
 ) -> Triplets:
     """Read the lines that begin in the part-th of `parts` equal byte ranges of a file.
 
@@ -86,29 +90,42 @@ def read_triplets(
             MatrixMarket "coordinate real|integer general".
         one_based: ids of a text file begin at 1 (those of MatrixMarket always do).
         format: "auto" takes a file for MatrixMarket when it begins with %%MatrixMarket.
+        most: ids (0-based) from this one on are refused.
 
     Raises:
-        Misuse: the file cannot be read, has no entries, or has a bad line: one line of text with
-            file, line number and what is wrong.
+        Misuse: the file cannot be read, has no entries (see `check_whole`), or has a bad line: one
+            line of text with file, line number and what is wrong.
     """
     path = Path(path)
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             layout = _layout(path, file, one_based, format)
+            if layout.shape is not None and max(layout.shape) > most:
+                raise Misuse(f"{path}: its header gives a size that is too large: {layout.shape}")
             begin = max(layout.start, size * part // parts)
-            chunks = list(_parsed(path, file, begin, size * (part + 1) // parts, layout))
+            end = size * (part + 1) // parts
+            chunks = list(_parsed(path, file, begin, end, layout, most))
     except OSError as error:
         raise Misuse(f"{path}: cannot read it: {error.strerror or error}") from None
     rows = np.concatenate([chunk[0] for chunk in chunks] or [np.empty(0, np.int64)])
     cols = np.concatenate([chunk[1] for chunk in chunks] or [np.empty(0, np.int64)])
     values = np.concatenate([chunk[2] for chunk in chunks] or [np.empty(0, np.float32)])
-    if parts == 1 and not len(values):
-        raise Misuse(f"{path}: no entries in it")
-    if parts == 1 and layout.entries not in (None, len(values)):
-        raise Misuse(f"{path}: its header promises {layout.entries} entries, it has {len(values)}")
+    if parts == 1:
+        check_whole(path, len(values), layout.entries)
     n_rows, n_cols = layout.shape or (_extent(rows), _extent(cols))
-    return Triplets(rows, cols, values, n_rows, n_cols)
+    return Triplets(rows, cols, values, n_rows, n_cols, layout.entries)
+
+
+def check_whole(path: str | os.PathLike[str], entries: int, promised: int | None) -> None:
+    """Raise Misuse where a file has no entries in all, or not as many as its header promises.
+
+    `read_triplets` does it for a whole file; who reads in parts calls this with their sum.
+    """
+    if not entries:
+        raise Misuse(f"{path}: no entries in it")
+    if promised not in (None, entries):
+        raise Misuse(f"{path}: its header promises {promised} entries, it has {entries}")
 
 
 def _extent(ids: npt.NDArray[np.int64]) -> int:
@@ -116,24 +133,26 @@ def _extent(ids: npt.NDArray[np.int64]) -> int:
 
 
 def _parsed(
-    path: Path, file: BinaryIO, begin: int, end: int, layout: _Layout
+    path: Path, file: BinaryIO, begin: int, end: int, layout: _Layout, most: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
     """The entries of the lines that begin in [begin, end), a chunk at a time."""
     room = (_CHUNK_BYTES + 1) // parse.SHORTEST_LINE + 1
     rows, cols = np.empty(room, np.int64), np.empty(room, np.int64)
     values = np.empty(room, np.float32)
+    sizes = layout.shape or (most, most)
     for start, lines in _whole_lines(path, file, begin, end, layout.start):
         text = np.frombuffer(lines, np.uint8)
         count, bad, wrong = parse.parse_lines(text, rows, cols, values)
         if wrong:
             raise _bad_line(path, file, start + bad, _WRONG[wrong])
-        n_rows, n_cols = layout.shape or (2**63, 2**63)
-        for ids, size in ((rows[:count], n_rows), (cols[:count], n_cols)):
+        for ids, what, size in zip((rows[:count], cols[:count]), _SIDES, sizes, strict=True):
             ids -= layout.first_id
-            outside = np.flatnonzero((ids < 0) | (ids > size - 1))
+            outside = np.flatnonzero((ids < 0) | (ids >= size))
             if len(outside):
                 where = start + _offset_of_entry(lines, int(outside[0]))
-                raise _bad_line(path, file, where, _outside(layout))
+                huge = layout.shape is None and ids[outside[0]] >= 0
+                too_large = f"the {what} id is too large: below {most} is read"
+                raise _bad_line(path, file, where, too_large if huge else _outside(layout))
         yield rows[:count].copy(), cols[:count].copy(), values[:count].copy()
 
 

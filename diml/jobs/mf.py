@@ -25,7 +25,8 @@ from diml.data.planted import Planted
 from diml.data.triplets import FORMATS
 from diml.errors import DimlError, Misuse
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
-from diml.jobs.mf_data import Entries, Facts, Layout, Ratings, Source, choose_layout, load, share_of
+from diml.jobs.mf_data import Entries, Facts, Layout, Ratings, choose_layout
+from diml.jobs.mf_load import Source, load
 from diml.jobs.mf_model import INITS, UPDATES, Rule
 from diml.jobs.mf_output import LossFile, check_writable, write_factor
 from diml.jobs.mf_train import Course, Evaluation, Tables, Training
@@ -267,7 +268,7 @@ def warm_up() -> None:
     parse_lines(np.frombuffer(b"0 0 1", np.uint8), *(np.empty(1, t) for t in ("i8", "i8", "f4")))
     one = np.zeros(1, np.int32)
     entries = Entries(one, one, np.ones(1, np.float32))
-    share_of(Ratings(entries, entries, 1, 1), 0, 1, Layout(1, shuffled=True), seed=0)
+    Ratings(entries, entries, 1, 1).share(0, 1, Layout(1, shuffled=True), seed=0)
 
 
 def train(job: diml.Job, plan: Plan) -> None:
@@ -275,15 +276,14 @@ def train(job: diml.Job, plan: Plan) -> None:
     flags, rule = plan.flags, plan.rule
     if job.rank == 0:
         check_writable(plan.outputs)
-    ratings = load(plan.source)
+    ratings = load(plan.source, job)
     facts = ratings.facts()
     check_size(facts, rule, job.size)
     origin = time.time()
     ps = job.parameter_server(staleness=flags.staleness)
-    col_entries = np.bincount(ratings.train.cols, minlength=ratings.n_cols)
     wanted = flags.num_clocks_per_iter
-    layout = choose_layout(ps.workers, flags.staleness, col_entries, rule.eta(0), wanted)
-    share = share_of(ratings, ps.worker, ps.workers, layout, rule.seed)
+    layout = choose_layout(ps.workers, flags.staleness, ratings.col_entries, rule.eta(0), wanted)
+    share = ratings.share(ps.worker, ps.workers, layout, rule.seed)
     del ratings
     course = Course(flags.num_iterations, layout.blocks, flags.staleness, flags.eval_every)
     tables = Tables.of(ps.table, rule, facts, course, keep_left=plan.prefix is not None)

@@ -1,15 +1,18 @@
 """What matrix factorization trains on: the known entries, and a worker's share of them.
 
-Owns the way from files (or a planted matrix) to the blocks that one worker works through. Every
-worker reads everything and keeps its share, so that a replacement makes the same share again
-without asking anyone. Must not know the parameter server or the update rules.
+Owns the way from known entries to the blocks that one worker works through. Every worker knows
+all entries and keeps its share, so that a replacement makes the same share again without asking
+anyone. Must not know files, the parameter server or the update rules.
 
 Invariant: a row belongs to one worker, a column to one block, both chosen by entry counts alone.
 """
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -18,11 +21,8 @@ import numpy.typing as npt
 
 from diml.data.cells import own_cells, own_col_entries
 from diml.data.partition import balanced
-from diml.data.planted import Planted, planted
-from diml.data.triplets import Triplets, read_triplets
-from diml.errors import Misuse
 
-_MOST_ROWS = 2**31 - 1
+Ids = npt.NDArray[np.int64]
 
 
 class Entries(NamedTuple):
@@ -32,16 +32,29 @@ class Entries(NamedTuple):
     cols: npt.NDArray[np.int32]
     values: npt.NDArray[np.float32]
 
-    def take(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Entries:
+    def take(self, chosen: npt.NDArray[np.bool_] | Ids) -> Entries:
         """The entries at these places."""
         return Entries(self.rows[chosen], self.cols[chosen], self.values[chosen])
+
+
+def joined(parts: list[Entries]) -> Entries:
+    """Parts one after the other; empty arrays where there are none."""
+    if not parts:
+        none = np.empty(0, np.int32)
+        return Entries(none, none.copy(), np.empty(0, np.float32))
+    rows, cols, values = zip(*parts, strict=True)
+    return Entries(np.concatenate(rows), np.concatenate(cols), np.concatenate(values))
 
 
 @dataclass(frozen=True)
 class Facts:
     """What stays known of a matrix once its entries are shared out.
 
-    `mean` is that of the training values; `noise` the planted noise, None for real data.
+    Attributes:
+        mean: of the training values.
+        noise: the planted noise, None for real data.
+        row_ids, col_ids: int64 (n_rows,), (n_cols,), the id in the user's data of each row and
+            column of the model; None where they are the same.
     """
 
     n_rows: int
@@ -49,18 +62,37 @@ class Facts:
     train_entries: int
     test_entries: int
     mean: float
-    noise: float | None
+    noise: float | None = None
+    row_ids: Ids | None = None
+    col_ids: Ids | None = None
 
 
 @dataclass(frozen=True)
 class Ratings:
-    """A matrix to factorize."""
+    """A matrix to factorize, in memory. What `load` of `diml.jobs.mf_load` gives has this face."""
 
     train: Entries
     test: Entries
     n_rows: int
     n_cols: int
     noise: float | None = None
+
+    @cached_property
+    def col_entries(self) -> Ids:
+        """Training entries of each column: int64 (n_cols,)."""
+        return _counts(self.train.cols, self.n_cols)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this data set from others: sizes and a checksum of all entries."""
+        crc = 0
+        for array in (*self.train, *self.test):
+            crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+        return f"{self.n_rows}x{self.n_cols}x{len(self.train.values)} {crc:08x}"
+
+    def share(self, worker: int, workers: int, layout: Layout, seed: int) -> Share:
+        """The part of one worker, in blocks."""
+        return share_of(self, worker, workers, layout, seed)
 
     def facts(self) -> Facts:
         """The matrix without its entries."""
@@ -70,71 +102,38 @@ class Ratings:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where ratings come from: a file or a plan, and what is held out of training."""
-
-    datafile: str | None
-    plan: Planted | None
-    test: str | None = None
-    test_fraction: float = 0.0
-    format: str = "auto"
-    one_based: bool = False
-    seed: int = 0
-
-
-def load(source: Source) -> Ratings:
-    """Read or generate ratings. The same on every rank. Raises Misuse for bad input."""
-    known = _known(source)
-    held_out = None
-    if source.test is not None:
-        held_out = read_triplets(source.test, one_based=source.one_based, format=source.format)
-    n_rows = max(known.n_rows, held_out.n_rows if held_out else 0)
-    n_cols = max(known.n_cols, held_out.n_cols if held_out else 0)
-    for what, size in (("row", n_rows), ("column", n_cols)):
-        if size > _MOST_ROWS:
-            name = source.datafile if size == max(known.n_rows, known.n_cols) else source.test
-            raise Misuse(f"{name}: {what} id {size - 1} is too large: below {_MOST_ROWS} is read")
-    train, test = _narrow(known), _narrow(held_out) if held_out else _narrow(known).take(_none())
-    if source.test_fraction > 0:
-        random = np.random.Generator(np.random.Philox(key=[source.seed % 2**64, 1]))
-        chosen = random.random(len(train.values)) < source.test_fraction
-        train, test = train.take(~chosen), train.take(chosen)
-    if not len(train.values):
-        raise Misuse("no entry is left to train on: lower --test_fraction")
-    return Ratings(train, test, n_rows, n_cols, source.plan.noise if source.plan else None)
-
-
-def _known(source: Source) -> Triplets:
-    if source.plan is not None:
-        return planted(source.plan)
-    assert source.datafile is not None
-    return read_triplets(source.datafile, one_based=source.one_based, format=source.format)
-
-
-def _narrow(read: Triplets) -> Entries:
-    return Entries(read.rows.astype(np.int32), read.cols.astype(np.int32), read.values)
-
-
-def _none() -> npt.NDArray[np.int64]:
-    return np.empty(0, np.int64)
-
-
-class Block(NamedTuple):
+class Block:
     """What a worker does in one clock. Column ids in the entries are places in `cols`.
 
     Attributes:
         cols: int64 (m,), rising: the columns that the entries have.
         col_entries: int64 (m,), this worker's training entries in each of them.
-        train: in the order in which they are worked through.
+        source: gives the training entries, a piece at a time, as often as it is called.
         test: held-out entries whose row and column both have training entries.
         cold: held-out entries whose row or column has none: no factor knows them.
     """
 
-    cols: npt.NDArray[np.int64]
-    col_entries: npt.NDArray[np.int64]
-    train: Entries
+    cols: Ids
+    col_entries: Ids
+    source: Callable[[], Iterator[Entries]]
     test: Entries
     cold: Entries
+
+    def __len__(self) -> int:
+        """Number of training entries."""
+        return int(self.col_entries.sum())
+
+    def pieces(self) -> Iterator[Entries]:
+        """The training entries in the order in which they are worked through.
+
+        The arrays of a piece are valid until the next one is asked for.
+        """
+        return self.source()
+
+    @property
+    def train(self) -> Entries:
+        """All training entries at once, copied: for tests and benchmarks."""
+        return joined([Entries(a.copy(), b.copy(), c.copy()) for a, b, c in self.pieces()])
 
 
 @dataclass(frozen=True)
@@ -149,9 +148,9 @@ class Share:
 
     worker: int
     workers: int
-    row_ids: npt.NDArray[np.int64]
-    row_entries: npt.NDArray[np.int64]
-    all_col_entries: npt.NDArray[np.int64]
+    row_ids: Ids
+    row_entries: Ids
+    all_col_entries: Ids
     blocks: tuple[Block, ...]
 
     def block_at(self, clock: int) -> Block:
@@ -181,7 +180,7 @@ class Layout:
 def choose_layout(
     workers: int,
     staleness: int,
-    col_entries: npt.NDArray[np.int64],
+    col_entries: Ids,
     eta: float,
     blocks: int | None = None,
 ) -> Layout:
@@ -210,8 +209,8 @@ def share_of(ratings: Ratings, worker: int, workers: int, layout: Layout, seed: 
     """This worker's rows and blocks."""
     blocks = layout.blocks
     train, test = ratings.train, ratings.test
-    row_entries = np.bincount(train.rows, minlength=ratings.n_rows).astype(np.int64, copy=False)
-    col_entries = np.bincount(train.cols, minlength=ratings.n_cols).astype(np.int64, copy=False)
+    row_entries = _counts(train.rows, ratings.n_rows)
+    col_entries = ratings.col_entries
     owner = balanced(row_entries, workers)
     block_of = balanced(col_entries, blocks)
     row_ids = np.flatnonzero(owner == worker)
@@ -241,5 +240,15 @@ def share_of(ratings: Ratings, worker: int, workers: int, layout: Layout, seed: 
         if not layout.shuffled:
             entries = entries.take(np.lexsort((entries.cols, entries.rows)))
         here = test_block == block
-        made.append(Block(ids, mine[ids], entries, test.take(here & warm), test.take(here & ~warm)))
+        known, cold = test.take(here & warm), test.take(here & ~warm)
+        made.append(Block(ids, mine[ids], _held(entries), known, cold))
     return Share(worker, workers, row_ids, row_entries[row_ids], col_entries, tuple(made))
+
+
+def _held(entries: Entries) -> Callable[[], Iterator[Entries]]:
+    """The source of a block whose entries are in memory: one piece."""
+    return lambda: iter((entries,))
+
+
+def _counts(ids: npt.NDArray[np.int32], size: int) -> Ids:
+    return np.bincount(ids, minlength=size).astype(np.int64, copy=False)

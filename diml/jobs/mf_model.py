@@ -130,21 +130,20 @@ class Model:
         rule = self.rule
         bias, total = self._unpacked(columns.side)
         factors = (self.left, columns.right, self.row_bias, bias)
-        common = (
-            *block.train,
-            *factors,
-            rule.biased,
-            self._mean,
-            np.float32(2 * rule.eta(iteration)),
-        )
+        model: tuple[Any, ...] = (*factors, rule.biased, self._mean)
         decay = np.float32(rule.decay)
+        kernel: Any
+        last: tuple[Any, ...]
         if rule.update == "petuum":
-            kernels.sgd_petuum(*common, decay)
+            kernel, last = kernels.sgd_petuum, (decay,)
         elif rule.update == "nnz":
-            col_decay = decay / self.share.all_col_entries[block.cols].clip(1).astype(np.float32)
-            kernels.sgd_nnz(*common, self._row_decay, col_decay)
+            entries = self.share.all_col_entries[block.cols].clip(1).astype(np.float32)
+            kernel, last = kernels.sgd_nnz, (self._row_decay, decay / entries)
         else:
-            kernels.sgd_adagrad(*common, decay, self.row_sum, total)
+            kernel, last = kernels.sgd_adagrad, (decay, self.row_sum, total)
+        eta2 = np.float32(2 * rule.eta(iteration))
+        for piece in block.pieces():
+            kernel(*piece, *model, eta2, *last)
         if rule.biased:
             columns.side[:, 0] = bias
         if rule.update == "adagrad":
@@ -167,7 +166,7 @@ class Model:
         if biased:
             penalty += float(weights @ bias.astype(np.float64) ** 2)
         return Sums(
-            kernels.squared_error(*block.train, *model),
+            sum(kernels.squared_error(*entries, *model) for entries in block.pieces()),
             held_out + float(np.sum(np.square(cold, dtype=np.float64))),
             penalty,
         )

@@ -208,7 +208,7 @@ class Training:
         return Columns(right, np.array(self._tables.side.get(block.cols)))
 
     def _descend(self, block: Block, iteration: int) -> None:
-        if not len(block.train.values):
+        if not len(block):
             return
         columns = self._columns(block)
         before = Columns(columns.right.copy(), columns.side.copy())

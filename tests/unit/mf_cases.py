@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from diml.jobs.mf_data import Layout, Ratings, Source, choose_layout, load, share_of
+from diml.jobs.mf_data import Layout, Ratings, choose_layout, share_of
+from diml.jobs.mf_load import Source, load
 from diml.jobs.mf_model import Rule
 from diml.jobs.mf_train import Course, Evaluation, Tables, Training
 from tests.unit.mf_fake import Death, FakeClient, FakeServers

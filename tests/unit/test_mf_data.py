@@ -11,7 +11,8 @@ import pytest
 from diml.data.cells import CELL_COLS
 from diml.data.planted import Planted
 from diml.errors import Misuse
-from diml.jobs.mf_data import Layout, Ratings, Source, choose_layout, load, share_of
+from diml.jobs.mf_data import Layout, Ratings, choose_layout, share_of
+from diml.jobs.mf_load import Source, load
 from tests.unit.mf_cases import SAMPLE, sample
 
 PLAN = Planted(300, 200, 5000, skew=0.7, seed=2)
@@ -127,7 +128,7 @@ def test_a_test_file_may_have_rows_and_columns_of_its_own(tmp_path: Path) -> Non
 def test_ids_beyond_what_a_matrix_can_have_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_text("0 0 1\n1 9223372036854775807 2\n")
-    with pytest.raises(Misuse, match="column id 9223372036854775807 is too large"):
+    with pytest.raises(Misuse, match="line 2: the column id is too large: below 2147483647"):
         load(Source(str(path), None))
 
 

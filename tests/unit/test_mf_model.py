@@ -10,7 +10,8 @@ import pytest
 
 from diml.data.planted import Planted
 from diml.jobs.mf import write_factors
-from diml.jobs.mf_data import Layout, Source, load, share_of
+from diml.jobs.mf_data import Layout, share_of
+from diml.jobs.mf_load import Source, load
 from diml.jobs.mf_model import Model, Rule
 from diml.jobs.mf_train import Tables
 from tests.unit.mf_cases import run

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from diml.data.planted import Planted
-from diml.jobs.mf_data import Ratings, Source, load
+from diml.jobs.mf_data import Ratings
+from diml.jobs.mf_load import Source, load
 from diml.jobs.mf_model import Rule
 from diml.jobs.mf_train import Course
 from tests.unit.mf_cases import REAL, Run, run, sample, sample_matrix
