@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from diml.errors import Shrunk
+
 if TYPE_CHECKING:
     from diml.job import Job, init
 
-__all__ = ["Job", "init"]
+__all__ = ["Job", "Shrunk", "init"]
 
 
 def __getattr__(name: str) -> Any:

@@ -46,6 +46,24 @@ class Resumable(GaveUp):
     exit_status = 75
 
 
+class Shrunk(GaveUp):
+    """Ranks have died, nobody takes their seats, and the job goes on with fewer.
+
+    With `--on-failure shrink` every collective may raise this. The program begins again at
+    `load_checkpoint`, with the new `job.rank` and `job.size` (see `Job.elastic`). Left unhandled
+    it ends the job.
+
+    Attributes:
+        lost: the ranks that are gone, by the numbers that they had when the job began.
+        size: how many workers are left.
+    """
+
+    def __init__(self, lost: tuple[int, ...], size: int) -> None:
+        self.lost, self.size = lost, size
+        words = f"rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))} died"
+        super().__init__(f"{words}; {size} are left, but the program does not handle diml.Shrunk")
+
+
 class CallFailed(PeerFailed):
     """MPI broke a call though nobody need have died: ranks called different things, mostly.
 

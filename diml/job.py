@@ -13,14 +13,14 @@ import os
 import traceback
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diml.checkpoint.parts import Parts
 from diml.config import settings_from
-from diml.errors import DimlError, Misuse, PeerFailed, status_of
+from diml.errors import DimlError, Misuse, PeerFailed, Shrunk, status_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from diml.world.orphan import Guard
     from diml.world.world import World
 
+T = TypeVar("T")
 _INTERRUPTED = 130
 _current: Job | None = None
 
@@ -188,6 +189,31 @@ class Job:
     def repairs(self) -> tuple[float, ...]:
         """Seconds of each repair that this process took part in."""
         return tuple(self._world.repairs)
+
+    @property
+    def inherited(self) -> dict[int, Any]:
+        """After a shrink: local states of lost ranks that this worker is to take care of.
+
+        By the rank that each had when the job began, as of the version that `load_checkpoint`
+        returned; empty from the next checkpoint on. Each lost state is given to one worker.
+        """
+        return self._engine.inherited
+
+    def elastic(self, train: Callable[[], T]) -> T:
+        """Run `train` to its end, again from its load_checkpoint whenever ranks are lost for good.
+
+        For `--on-failure shrink`, in the manner of Horovod's elastic training: `train` reads
+        `job.rank` and `job.size` anew, fetches its part of the data, calls `load_checkpoint` and
+        goes on. Collective; all workers return after the last one is through.
+        """
+        while True:
+            try:
+                result = train()
+                self._engine.meet()
+                return result
+            except Shrunk as shrunk:
+                if self.rank == 0:
+                    self.log(f"{shrunk.size} workers go on without {list(shrunk.lost)}")
 
     @property
     def comm(self) -> Any:

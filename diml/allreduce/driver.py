@@ -32,7 +32,7 @@ from diml.allreduce.effects import (
 from diml.allreduce.log import Result
 from diml.allreduce.recovery import Core
 from diml.allreduce.wire import Bytes, unwrap, wrap
-from diml.errors import CallFailed, PeerFailed
+from diml.errors import CallFailed, PeerFailed, Shrunk
 
 if TYPE_CHECKING:
     from diml.world.link import Link
@@ -119,7 +119,7 @@ class Driver:
         """Run a script to its end, through as many repairs as it takes.
 
         Raises what the script raises (GaveUp, Mismatch), and CallFailed if MPI refuses the call
-        again although all ranks agree on it.
+        again although all ranks agree on it; and Shrunk.
         """
         refusals = 0
         while True:
@@ -134,10 +134,19 @@ class Driver:
                 self.fail(error)
 
     def fail(self, error: PeerFailed) -> None:
-        """Somebody has died: say so in the event log, and repair the world."""
+        """Somebody has died: say so in the event log, and repair the world.
+
+        Raises Shrunk if it has become smaller, so that the program must begin again.
+        """
         version, sequence = self._core.coordinates
         self._world.event("failure", version=version, sequence=sequence, reason=str(error))
+        before = set(self._core.lost)
         self._world.recover()
+        if self._core.restart:
+            self._core.restart = False
+            lost = tuple(sorted(set(self._core.lost) - before))
+            self._world.event("shrunk", lost=lost, size=self._core.size)
+            raise Shrunk(lost, self._core.size)
 
     def run(self, script: Script[T], execute: Callable[[], Result] | None = None) -> T:
         """Run a script once. Raises PeerFailed when an effect fails."""

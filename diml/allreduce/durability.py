@@ -77,7 +77,7 @@ class Durability:
             return
         plan, held = keeper.decide(rode), core.store.committed
         if any(plan.write):
-            state = State(held.version, core.store.model, dict(held.locals), held.uses_local)
+            state = State(held.version, core.store.model, core.locals_by_rank(), held.uses_local)
             keeper.write(plan, state, core.rank, self._world.hosts)
         if plan.stop and self._all_have(lambda: keeper.finished(held.version)):
             keeper.kept(held.version)

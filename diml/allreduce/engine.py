@@ -25,11 +25,11 @@ from diml.allreduce.operation import (
     Array,
     Kind,
     Reducer,
-    Reduction,
     Request,
     reduction,
     signature,
 )
+from diml.allreduce.plan import Plan, native
 from diml.allreduce.protocol import HASH_MASK
 from diml.allreduce.recovery import Core
 from diml.allreduce.wire import pickled, travels_as_array, value_of
@@ -45,18 +45,6 @@ T = TypeVar("T")
 COMPARE_EVERY = 64
 
 
-class _Plan:
-    """All that is known in advance of an allreduce of one op, dtype and shape."""
-
-    __slots__ = ("op", "shelf", "signature", "view")
-
-    def __init__(self, how: Reduction, shape: tuple[int, ...], shelf: list[Result]) -> None:
-        self.signature = signature(Kind.ALLREDUCE, how.code, shape)
-        self.shelf = shelf
-        self.op = how.mpi_op
-        self.view = how.view
-
-
 class Engine:
     """The collectives of one process. Made on every process of the job before it waits."""
 
@@ -70,7 +58,7 @@ class Engine:
         self._core = Core(Log(budget), Log(budget), store, settings.replicas, every)
         self._driver = Driver(world, self._core)
         self._durability = Durability(world, self._core, self._driver)
-        self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
         # Drills and --check take every call the long way.
         self._watched = bool(settings.drills) or settings.check
         self._core.stocked = world.workers is not None and world.epoch == 0
@@ -86,12 +74,20 @@ class Engine:
         """Number of committed checkpoints (0 until load_checkpoint has returned)."""
         return self._core.coordinates[0]
 
+    @property
+    def inherited(self) -> dict[int, Any]:
+        """Local states of lost ranks that this worker goes on with; see `Job.inherited`."""
+        core = self._core
+        return {owner: _decoded(core.store.committed.locals[owner]) for owner in core.inherits}
+
     def _sit_down(self) -> None:
         """Note this process's rank and link, if it is a worker."""
         world = self._world
         self._link = world.workers
         if world.workers is not None:
-            self._core.seat(world.rank, world.hosts, world.incarnation)
+            members = world.membership
+            origins = tuple(seat.origin for seat in members.workers)
+            self._core.seat(world.rank, world.hosts, world.incarnation, origins, members.lost)
 
     def _restore(self) -> None:
         """After each repair: newcomers get the local states that belong on them."""
@@ -170,9 +166,9 @@ class Engine:
         out: Array | None,
         site: Site,
     ) -> Array:
-        source = _native(array)
+        source = native(array)
         how = reduction(op, source.dtype)
-        plan = _Plan(how, source.shape, self._pool.shelf(source.dtype, source.shape))
+        plan = Plan(how, source.shape, self._pool.shelf(source.dtype, source.shape))
         if how.function is None and how.view == source.dtype:
             self._plans[op, source.dtype, source.shape] = plan
         if out is not None and (out.shape != source.shape or out.dtype != source.dtype):
@@ -187,7 +183,7 @@ class Engine:
             if not prepared and prepare is not None:
                 prepare(array)
                 prepared = True
-            send = np.ascontiguousarray(_native(array)).reshape(source.shape)
+            send = np.ascontiguousarray(native(array)).reshape(source.shape)
             return exchange.reduce(self._driver.link, self._pool, how, send, self._driver.held)
 
         request = Request(Kind.ALLREDUCE, plan.signature, site, source.size > 0)
@@ -273,6 +269,14 @@ class Engine:
 
         self._collective(request, execute)
 
+    def meet(self) -> None:
+        """A barrier that all workers pass or none, whoever dies meanwhile."""
+        request = Request(Kind.BARRIER, signature(Kind.BARRIER, 1), _site())
+        none = Result("none", None, 0)
+        self._long_call(
+            request.site, lambda: self._driver.perform(lambda: self._core.meet(request, none))
+        )
+
     # Checkpoints -----------------------------------------------------------------------------
 
     def load_checkpoint(self) -> tuple[int, Any, Any]:
@@ -302,7 +306,7 @@ class Engine:
             held = core.store.committed
         if held.version == 0:
             return 0, None, None
-        local = held.locals.get(core.rank)
+        local = held.locals.get(core.origin)
         return held.version, _decoded(core.store.model()), _decoded(local)
 
     def identify(self, **facts: object) -> None:
@@ -325,7 +329,7 @@ class Engine:
             lazy: keep a reference to the model and copy it only if a worker has to be brought
                 back. The model must then stay unchanged until the last collective before the
                 next checkpoint has returned; if that one has local states, or the job is left,
-                until then. Not together with `local`.
+                until then. Not together with `local`. Without effect under `--on-failure shrink`.
 
         Raises:
             Misuse: load_checkpoint was not called, or the state holds what cannot be kept.
@@ -337,7 +341,7 @@ class Engine:
             raise Misuse("checkpoint: a lazy checkpoint has no local state")
         kind = Kind.CHECKPOINT if local is None else Kind.LOCAL_CHECKPOINT
         request = Request(kind, signature(kind), site)
-        if lazy:
+        if lazy and self._world.settings.on_failure != "shrink":
             codec.check(model, "model")
             kept: Any = lambda: codec.encode(model, "model")  # noqa: E731
         else:
@@ -388,12 +392,6 @@ def _site() -> Site:
     """The call site of the public method that calls this."""
     frame = sys._getframe(2)
     return Site((frame.f_code, frame.f_lasti))
-
-
-def _native(array: Any) -> Array:
-    """As an array in native byte order (a copy only where it is not)."""
-    source = np.asarray(array)
-    return source if source.dtype.isnative else source.astype(source.dtype.newbyteorder("="))
 
 
 def _decoded(state: Any) -> Any:

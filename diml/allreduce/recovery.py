@@ -32,7 +32,6 @@ from diml.allreduce.effects import (
 from diml.allreduce.log import Log, Record, Result, shifted
 from diml.allreduce.operation import Kind, Request, chain
 from diml.allreduce.protocol import (
-    FAR,
     Action,
     Decision,
     Place,
@@ -44,16 +43,13 @@ from diml.allreduce.protocol import (
     offer,
     unpack,
 )
+from diml.allreduce.refresh import ALL_LOST, refresh
 from diml.checkpoint.memory import Store
 from diml.checkpoint.ring import Ring
 from diml.errors import GaveUp
 
-# One rank's deaths in a row at one place after which it is not brought back: its own program
-# kills it. Kills from outside cannot be told from that, so two are not enough to be sure.
-DEATHS_MAX = 4
 # Results that are given to one who is behind, in one go.
 _BATCH_BYTES = 1 << 26
-_ALL_LOST = "no rank is left that was there when it was made"
 
 
 class Core:
@@ -62,6 +58,14 @@ class Core:
     Attributes:
         rank, life, ring: its place, how often that place's holder has died, and the placement of
             replicas; set by `seat`.
+        origins, lost: the number that each rank had when the job began, by rank; and those of
+            the ranks that the job goes on without. Local states are kept by these numbers.
+        settled: `origins` as they were when this rank's state was last brought into order.
+        orphans: lost ranks that the committed version still has local states of.
+        inherits: those of them whose states this rank gives to the program.
+        restart: the ranks have become fewer; the program must begin again at its load.
+        finishing: the program is through.
+        deaths: by rank: the place of its last death, how often in a row, and its life then.
         drilled: (rank, life) of the deaths that are meant.
         loaded: `load_checkpoint` is behind it.
         recovering: the ranks may stand at different places; they agree before each step.
@@ -82,8 +86,15 @@ class Core:
         self.rank = 0
         self.size = 1
         self.life = 0
+        self.seated = False
+        self.origins: tuple[int, ...] = (0,)
+        self.lost: tuple[int, ...] = ()
+        self.settled: tuple[int, ...] = (0,)
+        self.orphans: tuple[int, ...] = ()
+        self.inherits: tuple[int, ...] = ()
+        self.restart = self.finishing = False
         self.drilled: frozenset[tuple[int, int]] = frozenset()
-        self._deaths: dict[int, tuple[int, int, int]] = {}
+        self.deaths: dict[int, tuple[int, int, int]] = {}
         self.ring = Ring.of([""], 0)
         self.loaded = False
         self.recovering = False
@@ -93,10 +104,31 @@ class Core:
         self.rode: list[int] = []
         self._prefetched: dict[Place, Record] = {}
 
-    def seat(self, rank: int, hosts: tuple[str, ...], life: int = 0) -> None:
+    def seat(
+        self,
+        rank: int,
+        hosts: tuple[str, ...],
+        life: int = 0,
+        origins: tuple[int, ...] = (),
+        lost: tuple[int, ...] = (),
+    ) -> None:
         """Take a place among `len(hosts)` ranks, whose holders have died `life` times."""
-        self.rank, self.size, self.life = rank, len(hosts), life
+        first = not self.seated
+        self.rank, self.size, self.life, self.seated = rank, len(hosts), life, True
+        self.origins, self.lost = origins or tuple(range(self.size)), lost
+        if first:
+            self.settled = self.origins
         self.ring = Ring.of(hosts, self.replicas)
+
+    @property
+    def origin(self) -> int:
+        """The rank that this one's place had when the job began."""
+        return self.origins[self.rank]
+
+    def locals_by_rank(self) -> dict[int, Any]:
+        """The local states of the present ranks that this one holds."""
+        held = self.store.committed.locals
+        return {rank: held[o] for rank, o in enumerate(self.origins) if o in held}
 
     @property
     def version(self) -> int:
@@ -141,6 +173,18 @@ class Core:
         self.finish(request, result)
         return result
 
+    def meet(self, request: Request, result: Result) -> Script[None]:
+        """A barrier behind the gate: whoever dies, all pass it or none."""
+        if self.recovering:
+            record = yield from self._settle(request)
+            if record is not None:
+                self.finish(request, record.result)
+                return
+        else:
+            yield from self.compare(request)
+        yield Gate()
+        self.finish(request, result)
+
     def finish(self, request: Request, result: Result) -> None:
         """Record a result; from now on this rank stands behind it."""
         self.trace = chain(self.trace, request.signature)
@@ -172,7 +216,7 @@ class Core:
         if self.recovering and self._lacks_model():
             yield from self._settle(request)
         if self._lacks_model():
-            raise GaveUp(f"the checkpoint of version {self.version} is gone: {_ALL_LOST}")
+            raise GaveUp(f"the checkpoint of version {self.version} is gone: {ALL_LOST}")
         self.loaded = True
         self.trace = 0
 
@@ -181,7 +225,7 @@ class Core:
 
     def checkpoint(self, request: Request, model: Any, local: Any | None) -> Script[None]:
         """Store the replicas, pass the gate, move to the next version."""
-        pending = self.store.prepare(model, self.rank, local)
+        pending = self.store.prepare(model, self.origin, local)
         if self.recovering:
             before = self.version
             yield from self._settle(request)
@@ -190,16 +234,21 @@ class Core:
         else:
             yield from self.compare(request)
         if local is not None:
-            for replica in range(len(self.ring.shifts)):
-                holder = self.ring.holder(self.rank, replica)
-                owner = self.ring.source(self.rank, replica)
-                pending.locals[owner] = yield Swap(local, holder, owner)
+            yield from self.replicate(local, pending.locals)
         yield Point("checkpoint")
         yield Gate()
         self._commit()
 
+    def replicate(self, local: Any, held: dict[int, Any]) -> Script[None]:
+        """Give copies of a local state to the ring; those of others come into `held`."""
+        for replica in range(len(self.ring.shifts)):
+            holder = self.ring.holder(self.rank, replica)
+            owner = self.ring.source(self.rank, replica)
+            held[self.origins[owner]] = yield Swap(local, holder, owner)
+
     def leave(self, request: Request) -> Script[None]:
         """The last operation: until all have come to it, this rank still serves the others."""
+        self.finishing = True
         if self.recovering:
             yield from self._settle(request)
         else:
@@ -211,6 +260,16 @@ class Core:
         self.steps.clear()
         self._prefetched.clear()
         self.trace = 0
+        self.orphans = self.inherits = ()
+
+    def begin_anew(self) -> None:
+        """Stand before the first collective again, the committed version kept."""
+        self.boot.clear()
+        self.steps.clear()
+        self._prefetched.clear()
+        self.deaths.clear()
+        self.trace = 0
+        self.loaded = self.recovering = False
 
     # Recovery --------------------------------------------------------------------------------
 
@@ -274,7 +333,7 @@ class Core:
                 raise GaveUp(lost)
             return (yield from self._pass_on(request if needs else None, held, high_shift - 1))
         given: list[Record] | None
-        given = yield from self._transfer(
+        given = yield from self.transfer(
             needs, found(tuple(offers), lost), lambda: log.following(low.sequence, _BATCH_BYTES)
         )
         if given is None:
@@ -301,13 +360,13 @@ class Core:
         holds = not needs and place.pack() == decision.anchor
         lost = f"the checkpoint of version {decision.version} is gone"
         transfer = found((yield Reduce(offer(self.rank, holds, needs))), lost)
-        model = yield from self._transfer(needs, transfer, self.store.model)
+        model = yield from self.transfer(needs, transfer, self.store.model)
         if needs:
             assert self.version == decision.version
             self.store.adopt(decision.version, model, uses_local=False)
         return needs
 
-    def _transfer(self, needs: bool, transfer: Transfer, payload: Callable[[], Any]) -> Script[Any]:
+    def transfer(self, needs: bool, transfer: Transfer, payload: Callable[[], Any]) -> Script[Any]:
         """From the holder to all who need it: directly if that is one rank, else to everybody.
 
         Returns the payload to those who need it, None to others.
@@ -322,79 +381,5 @@ class Core:
         return (yield Take(transfer.holder)) if needs else None
 
     def refresh(self) -> Script[None]:
-        """Bring every newcomer what it must know and hold; run after each repair.
-
-        That is the committed version, its model (a lazy one is asked for by `load`), and the
-        local states that belong on it. Who has what is found by asking, not by the placement: a
-        holder may itself be new. Raises GaveUp on all ranks alike if something has no holder.
-        """
-        self.recovering = True
-        self.rode = []
-        self.store.drop()
-        known, new = self.store.committed, not self.stocked
-        has_model = known.model is not None and not callable(known.model)
-        holder = FAR - self.rank if has_model else 0
-        place = Place(Stage.STEP, *self.coordinates).pack()
-        stocked = (0, 0, known.version + 1, int(known.uses_local), holder, place, 0)
-        newly = (FAR - self.rank, self.rank + 1, 0, 0, 0, 0, self.life)
-        merged = yield Reduce(newly if new else stocked)
-        yield Point("repair")
-        first, last, version = FAR - merged[0], merged[1] - 1, merged[2] - 1
-        if first == FAR:
-            return
-        if version < 0:
-            raise GaveUp(f"all state is gone: {_ALL_LOST}")
-        if first == last:
-            yield from self._count_death(first, merged[6], merged[5])
-        model = None
-        if version > 0 and merged[4]:
-            transfer = Transfer(FAR - merged[4], first, last)
-            model = yield from self._transfer(new, transfer, lambda: known.model)
-        newcomer, uses_local = first, bool(merged[3])
-        while True:
-            received = (yield from self._stock(newcomer, version)) if uses_local else {}
-            if newcomer == self.rank or (new and not uses_local):
-                self.store.adopt(version, model, uses_local)
-                self.store.committed.locals.update(received)
-                self.stocked = True
-            if newcomer == last or not uses_local:
-                return
-            later = new and self.rank > newcomer
-            (found,) = yield Reduce((FAR - self.rank if later else 0,))
-            newcomer = FAR - found
-
-    def _count_death(self, rank: int, life: int, place: int) -> Script[None]:
-        """Give up, on all ranks alike, if one rank dies again and again at one place."""
-        last_place, count, counted = self._deaths.get(rank, (-1, 0, 0))
-        if counted != life and (rank, life - 1) not in self.drilled:
-            count = count + 1 if place == last_place else 1
-            self._deaths[rank] = (place, count, life)
-        if life < DEATHS_MAX:
-            return
-        # Those who came later have seen fewer of its deaths.
-        (most,) = yield Reduce((count,))
-        if most >= DEATHS_MAX:
-            raise GaveUp(f"rank {rank} died {most} times in a row at {unpack(place)}")
-
-    def _stock(self, newcomer: int, version: int) -> Script[dict[int, Any]]:
-        """Bring a newcomer its local states; returns what this rank received (as a newcomer)."""
-        owners = self.ring.held_by(newcomer)
-        mine = self.store.committed.locals if self.stocked else {}
-        nearest = tuple(
-            -((self.rank - owner) % self.size) if owner in mine else -FAR for owner in owners
-        )
-        merged = yield Reduce(nearest)
-        for owner, negative in zip(owners, merged, strict=True):
-            if negative == -FAR:
-                raise GaveUp(
-                    f"the local state of rank {owner} (version {version}) is lost: rank {owner} "
-                    f"and all {len(self.ring.shifts)} ranks that held its replicas have died"
-                )
-        received: dict[int, Any] = {}
-        for owner, negative in zip(owners, merged, strict=True):
-            source = (owner - negative) % self.size
-            if self.rank == source:
-                yield Give(mine[owner], newcomer)
-            elif self.rank == newcomer:
-                received[owner] = yield Take(source)
-        return received
+        """After each repair: newcomers get their state, and fewer ranks begin anew."""
+        return refresh(self)

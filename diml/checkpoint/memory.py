@@ -19,7 +19,8 @@ class Checkpoint:
     Attributes:
         version: number of checkpoints committed up to this one.
         model: the global state, or a function that makes it when it is asked for (lazy).
-        locals: local states by the rank that they belong to: this rank's and its replicas.
+        locals: local states by their owner (the rank it had when the job began): this rank's and
+            the replicas that it holds.
         uses_local: whether this version has local states at all (the same on every rank).
     """
 

@@ -9,6 +9,7 @@ loses all its rows stays where it is. Start: Arthur and Vassilvitskii, k-means++
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,24 +236,30 @@ def main(arguments: Sequence[str]) -> int | None:
     import diml
 
     with diml.init(flags=vars(flags)) as job:
-        if flags.generate is not None:
-            seed = job.settings.seed or 0
-            rows = generated(flags.generate, flags.columns, flags.k, seed, job.rank, job.size)
-        else:
-            rows = read_rows(flags.datafile, job.rank, job.size)
-        if rows.total < flags.k:
-            raise Misuse(f"--k {flags.k}: there are only {rows.total} rows")
-        model = train(job, rows, flags.k, flags.num_iterations, flags.tolerance)
-        if flags.output is not None:
-            labels = np.full(rows.count, -1, np.int32)
-            iterate(job, rows, model["centres"], labels)
-            everyone = job.allgather(labels)
-            if job.rank == 0:
-                np.savetxt(f"{flags.output}.C", model["centres"], fmt="%.9g")
-                np.savetxt(f"{flags.output}.labels", everyone, fmt="%d")
-        if job.rank == 0:
-            job.log(f"{model['iteration']} iterations, objective {model['inertia']:.9g}")
+        # Where ranks are lost for good, those that are left share the rows out anew.
+        job.elastic(lambda: _cluster(job, flags))
     return 0
+
+
+def _cluster(job: Job, flags: argparse.Namespace) -> None:
+    """Read this rank's rows, train, and write the results."""
+    if flags.generate is not None:
+        seed = job.settings.seed or 0
+        rows = generated(flags.generate, flags.columns, flags.k, seed, job.rank, job.size)
+    else:
+        rows = read_rows(flags.datafile, job.rank, job.size)
+    if rows.total < flags.k:
+        raise Misuse(f"--k {flags.k}: there are only {rows.total} rows")
+    model = train(job, rows, flags.k, flags.num_iterations, flags.tolerance)
+    if flags.output is not None:
+        labels = np.full(rows.count, -1, np.int32)
+        iterate(job, rows, model["centres"], labels)
+        everyone = job.allgather(labels)
+        if job.rank == 0:
+            np.savetxt(f"{flags.output}.C", model["centres"], fmt="%.9g")
+            np.savetxt(f"{flags.output}.labels", everyone, fmt="%d")
+    if job.rank == 0:
+        job.log(f"{model['iteration']} iterations, objective {model['inertia']:.9g}")
 
 
 if __name__ == "__main__":

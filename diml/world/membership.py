@@ -29,10 +29,13 @@ class Seat:
     Attributes:
         uid: the process, numbered from 0 in the order in which processes joined the run.
         incarnation: how many holders of this seat have died before (Rabit's ntrial).
+        origin: the logical rank of this seat when the job began; another one now if the job goes
+            on without some that stood before it.
     """
 
     uid: int
     incarnation: int = 0
+    origin: int = 0
 
 
 class NoSpareLeft(Exception):
@@ -54,12 +57,14 @@ class Membership:
         spares: uids of processes without a seat, in the order in which servers take them. The
             first is the standby (the replica) of a single server, so dead servers take from the
             front and dead workers from the back.
+        lost: origins of the worker seats that were given up.
     """
 
     epoch: int
     workers: tuple[Seat, ...]
     servers: tuple[Seat, ...]
     spares: tuple[int, ...]
+    lost: tuple[int, ...] = ()
 
     @classmethod
     def start(cls, processes: int, servers: int, spares: int) -> Membership:
@@ -76,8 +81,8 @@ class Membership:
             )
         return cls(
             epoch=0,
-            workers=tuple(Seat(uid) for uid in range(workers)),
-            servers=tuple(Seat(workers + i) for i in range(servers)),
+            workers=tuple(Seat(uid, 0, uid) for uid in range(workers)),
+            servers=tuple(Seat(workers + i, 0, i) for i in range(servers)),
             spares=tuple(range(workers + servers, processes)),
         )
 
@@ -98,13 +103,13 @@ class Membership:
         return (self.workers if role is Role.WORKER else self.servers)[index].uid
 
     def drill_number(self, uid: int) -> int:
-        """The number by which a drill names a process: workers, then servers, then spares."""
+        """The number by which a drill names a process: workers, then servers, then spares, as
+        they were numbered when the job began."""
         role, index = self.place_of(uid)
         if role is Role.WORKER:
-            return index
-        if role is Role.SERVER:
-            return len(self.workers) + index
-        return len(self.workers) + len(self.servers) + index
+            return self.workers[index].origin
+        first = len(self.workers) + len(self.lost)
+        return first + index + (len(self.servers) if role is Role.SPARE else 0)
 
     def incarnation_of(self, uid: int) -> int:
         """Incarnation of the seat that a process holds; 0 for a spare."""
@@ -113,32 +118,47 @@ class Membership:
             return 0
         return (self.workers if role is Role.WORKER else self.servers)[index].incarnation
 
-    def refilled(self, alive: Collection[int], joined: Collection[int] = ()) -> Membership:
+    def vacant(self, alive: Collection[int]) -> tuple[tuple[Role, int], ...]:
+        """The seats whose holders are gone, as (role, index) pairs."""
+        seats = ((Role.SERVER, self.servers), (Role.WORKER, self.workers))
+        return tuple(
+            (role, index)
+            for role, held in seats
+            for index, seat in enumerate(held)
+            if seat.uid not in alive
+        )
+
+    def refilled(
+        self, alive: Collection[int], joined: Collection[int] = (), shrink: bool = False
+    ) -> Membership:
         """The next epoch: spares in the dead ones' seats, newcomers behind the other spares.
 
-        Servers are seated first: a lost shard stops every worker, a lost worker only itself.
+        Servers are seated first: a lost shard stops every worker, a lost worker only itself. With
+        `shrink`, workers' seats for which there is no spare are given up, if any worker is left;
+        the later ones move up.
 
         Raises:
             NoSpareLeft: with all the seats that would stay empty.
         """
         spares = [uid for uid in (*self.spares, *joined) if uid in alive or uid in joined]
-        vacant: list[tuple[Role, int]] = []
-
-        def seat_again(role: Role, seats: tuple[Seat, ...], take: int) -> tuple[Seat, ...]:
-            filled = list(seats)
-            for index, seat in enumerate(seats):
-                if seat.uid in alive:
-                    continue
-                if spares:
-                    filled[index] = Seat(spares.pop(take), seat.incarnation + 1)
-                else:
-                    vacant.append((role, index))
-            return tuple(filled)
-
-        servers = seat_again(Role.SERVER, self.servers, 0)
-        workers = seat_again(Role.WORKER, self.workers, -1)
-        if vacant:
-            raise NoSpareLeft(tuple(vacant))
-        return replace(
-            self, epoch=self.epoch + 1, workers=workers, servers=servers, spares=tuple(spares)
+        seats = {Role.SERVER: list(self.servers), Role.WORKER: list(self.workers)}
+        empty: list[tuple[Role, int]] = []
+        for role, index in self.vacant(alive):
+            if not spares:
+                empty.append((role, index))
+                continue
+            seat, take = seats[role][index], 0 if role is Role.SERVER else -1
+            seats[role][index] = replace(
+                seat, uid=spares.pop(take), incarnation=seat.incarnation + 1
+            )
+        given_up = {index for role, index in empty if role is Role.WORKER} if shrink else set()
+        if len(given_up) < len(empty) or len(given_up) == len(self.workers):
+            raise NoSpareLeft(tuple(empty))
+        workers = seats[Role.WORKER]
+        return Membership(
+            epoch=self.epoch + 1,
+            workers=tuple(seat for i, seat in enumerate(workers) if i not in given_up),
+            servers=tuple(seats[Role.SERVER]),
+            spares=tuple(spares),
+            lost=(*self.lost, *(workers[i].origin for i in sorted(given_up))),
         )

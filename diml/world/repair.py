@@ -80,14 +80,20 @@ def first_footing(comm: MPI.Intracomm, membership: Membership) -> Footing:
 class Rebuild:
     """One repair of the links, as seen by one process.
 
-    `phase` is told the name of each step as it begins, for the record of times. `spawner` is None
-    where seats may be filled by spares only; `about` goes into newcomers' Welcome.
+    `phase` is told the name of each step as it begins, for the record of times. `on_failure` is
+    how a gap is filled (see `diml.config`); `spawner` starts processes where that is allowed, and
+    `about` goes into newcomers' Welcome.
     """
 
     def __init__(
-        self, phase: Callable[[str], None], spawner: Spawner | None, about: Callable[[], Any]
+        self,
+        phase: Callable[[str], None],
+        on_failure: str,
+        spawner: Spawner,
+        about: Callable[[], Any],
     ) -> None:
         self._phase = phase
+        self._on_failure = on_failure
         self._spawner = spawner
         self._about = about
 
@@ -160,10 +166,15 @@ class Rebuild:
         while True:
             joined = [uid for uid in self._joined if uid in self._uids]
             try:
-                return self._before.refilled(self._uids, joined)
-            except NoSpareLeft as vacant:
-                reason = f"{vacant} died and no spare is left to take the place"
-            if self._spawner is None:
+                vacant = self._before.vacant(self._uids)
+                if vacant and self._on_failure == "stop":
+                    reason = f"{NoSpareLeft(vacant)} died, and the job was to stop then"
+                    raise Unfilled(reason, self._base.rank == 0)
+                shrink = self._on_failure == "shrink"
+                return self._before.refilled(self._uids, joined, shrink)
+            except NoSpareLeft as empty:
+                reason = f"{empty} died and no spare is left to take the place"
+            if self._on_failure != "respawn":
                 raise Unfilled(reason, self._base.rank == 0)
             self._phase("spawn")
             if not self._grow(self._spawner, reason):

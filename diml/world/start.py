@@ -23,7 +23,7 @@ from diml.world.membership import Membership
 from diml.world.mpi import world_comm
 from diml.world.repair import Rebuild, first_footing
 from diml.world.spawn import Spawner, await_seat
-from diml.world.world import World, may_spawn
+from diml.world.world import World
 
 
 def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None = None) -> World:
@@ -33,7 +33,7 @@ def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None =
         Misuse: the processes are too few for the servers and spares, a launcher started each
             one on its own, or the event log cannot be written.
     """
-    if comm is not None:
+    if comm is not None and settings.on_failure == "respawn":
         # A spawned process would not find its way into a communicator of the caller's.
         settings = replace(settings, on_failure="spare")
     comm = comm if comm is not None else world_comm()
@@ -47,6 +47,8 @@ def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None =
     spares = settings.spares if isinstance(settings.spares, int) else 0
     try:
         membership = Membership.start(comm.Get_size(), servers, spares)
+        if servers and settings.on_failure == "shrink":
+            raise ValueError("--on-failure shrink: a job with servers cannot go on with fewer")
     except ValueError as error:
         raise Misuse(str(error)) from None
     footing = first_footing(comm, membership)
@@ -64,8 +66,8 @@ def start_spawned(settings: Settings) -> World:
     full, welcome = await_seat()
     uid = welcome.uids[-1]
     run, processes = welcome.about
-    spawner = Spawner() if may_spawn(settings) else None
-    footing = Rebuild(lambda step: None, spawner, lambda: None).join(full, welcome)
+    rebuild = Rebuild(lambda step: None, settings.on_failure, Spawner(), lambda: None)
+    footing = rebuild.join(full, welcome)
     events = EventLog(settings.events, run=run, uid=uid)
     return World(settings, footing, events, later_host(uid, run, processes))
 

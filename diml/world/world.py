@@ -53,11 +53,6 @@ class JobEnded(SystemExit):
     """
 
 
-def may_spawn(settings: Settings) -> bool:
-    """Whether empty seats may be filled by new processes."""
-    return settings.on_failure in ("respawn", "shrink")
-
-
 class World:
     """The process among its peers. Made by `diml.world.start.start`, collectively.
 
@@ -210,13 +205,13 @@ class World:
 
     def _repair(self, clock: PhaseClock, rebuild_first: bool) -> None:
         """Rebuild and restore until everyone has come through both alive."""
-        spawner = self._spawner if may_spawn(self.settings) else None
         about = (self._host.run, self._host.processes)
+        on_failure = self.settings.on_failure
         try:
             while True:
                 with self.watchdog.limit(self.settings.repair_deadline_s, "the repair"):
                     if rebuild_first:
-                        rebuild = Rebuild(clock.phase, spawner, lambda: about)
+                        rebuild = Rebuild(clock.phase, on_failure, self._spawner, lambda: about)
                         self.footing = rebuild.run(self.footing)
                     rebuild_first = True
                     self._record_place()
@@ -233,7 +228,7 @@ class World:
 
     def _prepare_spare(self) -> None:
         """With --spares auto, the leader keeps one process ready from the first commit on."""
-        wanted = self.settings.spares == "auto" and may_spawn(self.settings)
+        wanted = self.settings.spares == "auto" and self.settings.on_failure == "respawn"
         if wanted and self.full.rank == 0 and self.full.size > 1 and not self.membership.spares:
             self._spawner.prepare()
 

@@ -28,14 +28,25 @@ class Checker:
     def __init__(self, plan: Plan, replicas: int) -> None:
         self.plan = plan
         self.replicas = replicas
-        self.results, self.finals = twin(plan)
+        self.saves: dict[int, tuple[int, dict[int, int | None]]] = {}
+        self._expect(tuple(range(plan.size)))
         self.world: World | None = None
         self._versions: dict[tuple[int, int], int] = {}
+
+    def _expect(
+        self, origins: tuple[int, ...], start: tuple[int, Any, list[Any]] | None = None
+    ) -> None:
+        """Take the twin's values for these ranks, from this start on, for right."""
+        given = twin(self.plan, start)
+        self.results = given.results
+        self.finals = dict(zip(origins, given.finals, strict=True))
+        for version, (model, locals_) in given.saves.items():
+            self.saves[version] = (model, dict(zip(origins, locals_, strict=True)))
 
     def on_result(self, process: Process, wish: Wish, value: Any) -> None:
         """A rank has finished a call."""
         core = process.core
-        life = (process.rank, process.incarnation)
+        life = (core.origin, process.incarnation)
         if core.version < self._versions.get(life, 0):
             raise Violation(f"rank {process.rank} went back to version {core.version}")
         self._versions[life] = core.version
@@ -56,13 +67,36 @@ class Checker:
         versions = {p.core.version for p in living}
         if len(versions) != 1:
             raise Violation(f"ranks stand at versions {sorted(versions)} after a repair")
+        if any(p.core.restart for p in living):
+            self._on_fewer(living)
         if not living[0].core.store.committed.uses_local:
             return
         for process in living:
             core = process.core
             for owner in core.ring.held_by(process.rank):
-                if owner not in core.store.committed.locals:
+                if core.origins[owner] not in core.store.committed.locals:
                     raise Violation(f"rank {process.rank} lacks its copy of the state of {owner}")
+
+    def _on_fewer(self, living: list[Process]) -> None:
+        """The ranks have become fewer: nothing of the version is lost, and all begin with it."""
+        assert self.world is not None
+        self.plan = self.world.plan
+        first = living[0].core
+        if any(p.core.loaded or p.core.recovering or p.core.sequence for p in living):
+            raise Violation("a rank has not begun anew")
+        if sorted(o for p in living for o in p.core.inherits) != sorted(first.orphans):
+            raise Violation("a lost rank's state is not given to one rank")
+        own = [p.core.store.committed.locals.get(p.core.origin) for p in living]
+        model = first.store.model()
+        if first.version > 0:
+            saved_model, saved = self.saves[first.version]
+            held = {p.core.origin: local for p, local in zip(living, own, strict=True)}
+            for process in living:
+                locals_ = process.core.store.committed.locals
+                held.update({origin: locals_[origin] for origin in process.core.inherits})
+            if model != saved_model or any(saved[origin] != held[origin] for origin in held):
+                raise Violation(f"version {first.version} is not what was saved")
+        self._expect(self.world.origins, (first.version, model, own))
 
     def at_end(self) -> str:
         """The run is over: was the end right? Returns how it ended."""
@@ -70,19 +104,20 @@ class Checker:
         assert world is not None
         if world.ending is None:
             for process in world.processes:
-                if process.state == "done" and process.outcome != self.finals[process.rank]:
+                if process.state == "done" and process.outcome != self.finals[process.core.origin]:
                     raise Violation(f"rank {process.rank} ends with a wrong state")
-            return "finished"
+            return "finished with fewer ranks" if world.lost else "finished"
         text = str(world.ending)
         if "times in a row" in text:
             return "gave up: a rank died again and again at one place"
-        if "spare" in text or "nobody" in text:
+        if "spare" in text or "nobody" in text or "had left" in text:
             return text
         behind = [p for p in world.processes if p.state == "dead" or not p.caught_up]
         witnesses = [p for p in self._living() if p.core.loaded]
         forgetful = any(p.core.boot.forgotten or p.core.steps.forgotten for p in witnesses)
-        if witnesses and len(behind) <= self.replicas and not forgetful:
-            raise Violation(f"gave up with {len(behind)} ranks behind: {text}")
+        lost = len(behind) + len(world.lost)
+        if witnesses and lost <= self.replicas and not forgetful:
+            raise Violation(f"gave up with {lost} ranks behind: {text}")
         return "gave up: more was lost than there are copies"
 
     def _living(self) -> list[Process]:
@@ -128,6 +163,7 @@ def run_schedule(
         replicas=replicas,
         budget_bytes=rng.choice((16, 32, 1 << 30)),
         spares=rng.choice((1, 3, 100)),
+        shrink=rng.random() < 0.2,
         drills=drills,
         kills=kills,
         make_core=make_core,

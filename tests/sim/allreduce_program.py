@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from diml.allreduce.operation import Kind
@@ -96,6 +96,16 @@ def random_plan(rng: random.Random, size: int) -> Plan:
     return Plan(size, ops(3), versions, ops(3))
 
 
+def resized(plan: Plan, size: int) -> Plan:
+    """The program for fewer ranks: roots that are gone give way to others."""
+
+    def fit(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+        return tuple(replace(op, root=op.root % size) for op in ops)
+
+    versions = tuple((fit(ops), mode) for ops, mode in plan.versions)
+    return Plan(size, fit(plan.boot), versions, fit(plan.tail))
+
+
 def run(plan: Plan, rank: int) -> Generator[Wish, Any, tuple[int, int]]:
     """Play the program as one rank; returns its final (model, local).
 
@@ -139,12 +149,27 @@ def run(plan: Plan, rank: int) -> Generator[Wish, Any, tuple[int, int]]:
     return mix(model[0], heard), local
 
 
-def twin(plan: Plan) -> tuple[dict[tuple[int, int, int], list[int]], list[tuple[int, int]]]:
-    """Results by rank of each (stage, version, sequence), and everyone's final state, without
-    failures."""
+@dataclass
+class Twin:
+    """What a program gives without failures.
+
+    Attributes:
+        results: by rank, of each (stage, version, sequence).
+        saves: (model, local states by rank) of each version.
+        finals: everyone's final (model, local).
+    """
+
+    results: dict[tuple[int, int, int], list[int]]
+    saves: dict[int, tuple[int, list[int | None]]]
+    finals: list[tuple[int, int]]
+
+
+def twin(plan: Plan, start: tuple[int, Any, list[Any]] | None = None) -> Twin:
+    """Play a program without failures; `start` is what the load gives: (version, model, local
+    states by rank)."""
+    first_version, model, locals_ = start or (0, None, [None] * plan.size)
     programs = [run(plan, rank) for rank in range(plan.size)]
-    results: dict[tuple[int, int, int], list[int]] = {}
-    finals: list[tuple[int, int]] = []
+    given = Twin({}, {}, [])
     stage, version, sequence = 0, 0, 0
     answers: list[Any] = [None] * plan.size
     while True:
@@ -153,19 +178,21 @@ def twin(plan: Plan) -> tuple[dict[tuple[int, int, int], list[int]], list[tuple[
             try:
                 wishes.append(program.send(answer))
             except StopIteration as end:
-                finals.append(end.value)
-        if finals:
-            assert len(finals) == plan.size
-            return results, finals
+                given.finals.append(end.value)
+        if given.finals:
+            assert len(given.finals) == plan.size
+            return given
         first = wishes[0]
         if isinstance(first, Call):
             values = [wish.value for wish in wishes]
             answers = [result_on(rank, first.op, values) for rank in range(plan.size)]
-            results[stage, version, sequence] = answers
+            given.results[stage, version, sequence] = answers
             sequence += 1
         elif isinstance(first, Load):
-            stage, sequence = 2, 0
-            answers = [(0, None, None)] * plan.size
+            stage, version, sequence = 2, first_version, 0
+            answers = [(version, model, local) for local in locals_]
         else:
             version, sequence = version + 1, 0
+            model = first.model[0] if first.lazy else first.model
+            given.saves[version] = (model, [wish.local for wish in wishes])
             answers = [None] * plan.size

@@ -22,7 +22,7 @@ from diml.checkpoint.memory import Store
 from diml.drill import DrillPlan
 from diml.errors import GaveUp, Mismatch
 from tests.sim.allreduce_network import Comm, Process, Violation
-from tests.sim.allreduce_program import Call, Load, Plan, Wish, run
+from tests.sim.allreduce_program import Call, Load, Plan, Wish, resized, run
 
 SITE = Site((compile("", "program", "exec"), 0))
 
@@ -46,6 +46,7 @@ class World:
         replicas: int,
         budget_bytes: int,
         spares: int,
+        shrink: bool = False,
         drills: DrillPlan,
         kills: set[int],
         make_core: Callable[..., Core] = Core,
@@ -56,7 +57,8 @@ class World:
     ) -> None:
         self.odd = odd
         self.plan, self.rng, self.hosts, self.replicas = plan, rng, hosts, replicas
-        self.budget_bytes, self.spares = budget_bytes, spares
+        self.budget_bytes, self.spares, self.shrink = budget_bytes, spares, shrink
+        self.origins, self.lost = tuple(range(plan.size)), tuple[int, ...]()
         self.drills, self.kills = drills, kills
         self.make_core, self.on_result, self.on_repair = make_core, on_result, on_repair
         self.trace = trace
@@ -73,10 +75,13 @@ class World:
         core = self.make_core(
             Log(self.budget_bytes), Log(self.budget_bytes), Store(), self.replicas, 4
         )
-        core.seat(rank, self.hosts, incarnation)
+        core.seat(rank, self.hosts, incarnation, self.origins, self.lost)
         core.stocked = incarnation == 0
+        return Process(rank, incarnation, core, self._program(rank), self.comm)
+
+    def _program(self, rank: int) -> Any:
         plan = self.odd[1] if self.odd is not None and self.odd[0] == rank else self.plan
-        return Process(rank, incarnation, core, run(plan, rank), self.comm)
+        return run(plan, rank)
 
     # The scheduler ---------------------------------------------------------------------------
 
@@ -200,7 +205,8 @@ class World:
         kind = Kind.CHECKPOINT if wish.local is None else Kind.LOCAL_CHECKPOINT
         model = wish.model
         if wish.lazy:
-            model = lambda: wish.model[0]  # noqa: E731
+            # As the engine does: a job that may become smaller keeps no model by reference.
+            model = wish.model[0] if self.shrink else lambda: wish.model[0]
         return core.checkpoint(Request(kind, signature(kind), SITE), model, wish.local)
 
     def _finished(self, process: Process, value: Any) -> Any:
@@ -225,12 +231,12 @@ class World:
         self.on_result(process, wish, None)
         if isinstance(wish, Load):
             held = core.store.committed
-            return (held.version, core.store.model(), held.locals.get(process.rank))
+            return (held.version, core.store.model(), held.locals.get(core.origin))
         return None
 
     def _point(self, process: Process, name: str, offset: int = 0) -> None:
         version, sequence = process.core.coordinates
-        at = (process.rank, version, sequence + offset, process.incarnation)
+        at = (process.core.origin, version, sequence + offset, process.incarnation)
         if self.drills.strike(*at, name) is not None:
             self._kill(process, name)
 
@@ -317,7 +323,10 @@ class World:
             for process in living:
                 process.state = "running"
                 process.token += 1
-                if process.wish is not None or process.outcome is not None:
+                fresh = process.wish is None and process.outcome is None
+                if process.core.restart or fresh:
+                    self._begin(process)
+                else:
                     process.script = self._script(process)
                 self._ready(process)
         elif "done" not in states:
@@ -325,8 +334,33 @@ class World:
                 self._wait(process)
             self._repair()
 
+    def _give_up_seats(self) -> None:
+        """Go on without the dead for whom there is no spare; the later ranks move up."""
+        dead = [p.rank for p in self.processes if p.state == "dead"]
+        gone = dead[self.spares :]
+        if not self.shrink or not gone or len(gone) == len(self.processes):
+            return
+        kept = [rank for rank in range(len(self.processes)) if rank not in gone]
+        self.lost += tuple(self.origins[rank] for rank in gone)
+        self.origins = tuple(self.origins[rank] for rank in kept)
+        self.hosts = tuple(self.hosts[rank] for rank in kept)
+        self.processes = [self.processes[rank] for rank in kept]
+        self.plan = resized(self.plan, len(kept))
+        for rank, process in enumerate(self.processes):
+            process.rank = rank
+            process.core.seat(rank, self.hosts, process.incarnation, self.origins, self.lost)
+        self._note(f"going on without {gone}")
+
+    def _begin(self, process: Process) -> None:
+        """Start the program: a newcomer's, or that of a rank which is told of fewer ranks."""
+        process.caught_up = process.caught_up or process.core.restart
+        process.core.restart = False
+        process.program = self._program(process.rank)
+        process.wish = process.script = None
+
     def _repair(self) -> None:
         """Fill the seats and let the hooks run."""
+        self._give_up_seats()
         self.comm = Comm(self.plan.size, self.odd is not None)
         for index, process in enumerate(self.processes):
             if process.state == "dead":

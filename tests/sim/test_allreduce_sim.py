@@ -26,6 +26,7 @@ def test_schedules_keep_all_promises_and_every_way_to_die_is_met() -> None:
         endings[verdict.ended] += 1
     assert [point for point in (*POINTS, "idle spare") if not deaths[point]] == []
     assert endings["finished"] > SCHEDULES / 2
+    assert endings["finished with fewer ranks"] > 0
 
 
 def test_a_seed_is_a_schedule() -> None:
@@ -64,6 +65,13 @@ class NeverAgrees(Core):
         self.recovering = False
 
 
+class RemembersTooMuch(Core):
+    """A mutant: with fewer ranks it still answers from the results of the many."""
+
+    def begin_anew(self) -> None:
+        self.loaded = self.recovering = False
+
+
 class ForgetfulLog(Log):
     """A log that has lost every second result."""
 
@@ -85,7 +93,9 @@ class PassesOnNothing(Core):
         return (yield from super()._pass_on(request, held, by))
 
 
-@pytest.mark.parametrize("mutant", [CommitsEarly, NeverAgrees, forgets, PassesOnNothing])
+@pytest.mark.parametrize(
+    "mutant", [CommitsEarly, NeverAgrees, RemembersTooMuch, forgets, PassesOnNothing]
+)
 def test_mutants_of_the_protocol_are_caught(mutant: Any) -> None:
     caught = 0
     for seed in range(SCHEDULES):

@@ -11,7 +11,7 @@ from diml.world.membership import Membership, NoSpareLeft, Role, Seat
 
 def test_the_first_membership_counts_workers_then_servers_then_spares() -> None:
     membership = Membership.start(processes=6, servers=1, spares=1)
-    assert membership.workers == (Seat(0), Seat(1), Seat(2), Seat(3))
+    assert membership.workers == (Seat(0), Seat(1, 0, 1), Seat(2, 0, 2), Seat(3, 0, 3))
     assert membership.servers == (Seat(4),)
     assert membership.spares == (5,)
     assert [membership.drill_number(uid) for uid in range(6)] == list(range(6))
@@ -27,7 +27,7 @@ def test_a_dead_server_takes_the_standby_and_a_dead_worker_the_last_spare() -> N
     membership = Membership.start(processes=7, servers=1, spares=3)  # spares 4, 5, 6
     after = membership.refilled(alive={0, 2, 4, 5, 6})  # worker 1 and the server (uid 3) died
     assert after.servers == (Seat(4, incarnation=1),)
-    assert after.workers == (Seat(0), Seat(6, incarnation=1), Seat(2))
+    assert after.workers == (Seat(0), Seat(6, 1, 1), Seat(2, 0, 2))
     assert after.spares == (5,)
     assert after.epoch == 1
 
@@ -35,8 +35,27 @@ def test_a_dead_server_takes_the_standby_and_a_dead_worker_the_last_spare() -> N
 def test_newcomers_take_seats_when_the_spares_are_used_up() -> None:
     membership = Membership.start(processes=3, servers=0, spares=1)
     after = membership.refilled(alive={0, 3}, joined=[3])  # worker 1 and the spare (uid 2) died
-    assert after.workers == (Seat(0), Seat(3, incarnation=1))
+    assert after.workers == (Seat(0), Seat(3, 1, 1))
     assert after.spares == ()
+
+
+def test_a_job_that_shrinks_gives_up_seats_without_a_spare() -> None:
+    membership = Membership.start(processes=5, servers=0, spares=1)
+    after = membership.refilled(alive={0, 3, 4}, shrink=True)  # workers 1 and 2 died
+    assert after.workers == (Seat(0), Seat(4, 1, 1), Seat(3, 0, 3))
+    assert after.lost == (2,)
+    assert after.drill_number(3) == 3
+    again = after.refilled(alive={3}, shrink=True)
+    assert again.workers == (Seat(3, 0, 3),)
+    assert again.lost == (2, 0, 1)
+    with pytest.raises(NoSpareLeft, match=r"^worker 0$"):
+        again.refilled(alive=set(), shrink=True)
+
+
+def test_a_server_is_not_given_up() -> None:
+    membership = Membership.start(processes=4, servers=1, spares=0)
+    with pytest.raises(NoSpareLeft, match=r"^server 0, worker 1$"):
+        membership.refilled(alive={0, 2}, shrink=True)
 
 
 def test_every_vacant_seat_is_named() -> None:
