@@ -6,9 +6,10 @@ Owns the names of its subcommands and their exit status. Starts no MPI in its ow
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NoReturn
@@ -73,15 +74,24 @@ def _count(text: str) -> int:
     return int(text)
 
 
-# Of jobs that need a server: how many, where `--servers` is not given.
-_SERVERS = {"diml.jobs.mf": 1}
+def _servers_for(program: Sequence[str]) -> int:
+    """How many servers one of DiML's own jobs takes where `--servers` is not given."""
+    if program[0] != "-m" or not program[1].startswith("diml.jobs."):
+        return 0
+    try:
+        job = importlib.import_module(program[1])
+    except ModuleNotFoundError:
+        raise Misuse(f"there is no job {program[1]}") from None
+    asked: Callable[[Sequence[str]], int] | None = getattr(job, "servers_for", None)
+    return asked(program[2:]) if asked is not None else 0
 
 
 def _run(flags: argparse.Namespace) -> int:
     """Run a job under supervision and return the status that it ended with."""
     from diml.world import doctor, mpi_params
+    from diml.world.command import Order, program_words, recovers_inside
     from diml.world.hosts import allocation
-    from diml.world.supervise import Order, Supervisor, program_words, recovers_inside
+    from diml.world.supervise import Supervisor
 
     job = flags.job[1:] if flags.job[:1] == ["--"] else flags.job
     program = program_words(job)
@@ -96,7 +106,7 @@ def _run(flags: argparse.Namespace) -> int:
     servers = flags.servers
     if servers is None:
         alone = flags.n == 1 and not flags.spares
-        servers = 0 if alone else _SERVERS.get(program[1] if program[0] == "-m" else "", 0)
+        servers = 0 if alone else _servers_for(program)
     lacking = mpi_params.missing(doctor.settings_prefix(), os.environ)
     env = {**os.environ, **dict(setting.split("=", 1) for setting in lacking)}
     hydra = not recovers_inside(str(launcher))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from diml.drill import Drill
 from diml.jobs.flags import at_least, job_parser, parse, run_job
+from diml.world import marker
 
 if TYPE_CHECKING:
     from diml.job import Job
@@ -128,7 +129,9 @@ def unfired(drills: Sequence[Drill], events: Sequence[dict[str, Any]], workers: 
 def _own_log() -> Path:
     """A file that all processes of one mpirun on a host agree on without asking each other."""
     run = os.environ.get("PMIX_NAMESPACE", f"alone-{os.getpid()}").partition("@")[0]
-    return Path(tempfile.gettempdir()) / f"diml-drill-{re.sub('[^A-Za-z0-9.-]', '_', run)}.jsonl"
+    # Under `diml run` it goes at the end with all that is there, on hosts of spares alone as well.
+    folder = os.environ.get(marker.MEMORY) or tempfile.gettempdir()
+    return Path(folder) / f"diml-drill-{re.sub('[^A-Za-z0-9.-]', '_', run)}.jsonl"
 
 
 def _report(job: Job, log: Path, identical: bool, seconds: float) -> None:
@@ -167,11 +170,11 @@ def main(arguments: Sequence[str]) -> int | None:
             wanted = zlib.crc32(twin.tobytes())
         identical = digests == [job.broadcast(wanted)] * job.size
         log = Path(job.settings.events)
-        if job.rank == 0:
-            if not job.settings.quiet:
-                _report(job, log, identical, seconds)
-            if log == own_log:
-                log.unlink(missing_ok=True)
+        if job.rank == 0 and not job.settings.quiet:
+            _report(job, log, identical, seconds)
+        job.barrier()
+        if log == own_log:
+            log.unlink(missing_ok=True)  # by every rank: each host has one
     return 0 if identical else 1
 
 

@@ -210,13 +210,18 @@ def _say(ps: ParameterServer, reported: list[Losses]) -> None:
     print(f"logistic: {ps.consistency}, {ps.workers} workers: {text}", flush=True)
 
 
+def servers_for(arguments: Sequence[str]) -> int:
+    """How many servers the job takes where it is not told."""
+    return 1 if parse(parser(), arguments).method in ON_SERVERS else 0
+
+
 def main(arguments: Sequence[str]) -> int | None:
     """Run the job on this rank."""
     flags = parse(parser(), arguments)
     if flags.compare is not None:
         return logistic_compare.compare(flags)
     on_collectives = ON_COLLECTIVES.get(flags.method)
-    with diml.init(flags=vars(flags), servers=0 if on_collectives else 1) as job:
+    with diml.init(flags=vars(flags), servers=servers_for(arguments)) as job:
         if on_collectives is None:
             _train(job, flags, *_read(flags))
             return 0

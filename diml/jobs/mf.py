@@ -302,6 +302,11 @@ def train(job: diml.Job, plan: Plan) -> None:
     print(report.summary(ps.workers, facts.noise, job.repairs), flush=True)
 
 
+def servers_for(arguments: Sequence[str]) -> int:
+    """How many servers the job takes where it is not told."""
+    return 1
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the job with these command-line arguments; its exit status."""
     flags = parse(parser(), arguments)

@@ -1,7 +1,8 @@
 """What a job tells its supervisor: that it can be stopped, how far it is, that it is done.
 
-Owns the folder that `diml run` makes on its host, and names to the job by DIML_SUPERVISED. A
-process on another host does not see the folder and writes nothing. Must not import MPI.
+Owns the words that are left in a folder of the supervisor's host, which the job knows by
+DIML_SUPERVISED. A process on another host does not see the folder and writes nothing. Must not
+import MPI.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ what the job will do.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from dataclasses import replace
@@ -16,6 +17,7 @@ from mpi4py import MPI
 from diml.config import Settings
 from diml.errors import Misuse
 from diml.events import EventLog
+from diml.world import marker, node_memory
 from diml.world.host import first_host, later_host
 from diml.world.launch import refuse_singleton
 from diml.world.link import Link
@@ -51,6 +53,7 @@ def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None =
             raise ValueError("--on-failure shrink: a job with servers cannot go on with fewer")
     except ValueError as error:
         raise Misuse(str(error)) from None
+    _hold_node_memory()
     footing = first_footing(comm, membership)
     full = footing.full
     run = str(full.broadcast_object(uuid.uuid4().hex[:12], 0))
@@ -63,6 +66,7 @@ def start_spawned(settings: Settings) -> World:
 
     The process ends here if it never is. What remains of the repair is `World.join`'s.
     """
+    _hold_node_memory()
     full, welcome = await_seat()
     uid = welcome.uids[-1]
     run, processes = welcome.about
@@ -70,6 +74,15 @@ def start_spawned(settings: Settings) -> World:
     footing = rebuild.join(full, welcome)
     events = EventLog(settings.events, run=run, uid=uid)
     return World(settings, footing, events, later_host(uid, run, processes))
+
+
+def _hold_node_memory() -> None:
+    """Under `diml run`: keep others from clearing this job's folder in the node's memory away."""
+    if folder := os.environ.get(marker.MEMORY):
+        # If there can be none, the checkpoints that were to go there say so.
+        with contextlib.suppress(OSError):
+            node_memory.sweep(Path(folder).parent)
+            node_memory.hold(Path(folder))
 
 
 def _command() -> list[str]:

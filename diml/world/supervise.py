@@ -1,8 +1,8 @@
 """`diml run`: the right mpirun line for where it is, and the job started again when it is lost.
 
-Owns the command line of mpirun, the life of mpirun's process, and the decision what an end means
-(`judge`, pure). That a job is done is known from its own word (`marker`), never from mpirun's exit
-status alone: it is 0 after a lost node. Must not import MPI, nor know what the job does.
+Owns the life of mpirun's process, and the decision what an end means (`judge`, pure). That a job
+is done is known from its own word (`marker`), never from mpirun's exit status alone: it is 0 after
+a lost node. Must not import MPI, nor know what the job does.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 from diml.errors import Misuse, Resumable
-from diml.world import marker
+from diml.world import marker, node_memory
+from diml.world.command import Order, hydra_line, mpirun_line
 from diml.world.hosts import Allocation, Host
 
 _PROBE_S = 20.0  # for a host to answer
@@ -90,83 +89,6 @@ def judge(ends: Sequence[End], max_restarts: int) -> Verdict:
 
 def _shell(status: int) -> int:
     return status if status >= 0 else 128 - status
-
-
-@dataclass(frozen=True)
-class Order:
-    """What to run.
-
-    Attributes:
-        processes: workers, spares and servers together.
-        program: the interpreter's arguments: a module or a script, and the job's own.
-        options: mpirun's own options, before everything else.
-    """
-
-    processes: int
-    program: tuple[str, ...]
-    options: tuple[str, ...] = ()
-
-
-def recovers_inside(launcher: str) -> bool:
-    """Whether the launcher is Open MPI's, under which a job survives the death of a rank.
-
-    Under any other one (MPICH's, a vendor's) the job ends, and is started again.
-    """
-    try:
-        done = subprocess.run([launcher, "--version"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        raise Misuse(f"{launcher}: does not run") from None
-    return "Open MPI" in done.stdout + done.stderr
-
-
-def hydra_line(launcher: str, order: Order, allocation: Allocation) -> list[str]:
-    """The command line of MPICH's launcher, which passes the whole environment to all hosts."""
-    line = [launcher, *order.options, "-n", str(order.processes)]
-    if allocation.hosts:
-        share = -(-order.processes // len(allocation.hosts))
-        line += ["-hosts", ",".join(f"{host.name}:{share}" for host in allocation.hosts)]
-    return [*line, sys.executable, *order.program]
-
-
-def mpirun_line(
-    launcher: str, order: Order, allocation: Allocation, env: Mapping[str, str], names_hosts: bool
-) -> list[str]:
-    """The command line of mpirun.
-
-    Inside Slurm mpirun asks for the hosts itself. Elsewhere, and with `names_hosts` (some have
-    been lost), they are named, each with room for its share of the processes.
-    """
-    line = [launcher, *order.options, "-n", str(order.processes)]
-    hosts = allocation.hosts
-    if hosts and (names_hosts or allocation.system != "Slurm"):
-        share = -(-order.processes // len(hosts))
-        room = (Host(host.name, max(host.slots or 0, share)) for host in hosts)
-        line += ["--host", ",".join(str(host) for host in room)]
-    if len(hosts) > 1:
-        # By slots, mpirun would fill the first host beyond its slots before it takes the next.
-        line += ["--map-by", "node:OVERSUBSCRIBE"]
-        # Only its own variables does mpirun carry to other hosts.
-        for name in sorted(env):
-            if name.startswith("DIML_") or name.endswith("_NUM_THREADS"):
-                line += ["-x", name]
-    return [*line, sys.executable, *order.program]
-
-
-def program_words(job: Sequence[str]) -> tuple[str, ...]:
-    """The interpreter's arguments for a job: a script, or a module (`diml.jobs.mf`).
-
-    Raises Misuse if it is neither.
-    """
-    if not job:
-        raise Misuse("no job given: diml run -n N -- JOB ARGUMENTS")
-    name, arguments = job[0], job[1:]
-    if Path(name).is_file():
-        return (name, *arguments)
-    if name == "-m" and arguments:
-        return tuple(job)
-    if all(part.isidentifier() for part in name.split(".")):
-        return ("-m", name, *arguments)
-    raise Misuse(f"job {name!r}: neither a file nor a module's name")
 
 
 def hosts_left(allocation: Allocation) -> Allocation:
@@ -271,8 +193,12 @@ class Supervisor:
 
     def run(self) -> int:
         """Run the job to its end; returns the exit status to leave with."""
-        folder = Path(tempfile.mkdtemp(prefix="diml-run-"))
-        memory = Path(f"/dev/shm/diml-{os.geteuid()}-{uuid.uuid4().hex[:12]}")
+        for left in node_memory.sweep():
+            self._say(f"removed {left}, which a killed run had left behind")
+        memory = node_memory.new_folder()
+        held = node_memory.hold(memory, supervisor=True)
+        folder = memory / "words"
+        folder.mkdir(mode=0o700)
         told = [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT]
         before = {number: signal.signal(number, self._told) for number in told}
         try:
@@ -280,8 +206,8 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            shutil.rmtree(folder, ignore_errors=True)
             self._forget(memory)
+            os.close(held)
 
     def _told(self, number: int, frame: FrameType | None) -> None:
         self._stop = signal.Signals(number).name

@@ -59,6 +59,19 @@ def test_a_lost_job_goes_on_from_the_memory_of_the_node(tmp_path: Path) -> None:
     assert not memory.exists()
 
 
+def test_what_a_killed_run_has_left_in_memory_is_removed_by_the_next(tmp_path: Path) -> None:
+    with start(tmp_path, 0.1) as running:
+        running.wait_for("^at 3$", timeout_s=90)
+        memory = memory_of(running)
+        running.kill(running.pid)
+        kill_mpirun(running)
+        running.wait(timeout_s=20)
+    assert memory.exists()
+    with start(tmp_path, 0.0) as running:
+        done = running.wait(timeout_s=90).expect(0)
+    assert f"removed {memory}" in done.stderr and not memory.exists()
+
+
 def test_a_signal_ends_it_in_good_order_and_the_next_run_goes_on(tmp_path: Path) -> None:
     wanted = undisturbed(tmp_path)
     directory = {"DIML_CHECKPOINT_DIR": str(tmp_path / "kept")}

@@ -14,17 +14,9 @@ import pytest
 from diml.cli import main
 from diml.errors import Misuse
 from diml.world import doctor
+from diml.world.command import Order, hydra_line, mpirun_line, program_words
 from diml.world.hosts import Allocation, Host
-from diml.world.supervise import (
-    End,
-    Order,
-    Supervisor,
-    hosts_left,
-    hydra_line,
-    judge,
-    mpirun_line,
-    program_words,
-)
+from diml.world.supervise import End, Supervisor, hosts_left, judge
 
 JOB = Order(3, ("-m", "diml.jobs.drill", "--rounds", "2"))
 TWO = (Host("n1", 2), Host("n2", 2))
@@ -184,6 +176,8 @@ _SHOW = 'echo "$2 ${DIML_SERVERS:--} ${DIML_ON_FAILURE:--}"; echo 0 > $DIML_SUPE
         ("Open MPI", ["-n", "2", "--spares", "1", "--servers", "2", "--", "a.b"], "5 2 -"),
         ("Open MPI", ["-n", "2", "--", "diml.jobs.mf", "--K", "3"], "3 1 -"),
         ("Open MPI", ["-n", "1", "diml.jobs.mf"], "1 - -"),
+        ("Open MPI", ["-n", "2", "diml.jobs.logistic", "--datafile", "x"], "3 1 -"),
+        ("Open MPI", ["-n", "2", "diml.jobs.logistic", "--datafile=x", "--method=admm"], "2 - -"),
         ("HYDRA build details", ["-n", "2", "diml.jobs.mf"], "3 1 stop"),
     ],
 )
@@ -213,6 +207,8 @@ def test_spares_and_servers_come_on_top(
         ["-n", "2"],
         ["-n", "2", "--", "diml.jobs.drill", "--spares", "1"],
         ["-n", "2", "--hosts", "/absent", "--", "diml.jobs.drill"],
+        ["-n", "2", "--", "diml.jobs.none"],
+        ["-n", "2", "--", "diml.jobs.logistic", "--bogus"],
         ["-n", "2", "--mpirun", "/bin/echo", "--spares", "1", "--", "diml.jobs.drill"],
         ["-n", "2", "--mpirun", "/absent", "--", "diml.jobs.drill"],
     ],

@@ -1,0 +1,68 @@
+"""The folder in a node's memory that a run under `diml run` keeps checkpoints in.
+
+Owns its name, and the removal of folders that a killed run has left behind. Must not know what is
+in them, nor import MPI.
+
+Whoever uses a folder holds a shared lock on it (`hold`): the supervisor on its own host, and each
+rank on its host. The kernel gives it back when they die, so a folder that can be locked for itself
+alone belongs to nobody who is alive. On the other hosts of a job nobody holds it while a lost job
+is started again; there it must also have been left alone for a while.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+# Where a system has no such memory, a run's folder lies where temporary files do.
+SHARED_MEMORY = next(p for p in (Path("/dev/shm"), Path(tempfile.gettempdir())) if p.is_dir())
+_LEFT_ALONE_S = 3600.0
+# In the folder on the supervisor's host: there a lock that is free is enough.
+_SUPERVISED = ".supervised"
+
+
+def new_folder(parent: Path = SHARED_MEMORY) -> Path:
+    """A name for the folder of a run; it is not made."""
+    return parent / f"diml-{os.geteuid()}-{uuid.uuid4().hex[:12]}"
+
+
+def hold(folder: Path, *, supervisor: bool = False) -> int:
+    """Make a folder if it is not there, and say that it is in use until this process ends.
+
+    Returns the descriptor that holds the lock; closing it gives the lock back.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    if supervisor:
+        os.close(os.open(folder / _SUPERVISED, os.O_CREAT | os.O_WRONLY, 0o600))
+    return descriptor
+
+
+def sweep(parent: Path = SHARED_MEMORY) -> list[Path]:
+    """Remove this user's folders on this host that belong to nobody alive; returns them."""
+    gone = []
+    for folder in sorted(parent.glob(f"diml-{os.geteuid()}-*")):
+        try:
+            status = folder.lstat()
+            if status.st_uid != os.geteuid() or not folder.is_dir() or folder.is_symlink():
+                continue
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue  # another run has just removed it
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone_s = time.time() - status.st_mtime
+            if (folder / _SUPERVISED).exists() or alone_s > _LEFT_ALONE_S:
+                shutil.rmtree(folder, ignore_errors=True)
+                gone.append(folder)
+        except OSError:
+            continue  # in use
+        finally:
+            os.close(descriptor)
+    return gone
