@@ -247,7 +247,8 @@ class ParameterServer:
         self._session.wait(lambda: core.all_acknowledged, "the last clock", core.behind)
         self._closed = True
         seen = {str(staleness): n for staleness, n in sorted(self.staleness_seen.items())}
-        self._event("staleness", bound=self.consistency.staleness, reads=seen)
+        bound = None if self.consistency.model == "asp" else self.consistency.staleness
+        self._event("staleness", bound=bound, reads=seen)
 
     def _refuse_pending(self, what: str) -> None:
         names = self._core.has_pending

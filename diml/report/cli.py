@@ -14,6 +14,7 @@ from typing import NoReturn
 from diml.errors import Misuse
 from diml.events import read_events
 from diml.report.page import comparison, facts, page
+from diml.report.png import draw
 from diml.report.run import Run, run_of, told
 
 
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         "logs", nargs="+", metavar="LOG", help="files of --events; several: compare"
     )
     parser.add_argument("-o", "--output", metavar="FILE", help="the page (LOG with .html)")
+    parser.add_argument("--png", metavar="FILE", help="a picture for papers (needs matplotlib)")
     flags = parser.parse_args(arguments)
     runs = [(name, run_of(read_events(Path(name)))) for name in flags.logs]
     output = Path(flags.output) if flags.output else Path(flags.logs[0]).with_suffix(".html")
@@ -40,6 +42,9 @@ def main(arguments: Sequence[str]) -> int:
     _write(output, text)
     _say(runs)
     print(f"written {output}")
+    if flags.png:
+        draw(runs, Path(flags.png))
+        print(f"written {flags.png}")
     return 0
 
 

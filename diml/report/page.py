@@ -16,6 +16,7 @@ from typing import Any
 from diml.report import svg
 from diml.report.run import Death, Life, Run, span, told
 
+_BINS = 12  # bars of a histogram, at most
 _STYLE = """
 :root { color-scheme: light dark; --page:#fff; --card:#f6f7f9; --ink:#1c2330; --soft:#5a6475;
   --faint:#d5dae2; --bad:#c62828; --c0:#1f6feb; --c1:#e07b00; --c2:#1a8f5a; --c3:#a347ba;
@@ -28,7 +29,7 @@ body { margin:0 auto; max-width:1000px; padding:16px; background:var(--page); co
   font:16px/1.5 system-ui, sans-serif; overflow-wrap:anywhere; }
 h1 { font-size:1.5rem; margin:.2em 0; } h2 { font-size:1.15rem; margin:1.6em 0 .5em; }
 .soft { color:var(--soft); }
-.plots { display:grid; gap:16px;
+.plots, .beside { display:grid; gap:16px; align-items:start;
   grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr)); }
 figure { margin:0; padding:12px; background:var(--card); border-radius:8px; }
 figcaption { font-weight:600; margin-bottom:6px; }
@@ -43,8 +44,8 @@ svg text { font:12px system-ui, sans-serif; fill:var(--soft); }
   height:10px; border-radius:2px; margin-right:5px; }
 .scroll { overflow-x:auto; } table { border-collapse:collapse; font-size:.92rem; }
 th, td { text-align:left; padding:4px 14px 4px 0; border-bottom:1px solid var(--faint);
-  vertical-align:top; } td.n, th.n { text-align:right; }
-code { font:.88em ui-monospace, monospace; }
+  vertical-align:top; } th { white-space:nowrap; } .account td { overflow-wrap:normal; }
+.account td:nth-child(5) { min-width:14em; } .beside td:first-child { overflow-wrap:normal; }
 """
 
 
@@ -55,7 +56,7 @@ def page(run: Run, source: str) -> str:
         svg.lines(name, {name: points}, "seconds since the start", marks)
         for name, points in run.series.items()
     ]
-    plots = [*curves, _throughput(run), _waiting(run), _staleness(run)]
+    plots = [*curves, _throughput(run), _waiting(run), _sent(run), _staleness(run)]
     body = [
         f"<h1>{escape(title_of(run))}</h1>",
         f'<p class="soft">{escape(_summary(run))}</p>',
@@ -65,8 +66,7 @@ def page(run: Run, source: str) -> str:
         "</div>",
         "<h2>What happened</h2>",
         _story(run),
-        _settings(run),
-        _environment(run, source),
+        f'<div class="beside">{_settings(run)}{_environment(run, source)}</div>',
     ]
     return _document(title_of(run), body)
 
@@ -102,6 +102,7 @@ def facts(runs: Sequence[tuple[str, Run]]) -> list[tuple[str, list[str]]]:
         ("wall time", [span(run.seconds) for _, run in runs]),
         ("workers", [str(run.workers) for _, run in runs]),
         *last.items(),
+        ("bytes sent", [svg.size(sum(run.sent.values())) for _, run in runs]),
         ("waiting share", [_share(mean_waiting(run)) for _, run in runs]),
         ("deaths", [str(len(run.deaths)) for _, run in runs]),
         ("in repairs", [span(sum(d.repair_s for d in run.deaths)) for _, run in runs]),
@@ -152,6 +153,8 @@ def _summary(run: Run) -> str:
     if spares:
         words.append(f"{spares} spare{'s' * (spares != 1)} at the start")
     words.append(f"{len(run.deaths)} death{'s' * (len(run.deaths) != 1)}")
+    if run.of > 1:
+        words.append(f"run {run.number} of the {run.of} in its log")
     if not run.finished:
         words.append("did not end in good order")
     return ", ".join(words)
@@ -189,11 +192,29 @@ def _waiting(run: Run) -> str:
     return svg.bars("Share of the time spent waiting", shares, text, most=1.0)
 
 
+def _sent(run: Run) -> str:
+    sent = {f"{role} {rank}": float(nbytes) for (role, rank), nbytes in run.sent.items()}
+    text = {name: svg.size(nbytes) for name, nbytes in sent.items()}
+    return svg.bars("Bytes sent", sent, text)
+
+
 def _staleness(run: Run) -> str:
-    reads = {f"{s} clocks": float(n) for s, n in sorted(run.staleness.items())}
+    reads = {f"{span} clocks": float(n) for span, n in binned(run.staleness).items()}
     text = {name: svg.number(n) for name, n in reads.items()}
     bound = "none" if run.bound is None else str(run.bound)
     return svg.bars(f"Staleness of reads (bound: {bound})", reads, text)
+
+
+def binned(counts: Mapping[int, int]) -> dict[str, int]:
+    """Counts by whole number, in their order; where there are many, by spans: 0, 1, 2-3, 4-7."""
+    if len(counts) <= _BINS:
+        return {str(value): counts[value] for value in sorted(counts)}
+    spans: dict[str, int] = {}
+    for value in sorted(counts):
+        low = 1 << value.bit_length() - 1 if value else 0
+        name = str(low) if low < 2 else f"{low}-{2 * low - 1}"
+        spans[name] = spans.get(name, 0) + counts[value]
+    return spans
 
 
 def _story(run: Run) -> str:
@@ -202,7 +223,7 @@ def _story(run: Run) -> str:
     items = "".join(f"<li>{escape(told(death))}</li>" for death in run.deaths)
     rows = [_death_row(death) for death in run.deaths]
     head = ["who", "died at", "noticed", "repair", "phases", "load", "together again"]
-    return f"<ol>{items}</ol>" + table(head, rows)
+    return f'<ol>{items}</ol><div class="account">{table(head, rows)}</div>'
 
 
 def _death_row(death: Death) -> list[str]:
@@ -222,7 +243,7 @@ def _settings(run: Run) -> str:
     if not settings:
         return ""
     rows = [[name, _plain(value)] for name, value in settings.items()]
-    return "<h2>Settings</h2>" + table(["", ""], rows)
+    return f"<section><h2>Settings</h2>{table(['', ''], rows)}</section>"
 
 
 def _environment(run: Run, source: str) -> str:
@@ -232,7 +253,7 @@ def _environment(run: Run, source: str) -> str:
     if "cores" in run.about:
         rows.append(["cores of the first host", str(run.about["cores"])])
     rows += [[name, str(value)] for name, value in run.about.get("versions", {}).items()]
-    return "<h2>Environment</h2>" + table(["", ""], rows)
+    return f"<section><h2>Environment</h2>{table(['', ''], rows)}</section>"
 
 
 def _differences(runs: Sequence[tuple[str, Run]]) -> str:

@@ -79,7 +79,8 @@ class Work:
 @dataclass
 class Run:
     """One run as its log tells it. `series` has points (time, value) by name; `staleness` how
-    many reads lacked so many clocks; `work` is by worker rank."""
+    many reads lacked so many clocks; `work` is by worker rank, `sent` (bytes) by seat; it is run
+    `number` (from 1) `of` those in its log."""
 
     name: str
     began: float
@@ -94,6 +95,9 @@ class Run:
     work: dict[int, Work] = field(default_factory=dict)
     staleness: dict[int, int] = field(default_factory=dict)
     bound: int | None = None
+    sent: dict[Seat, int] = field(default_factory=dict)
+    number: int = 1
+    of: int = 1
 
     @property
     def workers(self) -> int:
@@ -109,6 +113,7 @@ def run_of(events: Iterable[Event]) -> Run:
     ordered = sorted(events, key=lambda event: float(event["time"]))
     if not ordered:
         raise Misuse("the event log is empty")
+    names = list(dict.fromkeys(event["run"] for event in ordered))
     name = ordered[-1]["run"]
     own = [event for event in ordered if event["run"] == name]
     began = float(own[0]["time"])
@@ -126,6 +131,9 @@ def run_of(events: Iterable[Event]) -> Run:
         finished=finished,
         series=_series(own, began),
         work=_work(own),
+        sent=_sent(own),
+        number=names.index(name) + 1,
+        of=len(names),
     )
     for event in own:
         if event["what"] == "progress":
@@ -159,8 +167,7 @@ def _lives(events: Sequence[Event], began: float) -> list[Life]:
             end = found[number + 1][0] if number + 1 < len(found) else lost.get(uid, last)
             end = max(begin, end)
             lives.append(Life(uid, role, rank, incarnation, begin - began, end - began))
-    order = {"worker": 0, "server": 1, "spare": 2}
-    return sorted(lives, key=lambda life: (order.get(life.role, 3), life.rank, life.begin))
+    return sorted(lives, key=lambda life: (_order(life.seat), life.begin))
 
 
 def _deaths(events: Sequence[Event], began: float, lives: Sequence[Life]) -> list[Death]:
@@ -272,6 +279,25 @@ def _work(events: Sequence[Event]) -> dict[int, Work]:
         units = sum(float(event["units"]) for event in told)
         work[rank] = Work(units, told[-1]["unit"] if told else "", seconds, waiting)
     return work
+
+
+def _sent(events: Sequence[Event]) -> dict[Seat, int]:
+    """Bytes by seat: the last account of each process that had it, added up."""
+    accounts = {
+        (e["role"], e["rank"], e["uid"], e["by"]): int(e["wire_bytes"])
+        for e in events
+        if e["what"] == "traffic"
+    }
+    sent: dict[Seat, int] = defaultdict(int)
+    for (role, rank, *_), nbytes in accounts.items():
+        sent[role, rank] += nbytes
+    return {seat: sent[seat] for seat in sorted(sent, key=_order) if sent[seat]}
+
+
+def _order(seat: Seat) -> tuple[int, int]:
+    """Workers first, then servers, then spares."""
+    roles = (*_SEATED, "spare")
+    return roles.index(seat[0]) if seat[0] in roles else len(roles), seat[1]
 
 
 def told(death: Death) -> str:

@@ -46,6 +46,14 @@ def number(value: float) -> str:
     return f"{value:.6g}"
 
 
+def size(nbytes: float) -> str:
+    """Bytes as a label: 17 B, 44.4 MB."""
+    for least, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if nbytes >= least:
+            return f"{nbytes / least:.3g} {unit}"
+    return f"{nbytes:.0f} B"
+
+
 def lines(
     title: str, series: Mapping[str, Points], x_label: str, marks: Sequence[tuple[float, str]] = ()
 ) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from diml.cli import main
+from diml.report.page import binned
 
 PHASES = {"gate": 0.004, "shrink": 0.002, "restore": 0.006}
 
@@ -88,3 +90,33 @@ def test_what_is_no_event_log_is_refused_with_its_name(
     path.write_text(text)
     assert main(["report", str(path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_many_different_counts_are_put_together() -> None:
+    assert binned({3: 2, 0: 5}) == {"0": 5, "3": 2}
+    many = binned({n: 1 for n in range(20)})
+    assert many == {"0": 1, "1": 1, "2-3": 2, "4-7": 4, "8-15": 8, "16-31": 4}
+
+
+def test_a_log_of_several_runs_says_which_one_is_shown(log: Path) -> None:
+    again = [json.loads(line) | {"run": "s"} for line in log.read_text().splitlines()]
+    later = [event | {"time": event["time"] + 60} for event in again]
+    with log.open("a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in later)
+    page = log.with_suffix(".html")
+    assert main(["report", str(log), "-o", str(page)]) == 0
+    assert "run 2 of the 2 in its log" in page.read_text()
+
+
+def test_a_picture_of_several_runs(log: Path) -> None:
+    picture = log.with_suffix(".png")
+    assert main(["report", str(log), str(log), "--png", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_picture_is_refused_with_what_to_install(
+    log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["report", str(log), "--png", str(log.with_suffix(".png"))]) == 2
+    assert "pip install 'diml[plots]'" in capsys.readouterr().err
