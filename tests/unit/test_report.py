@@ -94,7 +94,7 @@ def test_what_is_no_event_log_is_refused_with_its_name(
 
 def test_many_different_counts_are_put_together() -> None:
     assert binned({3: 2, 0: 5}) == {"0": 5, "3": 2}
-    many = binned({n: 1 for n in range(20)})
+    many = binned(dict.fromkeys(range(20), 1))
     assert many == {"0": 1, "1": 1, "2-3": 2, "4-7": 4, "8-15": 8, "16-31": 4}
 
 
