@@ -1,205 +1,49 @@
-"""Matrix factorization on the parameter server: python -m diml.jobs.mf.
+"""Matrix factorization: python -m diml.jobs.mf.
 
-Owns the command line, the order of the steps, and what worker 0 reports. The data are mf_data's,
-the model mf_model's, the course of the training mf_train's, the files mf_output's.
+Owns the order of the steps from the data to the files. The flags are mf_flags', the data mf_load's
+and mf_data's, the model mf_model's, the training mf_train's (parameter server) and mf_rotate's,
+what is said mf_report's, the files mf_output's.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import time
-from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 import diml
 from diml.data.parse import parse_lines
-from diml.data.planted import Planted
-from diml.data.triplets import FORMATS
-from diml.errors import DimlError, Misuse
-from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
+from diml.errors import Misuse
+from diml.jobs.flags import parse, run_job
 from diml.jobs.mf_data import Entries, Facts, Layout, Ratings, choose_layout
-from diml.jobs.mf_load import Source, load
-from diml.jobs.mf_model import INITS, UPDATES, Rule
-from diml.jobs.mf_output import LossFile, check_writable, write_factor
-from diml.jobs.mf_train import Course, Evaluation, Tables, Training
+from diml.jobs.mf_flags import Plan, parser, plan_of, servers_of
+from diml.jobs.mf_load import load
+from diml.jobs.mf_model import Rule
+from diml.jobs.mf_output import check_writable, write_factor
+from diml.jobs.mf_report import Report
+from diml.jobs.mf_rotate import Passes, Rotation
+from diml.jobs.mf_train import Course, Tables, Training
 from diml.kernels import mf as kernels
-from diml.report.progress import Progress
 
-# A held-out RMSE up to so many times the planted noise meets the noise floor: what is estimated
-# from finite data can come near the noise, not down to it.
-FLOOR_MARGIN = 1.05
-DEFAULT_STEP = {"petuum": 0.5, "nnz": 0.5, "adagrad": 0.05}
-_PLANTED = "12000x3000x2500000"
 _ROWS_AT_ONCE = 1 << 16
 # What a worker notes of each row and column of the whole matrix while it takes its share.
 _BOOKS_BYTES = 64
 
 
-def _planted_size(text: str) -> tuple[int, ...]:
-    if not re.fullmatch("[0-9]+x[0-9]+x[0-9]+", text):
-        raise ArgumentTypeError(f"{text!r} is not ROWSxCOLSxENTRIES")
-    return tuple(map(int, text.split("x")))
+class Factors(NamedTuple):
+    """What the result is read from: tables, or arrays in memory (`Held`).
 
+    left has rows of k numbers and, with biases, b_i; side c_j first (None where there is none).
+    """
 
-def parser() -> JobParser:
-    """The job's command line."""
-    made = job_parser("mf", "Matrix factorization M ~ L R by stochastic gradient descent.")
-    add, tune = made.add_argument, made.tuning.add_argument
-    add("--datafile", metavar="FILE", help="known entries: `row col value` lines or MatrixMarket")
-    add(
-        "--generate",
-        type=_planted_size,
-        metavar="ROWSxCOLSxENTRIES",
-        nargs="?",
-        const=_planted_size(_PLANTED),
-        help=f"train on planted data instead (default {_PLANTED})",
-    )
-    add("--K", type=at_least(1), default=100, help="the rank (default 100)")
-    add("--num_iterations", type=at_least(1), default=100, help="passes (default 100)")
-    add("--output_prefix", metavar="PREFIX", help="write PREFIX.L, PREFIX.R and PREFIX.loss")
-    add("--loss_file", metavar="FILE", help="where the losses go (default PREFIX.loss)")
-    add("--lambda", type=real(least=0), default=0.0, help="the regularizer (default 0)")
-    add("--staleness", type=at_least(0), default=0, help="clocks that a read may lack (default 0)")
-    step = "x of the step x(y+t)^-z (default 0.5); adagrad: the step itself (default 0.05)"
-    add("--init_step_size", type=real(above=0), help=step)
-    add("--step_size_offset", type=real(above=0), default=100.0, help="y (default 100)")
-    add("--step_size_pow", type=real(least=0), default=0.5, help="z (default 0.5)")
-    add("--test", metavar="FILE", help="held-out entries")
-    share = real(least=0, most=0.99)
-    add("--test_fraction", type=share, help="hold out this share (default 0; generated: 0.05)")
-    add("--bias", action="store_true", help="learn the mean and row and column biases as well")
-    add("--update", choices=UPDATES, default="petuum", help="the update rule (default petuum)")
-    add("--init", choices=INITS, default="scaled", help="scaled (default) or petuum: U[-1,1)")
-    add("--format", choices=FORMATS, default="auto", help="of the files (default auto)")
-    add("--one_based", action="store_true", help="ids in text files begin at 1")
-    tune("--eval_every", type=at_least(1), default=1, help="iterations between evaluations")
-    tune("--num_clocks_per_iter", type=at_least(1), help="column blocks (default: by the data)")
-    tune("--planted_rank", type=at_least(1), default=8, help="of generated data (default 8)")
-    tune("--planted_noise", type=real(least=0), default=0.5, help="its noise (default 0.5)")
-    tune("--planted_skew", type=real(least=0), default=0.0, help="its power law (default 0)")
-    return made
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A checked command line."""
-
-    source: Source
-    rule: Rule
-    flags: Namespace
-    prefix: str | None
-    loss_file: Path | None
-
-    @property
-    def outputs(self) -> list[Path]:
-        """All files that will be written."""
-        factors = [Path(f"{self.prefix}.{name}") for name in "LR"] if self.prefix else []
-        return factors + ([self.loss_file] if self.loss_file else [])
-
-
-def plan_of(flags: Namespace, seed: int) -> Plan:
-    """Check the flags against each other. Raises Misuse."""
-    if (flags.datafile is None) == (flags.generate is None):
-        raise Misuse("give either --datafile FILE or --generate")
-    if flags.test is not None and (flags.test_fraction is not None or flags.generate):
-        raise Misuse("--test goes with --datafile and without --test_fraction")
-    planted, fraction = None, flags.test_fraction or 0.0
-    if flags.generate:
-        rows, cols, entries = flags.generate
-        hidden = (flags.planted_rank, flags.planted_noise, flags.planted_skew)
-        planted = Planted(rows, cols, entries, *hidden, seed)
-        fraction = 0.05 if flags.test_fraction is None else fraction
-    files = (flags.test, fraction, flags.format, flags.one_based)
-    rule = Rule(
-        k=flags.K,
-        update=flags.update,
-        decay=vars(flags)["lambda"],
-        init_step_size=flags.init_step_size or DEFAULT_STEP[flags.update],
-        step_size_offset=flags.step_size_offset,
-        step_size_pow=flags.step_size_pow,
-        biased=flags.bias,
-        init=flags.init,
-        seed=seed,
-    )
-    losses = flags.loss_file or (flags.output_prefix and f"{flags.output_prefix}.loss")
-    source = Source(flags.datafile, planted, *files, seed)
-    return Plan(source, rule, flags, flags.output_prefix, Path(losses) if losses else None)
-
-
-class Report:
-    """What worker 0 says while the job runs: the loss file, the progress line, and the end."""
-
-    def __init__(
-        self,
-        training: Training,
-        course: Course,
-        plan: Plan,
-        updates: int,
-        event: Callable[..., None],
-    ) -> None:
-        """`updates` is the number of training entries, `event` writes into the event log."""
-        self._training, self._course, self._updates = training, course, updates
-        self._losses = LossFile(plan.loss_file) if plan.loss_file else None
-        quiet = bool(plan.flags.quiet)
-        self._progress = Progress("mf", course.iterations, quiet=quiet, event=event)
-        self._reported = 0
-        self.last: Evaluation | None = None
-
-    def at_clock(self, clock: int) -> None:
-        """Report the evaluations that have become readable. Raises DimlError for a NaN."""
-        found = self._training.evaluations(self._course.readable(clock, self._reported))
-        for evaluation in found:
-            if self._losses is not None:
-                self._losses.append([evaluation])
-            if not math.isfinite(evaluation.loss):
-                raise DimlError(
-                    f"the loss is {evaluation.loss} after iteration {evaluation.iteration}: lower "
-                    "the step size (divide --init_step_size by 10)"
-                )
-            self._reported, self.last = evaluation.iteration, evaluation
-            shown = {"train_RMSE": evaluation.train_rmse, "held-out_RMSE": evaluation.test_rmse}
-            shown = {name: value for name, value in shown.items() if not math.isnan(value)}
-            self._progress.update(evaluation.iteration, **shown, rate=f"{self.rate:.3g} M/s")
-
-    @property
-    def rate(self) -> float:
-        """Million updates a second up to the last evaluation."""
-        if self.last is None or self.last.seconds <= 0:
-            return 0.0
-        return self._updates * self.last.iteration / self.last.seconds / 1e6
-
-    def close(self) -> None:
-        """End the progress line and the loss file."""
-        self._progress.__exit__(None, None, None)
-        if self._losses is not None:
-            self._losses.close()
-
-    def summary(self, workers: int, noise: float | None, repairs: Sequence[float]) -> str:
-        """The result in words. `repairs` are the seconds that each took."""
-        assert self.last is not None
-        end = self.last
-        lines = [f"train RMSE     {end.train_rmse:.4g}"]
-        if not math.isnan(end.test_rmse):
-            lines.append(f"held-out RMSE  {end.test_rmse:.4g}")
-        work = f"{end.iteration} iterations of {self._updates:,} entries in {end.seconds:.2f} s"
-        lines.append(f"updates        {self.rate:.1f} M/s ({work}, {workers} workers)")
-        if noise and not math.isnan(end.test_rmse):
-            ratio = end.test_rmse / noise
-            met = "met" if ratio <= FLOOR_MARGIN else "NOT met"
-            floor = f"{met}: held-out RMSE is {ratio:.3f} x the planted noise {noise:g}"
-            lines.append(f"noise floor    {floor} (at most {FLOOR_MARGIN} x)")
-        if repairs:
-            took = ", ".join(f"{1000 * seconds:.0f} ms" for seconds in repairs)
-            lines.append(f"recovery       {len(repairs)} x, the job was whole again after {took}")
-        return "\n".join(lines)
+    left: Any
+    right: Any
+    side: Any
 
 
 def factor_rows(table: Any, rows: int) -> Iterator[npt.NDArray[Any]]:
@@ -208,24 +52,24 @@ def factor_rows(table: Any, rows: int) -> Iterator[npt.NDArray[Any]]:
         yield table.get(np.arange(low, min(low + _ROWS_AT_ONCE, rows)))
 
 
-def write_factors(prefix: str, tables: Tables, rule: Rule, facts: Facts) -> None:
+def write_factors(prefix: str, factors: Factors, rule: Rule, facts: Facts) -> None:
     """Write PREFIX.L and PREFIX.R, whose product is the model.
 
     With biases a row of L is (L_i, mean + b_i, 1) and one of R is (R_j, 1, c_j). Without, a row or
     column that has no training entries is written so that its products come as near to the
     training mean, which is predicted there, as K numbers can bring them.
     """
-    left = factor_rows(tables.left, facts.n_rows)
-    right = factor_rows(tables.right, facts.n_cols)
+    left = factor_rows(factors.left, facts.n_rows)
+    right = factor_rows(factors.right, facts.n_cols)
     if rule.biased:
         mean, k = facts.mean, rule.k
         left = (np.insert(rows + mean * (np.arange(k + 1) == k), k + 1, 1, 1) for rows in left)
-        sides = factor_rows(tables.side, facts.n_cols)
+        sides = factor_rows(factors.side, facts.n_cols)
         pairs = zip(right, sides, strict=True)
         right = (np.column_stack([rows, np.ones(len(rows)), side[:, 0]]) for rows, side in pairs)
     else:
-        cold_row = nearest_to(facts.mean, factor_rows(tables.right, facts.n_cols))
-        cold_col = nearest_to(facts.mean, factor_rows(tables.left, facts.n_rows))
+        cold_row = nearest_to(facts.mean, factor_rows(factors.right, facts.n_cols))
+        cold_col = nearest_to(facts.mean, factor_rows(factors.left, facts.n_rows))
         left = (filled(rows, cold_row) for rows in left)
         right = (filled(rows, cold_col) for rows in right)
     write_factor(Path(f"{prefix}.L"), left)
@@ -271,14 +115,47 @@ def warm_up() -> None:
     Ratings(entries, entries, 1, 1).share(0, 1, Layout(1, shuffled=True), seed=0)
 
 
+class Held:
+    """A factor in memory, with the face of a table."""
+
+    def __init__(self, rows: npt.NDArray[np.float32]) -> None:
+        self._rows = rows
+
+    def get(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Rows by id."""
+        return self._rows[ids]
+
+
 def train(job: diml.Job, plan: Plan) -> None:
     """Load, train and report. Every worker comes here; so does a replacement, from the start."""
-    flags, rule = plan.flags, plan.rule
     if job.rank == 0:
         check_writable(plan.outputs)
     ratings = load(plan.source, job)
     facts = ratings.facts()
-    check_size(facts, rule, job.size)
+    check_size(facts, plan.rule, job.size)
+    if job.settings.checkpoint_dir is not None:
+        model = {"K": plan.rule.k, "update": plan.rule.update, "bias": plan.rule.biased}
+        job.identify(data=ratings.fingerprint, engine=plan.flags.engine, **model)
+    report = None
+    if job.rank == 0:
+        iterations, quiet = plan.flags.num_iterations, bool(plan.flags.quiet)
+        updates = facts.train_entries
+        report = Report(plan.loss_file, iterations, updates, quiet=quiet, event=job.event)
+    engine = rotate if plan.flags.engine == "rotate" else with_servers
+    try:
+        ended = engine(job, plan, ratings, facts, report)
+    finally:
+        if report is not None:
+            report.close()
+    if report is not None:
+        print(report.summary(job.size, facts.noise, job.repairs, ended), flush=True)
+
+
+def with_servers(
+    job: diml.Job, plan: Plan, ratings: Ratings, facts: Facts, report: Report | None
+) -> str:
+    """Train with R on the parameter server; why it ended early, or nothing."""
+    flags, rule = plan.flags, plan.rule
     origin = time.time()
     ps = job.parameter_server(staleness=flags.staleness)
     wanted = flags.num_clocks_per_iter
@@ -287,19 +164,29 @@ def train(job: diml.Job, plan: Plan) -> None:
     del ratings
     course = Course(flags.num_iterations, layout.blocks, flags.staleness, flags.eval_every)
     tables = Tables.of(ps.table, rule, facts, course, keep_left=plan.prefix is not None)
-    training = Training(ps, tables, course, facts, share, rule, origin)
-    if ps.worker != 0:
-        training.run(lambda clock: None)
-        return
-    report = Report(training, course, plan, facts.train_entries, job.event)
-    try:
-        training.run(report.at_clock)
-        report.at_clock(course.end)
-    finally:
-        report.close()
+    training = Training(ps, tables, course, facts, share, rule, origin, plan.goal)
+    training.run(report.tell if report is not None else None)
+    if report is not None and plan.prefix is not None:
+        factors = Factors(tables.left, tables.right, tables.side)
+        write_factors(plan.prefix, factors, rule, facts)
+    return training.ended
+
+
+def rotate(job: diml.Job, plan: Plan, ratings: Ratings, facts: Facts, report: Report | None) -> str:
+    """Train by rotation; why it ended early, or nothing."""
+    flags, rule = plan.flags, plan.rule
+    origin = time.time()
+    layout = Layout(job.size, shuffled=True, whole=True)
+    share = ratings.share(job.rank, job.size, layout, rule.seed)
+    del ratings
+    passes = Passes(flags.num_iterations, flags.eval_every, plan.goal, flags.auto_step)
+    training = Rotation(job, facts, share, rule, passes, origin)
+    training.run(report.tell if report is not None else lambda evaluations: None)
     if plan.prefix is not None:
-        write_factors(plan.prefix, tables, rule, facts)
-    print(report.summary(ps.workers, facts.noise, job.repairs), flush=True)
+        factors = training.factors()
+        if factors is not None:
+            write_factors(plan.prefix, Factors(*map(Held, factors)), rule, facts)
+    return training.ended
 
 
 def servers_for(arguments: Sequence[str]) -> int:
@@ -311,7 +198,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the job with these command-line arguments; its exit status."""
     flags = parse(parser(), arguments)
     warm_up()
-    with diml.init(flags=vars(flags), servers=1) as job:
+    with diml.init(flags=vars(flags), servers=servers_of(flags)) as job:
         train(job, plan_of(flags, job.settings.seed))
     return 0
 

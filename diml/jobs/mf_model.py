@@ -99,14 +99,19 @@ class Sums(NamedTuple):
 
 
 class Model:
-    """One worker's rows: left float32 (own rows, k), row_bias and row_sum float32 (own rows,)."""
+    """One worker's rows: left float32 (own rows, k), row_bias and row_sum float32 (own rows,).
+
+    `halvings` is how often the step was halved because it was too large.
+    """
 
     def __init__(self, rule: Rule, share: Share, mean: float, n_rows: int) -> None:
         """Start values. `mean` is that of all training values."""
         self.rule, self.share = rule, share
         self._mean = np.float32(mean)
+        self.halvings = 0
         own = len(share.row_ids)
-        self.left = _start_of_left(rule, share.row_ids, n_rows)
+        spec = TableSpec("L", n_rows, rule.k, init=rule.left_start, seed=rule.seed)
+        self.left = _rows_of(spec, share.row_ids)
         self.left[share.row_entries == 0] = 0
         self.row_bias = np.zeros(own, np.float32)
         self.row_sum = np.zeros(own, np.float32)
@@ -117,13 +122,15 @@ class Model:
 
     def state(self) -> dict[str, Any]:
         """What a replacement of this worker needs."""
-        return {"left": self.left, "row_bias": self.row_bias, "row_sum": self.row_sum}
+        rows = {"left": self.left, "row_bias": self.row_bias, "row_sum": self.row_sum}
+        return {**rows, "halvings": self.halvings}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.left = np.array(state["left"], np.float32)
         self.row_bias = np.array(state["row_bias"], np.float32)
         self.row_sum = np.array(state["row_sum"], np.float32)
+        self.halvings = state["halvings"]
 
     def descend(self, block: Block, columns: Columns, iteration: int) -> None:
         """One pass over the block's training entries: changes own rows and `columns` in place."""
@@ -141,7 +148,7 @@ class Model:
             kernel, last = kernels.sgd_nnz, (self._row_decay, decay / entries)
         else:
             kernel, last = kernels.sgd_adagrad, (decay, self.row_sum, total)
-        eta2 = np.float32(2 * rule.eta(iteration))
+        eta2 = np.float32(2 * rule.eta(iteration) * 0.5**self.halvings)
         for piece in block.pieces():
             kernel(*piece, *model, eta2, *last)
         if rule.biased:
@@ -188,15 +195,20 @@ class Model:
         return bias, total
 
 
-def _start_of_left(
-    rule: Rule, row_ids: npt.NDArray[np.int64], n_rows: int
-) -> npt.NDArray[np.float32]:
-    """Start values of these rows of L, made range by range so that few are held at once."""
-    spec = TableSpec("L", n_rows, rule.k, init=rule.left_start, seed=rule.seed)
-    left = np.empty((len(row_ids), rule.k), np.float32)
-    for low in range(0, n_rows, _ROWS_AT_ONCE):
-        high = min(low + _ROWS_AT_ONCE, n_rows)
-        first, last = np.searchsorted(row_ids, (low, high))
+def start_of_right(rule: Rule, cols: npt.NDArray[np.int64], n_cols: int) -> npt.NDArray[np.float32]:
+    """Start values of these rows of R, then what stands beside them: float32, flat."""
+    flat = np.zeros(len(cols) * (rule.k + rule.side_cols), np.float32)
+    spec = TableSpec("R", n_cols, rule.k, init=rule.right_start, seed=rule.seed)
+    flat[: len(cols) * rule.k] = _rows_of(spec, cols).reshape(-1)
+    return flat
+
+
+def _rows_of(spec: TableSpec, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """First values of these rows (rising ids), made range by range so that few are held at once."""
+    made = np.empty((len(ids), spec.cols), np.float32)
+    for low in range(0, spec.rows, _ROWS_AT_ONCE):
+        high = min(low + _ROWS_AT_ONCE, spec.rows)
+        first, last = np.searchsorted(ids, (low, high))
         if first < last:
-            left[first:last] = first_values(spec, low, high)[row_ids[first:last] - low]
-    return left
+            made[first:last] = first_values(spec, low, high)[ids[first:last] - low]
+    return made

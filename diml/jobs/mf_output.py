@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import numpy.typing as npt
 
 from diml.errors import Misuse
-from diml.jobs.mf_train import Evaluation
+from diml.jobs.mf_evaluation import Evaluation
 
 
 def check_writable(paths: Iterable[Path]) -> None:

@@ -17,14 +17,15 @@ Nobody waits at a barrier: after clock T + 2 s a `get` has everything.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from diml.jobs.mf_data import Block, Facts, Share
+from diml.jobs.mf_evaluation import Evaluation, Goal, too_large
 from diml.jobs.mf_model import Columns, Model, Rule, Sums
 
 _ROWS_AT_ONCE = 1 << 16
@@ -76,6 +77,11 @@ class Course:
         """The clock from which on every read has everything."""
         return self.last_evaluation + self.staleness + 1
 
+    def ending(self, clock: int) -> Course:
+        """The course that ends with the iteration that is under way in this clock."""
+        iterations = min(-(-clock // self.blocks), self.iterations)
+        return replace(self, iterations=max(iterations, 1))
+
     def evaluated(self, clock: int) -> int | None:
         """The iteration (1-based) that is evaluated at the start of this clock, if one is."""
         if clock == self.last_evaluation:
@@ -118,24 +124,13 @@ class Tables:
         )
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """One line of the loss file. Errors are root mean squares; NaN where nothing is held out.
-
-    `seconds` is wall time of the training on worker 0, evaluations (`eval_seconds`) not counted.
-    """
-
-    iteration: int
-    seconds: float
-    train_rmse: float
-    test_rmse: float
-    objective: float
-    loss: float
-    eval_seconds: float
-
-
 class Training:
-    """One worker's training. `run` does it; `evaluations` reads what all workers found."""
+    """One worker's training.
+
+    Attributes:
+        evaluations: read so far: all on worker 0; on the others none, unless there is a goal.
+        ended: why training ended early, or empty.
+    """
 
     def __init__(
         self,
@@ -146,34 +141,65 @@ class Training:
         share: Share,
         rule: Rule,
         origin: float,
+        goal: Goal,
     ) -> None:
         """`origin` is the wall-clock time (s since the epoch) from which `seconds` counts."""
         self._ps, self._tables, self._course = ps, tables, course
         self._model = Model(rule, share, facts.mean, facts.n_rows)
         self._share, self._rule = share, rule
-        self._entries = facts.train_entries, facts.test_entries
+        self._facts, self._goal = facts, goal
         self._origin = origin
         self._eval_seconds = 0.0
+        self._read_up_to = 0
+        self.evaluations: list[Evaluation] = []
+        self.ended = ""
         if ps.local is not None:
             self._model.restore(ps.local)
             self._origin = ps.local["origin"]
             self._eval_seconds = ps.local["eval_seconds"]
 
-    def run(self, at_clock: Callable[[int], None]) -> None:
-        """Train from `ps.clock_now` to the end; `at_clock` is called as each clock begins."""
-        course, ps = self._course, self._ps
-        while (clock := ps.clock_now) < course.end:
-            at_clock(clock)
-            iteration = course.evaluated(clock)
+    def run(self, report: Callable[[Sequence[Evaluation]], None] | None) -> None:
+        """Train from `ps.clock_now` to the end. `report` (worker 0's) is told of all evaluations
+        so far, whenever one has become readable.
+
+        Raises DimlError where the model is no longer finite.
+        """
+        ps = self._ps
+        watches = report is not None or self._goal != Goal()
+        while True:
+            clock = ps.clock_now
+            if watches and self._read(clock) and report is not None:
+                report(self.evaluations)
+            if clock >= self._course.end:
+                return
+            iteration = self._course.evaluated(clock)
             if iteration is not None:
                 self._evaluate(iteration)
-            if clock < course.trained:
-                self._descend(self._share.block_at(clock), clock // course.blocks)
-            elif clock == course.last_evaluation:
+            if clock < self._course.trained:
+                self._descend(self._share.block_at(clock), clock // self._course.blocks)
+            elif clock == self._course.last_evaluation:
                 self._hand_over()
             ps.clock(local=self._state())
 
-    def evaluations(self, iterations: list[int]) -> list[Evaluation]:
+    def _read(self, clock: int) -> bool:
+        """Take what has become readable; end early where that reaches the goal.
+
+        A replacement lives through all clocks again up to its own, so that its course ends with
+        that of the others.
+        """
+        before = len(self.evaluations)
+        for past in range(self._read_up_to, clock + 1):
+            after = self.evaluations[-1].iteration if self.evaluations else 0
+            for evaluation in self._found(self._course.readable(past, after)):
+                if not evaluation.finite:
+                    raise too_large(evaluation)
+                self.evaluations.append(evaluation)
+                if not self.ended and (why := self._goal.reached(self.evaluations)):
+                    self.ended, self._course = why, self._course.ending(past)
+        self._read_up_to = clock + 1
+        return len(self.evaluations) > before
+
+    def _found(self, iterations: list[int]) -> list[Evaluation]:
         """Read the evaluations of these iterations, which must be readable by now."""
         if not iterations:
             return []
@@ -185,16 +211,9 @@ class Training:
 
     def _evaluation(self, iteration: int, sums: dict[str, float]) -> Evaluation:
         assert sums["workers"] == self._ps.workers, "an evaluation was read before its time"
-        train, test = self._entries
-        return Evaluation(
-            iteration,
-            sums["seconds"],
-            (sums["squares"] / train) ** 0.5,
-            (sums["held_out"] / test) ** 0.5 if test else float("nan"),
-            sums["squares"] + self._rule.decay * sums["penalty"],
-            sums["squares"],
-            sums["eval_seconds"],
-        )
+        found = Sums(sums["squares"], sums["held_out"], sums["penalty"])
+        times = sums["seconds"], sums["eval_seconds"]
+        return Evaluation.of(iteration, found, self._facts, self._rule.decay, times)
 
     def _state(self) -> dict[str, Any]:
         clock = {"origin": self._origin, "eval_seconds": self._eval_seconds}

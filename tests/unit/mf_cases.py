@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from diml.jobs.mf_data import Layout, Ratings, choose_layout, share_of
+from diml.jobs.mf_evaluation import Evaluation, Goal
 from diml.jobs.mf_load import Source, load
 from diml.jobs.mf_model import Rule
-from diml.jobs.mf_train import Course, Evaluation, Tables, Training
+from diml.jobs.mf_train import Course, Tables, Training
 from tests.unit.mf_fake import Death, FakeClient, FakeServers
 
 CHECKOUT = Path(__file__).parents[2]
@@ -52,7 +53,8 @@ def run(
     eval_every: int = 1,
     blocks: int | None = None,
     deaths: tuple[tuple[int, int], ...] = (),
-    reporter: Callable[[], Callable[[list[Evaluation]], None]] | None = None,
+    reporter: Callable[[], Callable[[Sequence[Evaluation]], None]] | None = None,
+    goal: Goal | None = None,
 ) -> Run:
     """Train on the fake server. `deaths` are (worker, clock): it dies once as that clock ends.
 
@@ -69,16 +71,13 @@ def run(
     def work(ps: FakeClient) -> None:
         share = share_of(ratings, ps.worker, ps.workers, layout, rule.seed)
         tables = Tables.of(ps.table, rule, facts, course, keep_left=True)
-        training = Training(ps, tables, course, facts, share, rule, 0.0)
-        seen: list[Evaluation] = []
+        goal_of = goal if goal is not None else Goal()
+        training = Training(ps, tables, course, facts, share, rule, 0.0, goal_of)
         report = reporter() if reporter is not None and ps.worker == 0 else None
 
-        def at_clock(clock: int) -> None:
-            after = seen[-1].iteration if seen else 0
-            read = training.evaluations(course.readable(clock, after))
-            seen.extend(read)
+        def tell(evaluations: Sequence[Evaluation]) -> None:
             if report is not None:
-                report(read)
+                report(evaluations)
 
         clock_of = ps.clock
 
@@ -89,15 +88,11 @@ def run(
             clock_of(local)
 
         ps.clock = clock_or_die  # type: ignore[method-assign]
-        training.run(at_clock if ps.worker == 0 else lambda clock: None)
+        training.run(tell if ps.worker == 0 else None)
         if ps.worker == 0:
-            at_clock(course.end)
-            found.extend(seen)
+            found.extend(training.evaluations)
 
     servers.run(work)
     assert not due, f"deaths that never came: {due}"
-    tables = {
-        name: table.read(-1, course.end + staleness, staleness)
-        for name, table in servers.tables.items()
-    }
+    tables = {name: table.read(-1, 2**40, staleness) for name, table in servers.tables.items()}
     return Run(tables["L"], tables["R"], tables.get("R_side"), found, layout)

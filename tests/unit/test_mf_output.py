@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,13 @@ import pytest
 
 from diml.errors import Misuse
 from diml.jobs.flags import parse
-from diml.jobs.mf import check_size, filled, nearest_to, parser, plan_of
+from diml.jobs.mf import check_size, filled, nearest_to
 from diml.jobs.mf_data import Facts
+from diml.jobs.mf_evaluation import Evaluation
+from diml.jobs.mf_flags import parser, plan_of
 from diml.jobs.mf_model import Rule
 from diml.jobs.mf_output import LossFile, check_writable, write_factor
-from diml.jobs.mf_train import Evaluation
+from diml.jobs.mf_report import Report
 from tests.unit.mf_cases import run, sample
 
 
@@ -40,11 +42,11 @@ def test_a_loss_file_has_a_header_and_a_line_an_iteration(tmp_path: Path) -> Non
 
 def test_a_replaced_worker_0_leaves_each_iteration_once(tmp_path: Path) -> None:
     path = tmp_path / "losses"
-    files: list[LossFile] = []
+    files: list[Report] = []
 
-    def reporter() -> Callable[[list[Evaluation]], None]:
-        files.append(LossFile(path))
-        return files[-1].append
+    def reporter() -> Callable[[Sequence[Evaluation]], None]:
+        files.append(Report(path, 8, 81, quiet=True, event=lambda *_, **__: None))
+        return files[-1].tell
 
     deaths = ((0, 0), (0, 3), (0, 6))
     run(sample(), Rule(k=3), workers=2, iterations=8, deaths=deaths, reporter=reporter)

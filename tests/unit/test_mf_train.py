@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from diml.data.planted import Planted
+from diml.errors import DimlError
 from diml.jobs.mf_data import Ratings
+from diml.jobs.mf_evaluation import Goal
 from diml.jobs.mf_load import Source, load
 from diml.jobs.mf_model import Rule
 from diml.jobs.mf_train import Course
@@ -116,10 +117,28 @@ def test_planted_data_reach_the_noise_floor_on_four_workers() -> None:
     assert result.evaluations[-1].test_rmse < 1.05 * 0.5
 
 
-def test_a_step_that_is_too_large_shows_as_a_loss_that_is_not_finite() -> None:
+def test_a_step_that_is_too_large_is_an_error_with_advice() -> None:
     ratings = load(Source(None, Planted(60, 40, 2000, seed=1)))
-    result = run(ratings, Rule(k=4, init_step_size=50.0), workers=2, iterations=5)
-    assert not math.isfinite(result.evaluations[-1].loss)
+    with pytest.raises(DimlError, match="divide --init_step_size by 10"):
+        run(ratings, Rule(k=4, init_step_size=50.0), workers=2, iterations=5)
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+@pytest.mark.parametrize("deaths", [(), ((0, 11), (1, 16), (2, 20), (0, 21))])
+def test_all_workers_end_early_together(
+    staleness: int, deaths: tuple[tuple[int, int], ...]
+) -> None:
+    ratings = load(Source(None, Planted(60, 40, 2000, seed=1), test_fraction=0.2, seed=1))
+    rule = Rule(k=4, update="adagrad", init_step_size=0.05, decay=0.01)
+    settings = {"workers": 3, "iterations": 30, "staleness": staleness, "blocks": 3}
+    full = run(ratings, rule, **settings)  # type: ignore[arg-type]
+    target = full.evaluations[5].rmse
+    first = next(e.iteration for e in full.evaluations if e.rmse <= target)
+    short = run(ratings, rule, goal=Goal(target_rmse=target), deaths=deaths, **settings)  # type: ignore[arg-type]
+    # The iteration under way when the evaluation is read is the last one.
+    assert first < short.evaluations[-1].iteration <= first + 2
+    losses = [e.loss for e in short.evaluations]
+    assert losses[:first] == [e.loss for e in full.evaluations[:first]]
 
 
 @real_data

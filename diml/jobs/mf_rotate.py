@@ -1,0 +1,202 @@
+"""Matrix factorization by rotation: blocks of R travel round the ring of workers.
+
+Owns what a worker does in an iteration, and its part of a checkpoint. Must not know files, flags
+or MPI: it talks to `job` only. Columns are dealt out in as many blocks as there are workers; in
+turn t worker p trains on block (p + t) mod P and gives it to worker p - 1. So no two workers ever
+hold one row of L or of R, and an iteration is what one worker would do in some order of the
+entries: serializable, the same bits for one seed and number of workers. (Gemulla et al. 2011,
+DSGD; Kim et al. 2016, STRADS.)
+
+After every iteration all blocks are where they began, and that is when a checkpoint is made:
+evaluations are its global state, rows of L and the block at hand each worker's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from diml.jobs.mf_data import Facts, Share
+from diml.jobs.mf_evaluation import HALVINGS_MAX, Evaluation, Goal, too_large
+from diml.jobs.mf_model import Columns, Model, Rule, Sums, start_of_right
+
+Floats = npt.NDArray[np.float32]
+
+
+class Ring(Protocol):
+    """What rotation needs of a job (`diml.Job`)."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def incarnation(self) -> int: ...
+    def load_checkpoint(self) -> tuple[int, Any, Any]: ...
+    def checkpoint(self, model: Any, local: Any) -> None: ...
+    def shift(self, value: Any, by: int = 1) -> Any: ...
+    def allreduce(self, array: Any) -> Any: ...
+    def event(self, what: str, **fields: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How long it goes. With `auto_step` every iteration is evaluated."""
+
+    iterations: int
+    eval_every: int = 1
+    goal: Goal = field(default_factory=Goal)
+    auto_step: bool = False
+
+    def evaluated(self, iteration: int) -> bool:
+        """Whether an iteration (1-based) is evaluated."""
+        return self.auto_step or iteration % self.eval_every == 0 or iteration == self.iterations
+
+
+class Rotation:
+    """One worker's training.
+
+    Attributes:
+        evaluations: so far, the same on all workers.
+        ended: why training ended early, or empty.
+    """
+
+    def __init__(
+        self, job: Ring, facts: Facts, share: Share, rule: Rule, passes: Passes, origin: float
+    ) -> None:
+        """`share` has `job.size` blocks that list all their columns; `origin` is the wall-clock
+        time (s since the epoch) from which `seconds` counts."""
+        self._job, self._facts, self._share = job, facts, share
+        self._rule, self._passes = rule, passes
+        self._model = Model(rule, share, facts.mean, facts.n_rows)
+        self._held = start_of_right(rule, share.block_at(0).cols, facts.n_cols)
+        self._origin, self._eval_seconds = origin, 0.0
+        self._computed = self._waited = 0.0
+        self._iteration = 0
+        self.evaluations: list[Evaluation] = []
+        self.ended = ""
+
+    def run(self, report: Callable[[Sequence[Evaluation]], None]) -> None:
+        """Train to the end. `report` is told of all evaluations so far, after each iteration.
+
+        Raises DimlError where the model is no longer finite.
+        """
+        version, common, local = self._job.load_checkpoint()
+        if version:
+            self._restore(common, local)
+        report(self.evaluations)
+        while self._iteration < self._passes.iterations and not self.ended:
+            before = copy.deepcopy(self._state()) if self._passes.auto_step else None
+            self._descend()
+            self._iteration += 1
+            if self._passes.evaluated(self._iteration):
+                self._judge(self._evaluate(), before)
+                report(self.evaluations)
+            self._job.checkpoint(self._common(), self._state())
+        entries = sum(len(block) for block in self._share.blocks)
+        done = {"units": entries * self._iteration, "unit": "updates"}
+        self._job.event("work", **done, seconds=self._computed, waited_s=self._waited)
+
+    def factors(self) -> tuple[Floats, Floats, Floats] | None:
+        """(L with biases, R, side) of the whole matrix on worker 0, None elsewhere."""
+        model, share = self._model, self._share
+        left = np.column_stack([model.left, model.row_bias]) if self._rule.biased else model.left
+        cols = share.block_at(0).cols
+        columns = self._columns(0)
+        right = self._collect(cols, columns.right, self._facts.n_cols)
+        side = self._collect(cols, columns.side, self._facts.n_cols)
+        rows = self._collect(share.row_ids, left, self._facts.n_rows)
+        if rows is None or right is None or side is None:
+            return None
+        return rows, right, side
+
+    def _columns(self, turn: int) -> Columns:
+        """The block at hand: views, changed in place."""
+        count, k = len(self._share.block_at(turn).cols), self._rule.k
+        right, side = self._held[: count * k], self._held[count * k :]
+        return Columns(right.reshape(count, k), side.reshape(count, self._rule.side_cols))
+
+    def _descend(self) -> None:
+        for turn in range(self._job.size):
+            began = time.perf_counter()
+            self._model.descend(self._share.block_at(turn), self._columns(turn), self._iteration)
+            self._computed += time.perf_counter() - began
+            self._pass_on()
+
+    def _evaluate(self) -> Evaluation:
+        """The sums over all blocks and workers, all of them after the same iteration."""
+        began = time.time()
+        seconds = began - self._origin - self._eval_seconds
+        sums = Sums(penalty=self._model.row_penalty())
+        for turn in range(self._job.size):
+            block = self._share.block_at(turn)
+            sums = sums.plus(self._model.sums(block, self._columns(turn)))
+            self._pass_on()
+        times = (seconds, self._eval_seconds) if self._job.rank == 0 else (0.0, 0.0)
+        *found, seconds, eval_seconds = self._job.allreduce(np.array([*sums, *times])).tolist()
+        self._eval_seconds += time.time() - began
+        decay, times = self._rule.decay, (seconds, eval_seconds)
+        return Evaluation.of(self._iteration, Sums(*found), self._facts, decay, times)
+
+    def _pass_on(self) -> None:
+        """Give the block at hand to the worker before, get that of the worker after."""
+        began = time.perf_counter()
+        if self._job.size > 1:
+            self._held = self._job.shift(self._held, -1)
+        self._waited += time.perf_counter() - began
+
+    def _judge(self, evaluation: Evaluation, before: dict[str, Any] | None) -> None:
+        """Go on, end, or go back to the state before this iteration with half the step."""
+        if evaluation.finite:
+            self.evaluations.append(evaluation)
+            self.ended = self._passes.goal.reached(self.evaluations)
+            return
+        if before is None or self._model.halvings == HALVINGS_MAX:
+            raise too_large(evaluation)
+        halvings = self._model.halvings + 1
+        self._iteration -= 1
+        self._set_state(before)
+        self._model.halvings = halvings
+        self._job.event("halved", iteration=self._iteration + 1, halvings=halvings)
+
+    # Checkpoints -----------------------------------------------------------------------------
+
+    def _common(self) -> dict[str, Any]:
+        found = np.array([astuple(evaluation) for evaluation in self.evaluations])
+        return {"iteration": self._iteration, "evaluations": found, "ended": self.ended}
+
+    def _state(self) -> dict[str, Any]:
+        times = {"origin": self._origin, "eval_seconds": self._eval_seconds, "now": time.time()}
+        return {**self._model.state(), "held": self._held, **times}
+
+    def _set_state(self, state: dict[str, Any]) -> None:
+        self._model.restore(state)
+        self._held = np.array(state["held"], np.float32)
+
+    def _restore(self, common: dict[str, Any], local: dict[str, Any]) -> None:
+        self._iteration, self.ended = common["iteration"], common["ended"]
+        self.evaluations = [
+            Evaluation(int(row[0]), *row[1:]) for row in common["evaluations"].tolist()
+        ]
+        self._set_state(local)
+        self._eval_seconds = local["eval_seconds"]
+        self._origin = local["origin"]
+        if not self._job.incarnation:
+            # The run goes on after a pause that nobody trained in.
+            self._origin += time.time() - local["now"]
+
+    def _collect(self, ids: npt.NDArray[np.int64], rows: Floats, total: int) -> Floats | None:
+        """All workers' rows by id, on worker 0; they come round the ring one share at a time."""
+        whole = np.zeros((total, rows.shape[1]), np.float32) if self._job.rank == 0 else None
+        for turn in range(self._job.size):
+            if turn:
+                ids, rows = self._job.shift(ids, -1), self._job.shift(rows, -1)
+            if whole is not None:
+                whole[ids] = rows
+        return whole
