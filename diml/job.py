@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from diml.allreduce.engine import Engine
+    from diml.checkpoint.keeper import StopRequest
     from diml.ps.client import ParameterServer
     from diml.ps.node import Node
     from diml.world.orphan import Guard
@@ -90,23 +91,29 @@ def _seated(world: World, guard: Guard | None = None) -> Job:
     """The Job of this process once it is a worker; does not return where it never becomes one."""
     global _current
     from diml.allreduce.engine import Engine
+    from diml.world.launch import say_once
     from diml.world.membership import Role
 
     engine = Engine(world)
-    node: Node | _WithoutServers = _WithoutServers(world)
+    node: Node | _WithoutServers = _WithoutServers(world, engine.stop)
     if world.membership.servers:
         from diml.ps.node import Node
 
-        node = Node(world)
+        node = Node(world, engine.stop)
     try:
         if guard is not None:
             world.join()
             guard.dismiss()
+        else:
+            node.begin()
         while world.role is not Role.WORKER:
             if node.serve() == "leave":
                 raise SystemExit(0)
     except KeyboardInterrupt:
         raise SystemExit(_INTERRUPTED) from None
+    except Misuse as error:
+        say_once(f"diml: {error}", os.environ)
+        raise SystemExit(error.exit_status) from None
     _current = Job(world, engine, node)
     return _current
 
@@ -117,9 +124,17 @@ class _WithoutServers:
     That one brings in numba, half a second at every start, which a job on collectives never uses.
     """
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, stop: StopRequest | None) -> None:
+        self._world, self._stop = world, stop
+        self._facts: dict[str, object] = {}
         self._node: Node | None = None
+
+    def begin(self) -> None:
+        """Nothing: no rows are anywhere."""
+
+    def identify(self, facts: Mapping[str, object]) -> None:
+        """Remember facts that tell this job's checkpoints from those of others."""
+        self._facts.update(facts)
 
     def serve(self) -> str:
         """Wait as a spare: "leave" after the last gate, "seated" once the role is a worker's."""
@@ -133,7 +148,8 @@ class _WithoutServers:
         if self._node is None:
             from diml.ps.node import Node
 
-            self._node = Node(self._world)
+            self._node = Node(self._world, self._stop)
+            self._node.identify(self._facts)
         return self._node.client(**options)
 
     def close(self) -> None:
@@ -156,7 +172,6 @@ class Job:
         self.barrier = engine.barrier
         self.checkpoint = engine.checkpoint
         self.load_checkpoint = engine.load_checkpoint
-        self.identify = engine.identify
         self.parts = Parts(self)
         self._open = True
 
@@ -230,6 +245,17 @@ class Job:
     def settings(self) -> Any:
         """The settings of the run (`diml.config.Settings`)."""
         return self._world.settings
+
+    def identify(self, **facts: object) -> None:
+        """Tell durable checkpoints of this job from those of others; before `load_checkpoint`, and
+        before `parameter_server`.
+
+        Args:
+            facts: the same on all workers, a fingerprint of the data set for one. A run goes on
+                only from a checkpoint with equal facts, of the same program and seed.
+        """
+        self._engine.identify(**facts)
+        self._node.identify(facts)
 
     def log(self, text: str) -> None:
         """Print one line, once, from the rank that says it (nothing with --quiet)."""

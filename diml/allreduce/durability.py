@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from diml.allreduce.operation import Kind, Request, signature
-from diml.checkpoint.keeper import Collectives, Keeper, Restored, State
+from diml.checkpoint.keeper import Collectives, Keeper, Restored, State, StopRequest
 from diml.errors import PeerFailed, Resumable
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ class Durability:
         self._keeper = Keeper.of(world.settings, os.environ)
         if self._keeper is not None:
             world.resumable = self._keeper.resumable
+
+    @property
+    def stop(self) -> StopRequest | None:
+        """What remembers a signal to end in good order."""
+        return self._keeper.stop if self._keeper is not None else None
 
     def identify(self, facts: dict[str, object]) -> None:
         """Add facts that tell this job's checkpoints from those of others."""

@@ -38,6 +38,7 @@ from diml.checkpoint.memory import Checkpoint, Store
 from diml.errors import Misuse, PeerFailed
 
 if TYPE_CHECKING:
+    from diml.checkpoint.keeper import StopRequest
     from diml.world.world import World
 
 T = TypeVar("T")
@@ -79,6 +80,11 @@ class Engine:
         """Local states of lost ranks that this worker goes on with; see `Job.inherited`."""
         core = self._core
         return {owner: _decoded(core.store.committed.locals[owner]) for owner in core.inherits}
+
+    @property
+    def stop(self) -> StopRequest | None:
+        """What remembers a signal to end in good order, where there is a disk to stop to."""
+        return self._durability.stop
 
     def _sit_down(self) -> None:
         """Note this process's rank and link, if it is a worker."""

@@ -18,9 +18,10 @@ import os
 import sys
 import threading
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from diml.checkpoint.shard import (
     Bytes,
@@ -266,13 +267,42 @@ def _ours(path: Path, identity: Identity) -> bool:
     return False
 
 
+def look(
+    gather: Callable[[Any], Any],
+    rank: int,
+    vaults: Sequence[Vault],
+    views: Sequence[Sequence[str]],
+) -> list[Shelf]:
+    """What all processes see together, each having looked at its part of what it shares.
+
+    Args:
+        gather: gives everybody's value by rank; every process calls this function.
+        rank: of this process.
+        vaults: its directories.
+        views: by rank and directory, `Vault.view`.
+    """
+    seen: dict[tuple[int, str], list[int]] = {}
+    for process, names in enumerate(views):
+        for shelf in enumerate(names):
+            seen.setdefault(shelf, []).append(process)
+    mine: list[list[Found]] = []
+    for place, name in enumerate(views[rank]):
+        group = seen[place, name]
+        mine.append(vaults[place].found(group.index(rank), len(group)))
+    everyone: list[list[list[Found]]] = gather(mine)
+    return [
+        Shelf(place, group, [found for process in group for found in everyone[process][place]])
+        for (place, _), group in seen.items()
+    ]
+
+
 def next_attempt(shelves: Sequence[Shelf]) -> int:
     """The number of a run that begins now."""
     return 1 + max((found.order[0] for shelf in shelves for found in shelf.found), default=0)
 
 
 def choose(
-    shelves: Sequence[Shelf], identity: Identity, size: int
+    shelves: Sequence[Shelf], identity: Identity | None, size: int | None
 ) -> tuple[list[Candidate], list[str]]:
     """The versions to go on from, newest first, and a line for each that cannot be used.
 
@@ -280,8 +310,8 @@ def choose(
 
     Args:
         shelves: what there is, and who sees it.
-        identity: this job's.
-        size: its number of workers; a version with local states needs the same number.
+        identity: this job's. None: it is compared later.
+        size: its number of workers; a version with local states needs the same number. None: any.
 
     Raises Misuse if a version is another job's: going on would mix two jobs in one directory.
     """
@@ -293,7 +323,7 @@ def choose(
     for order in sorted(versions, reverse=True):
         manifests = [found.manifest for _, found in versions[order] if found.manifest is not None]
         for manifest in manifests:
-            if difference := identity.difference(manifest.identity):
+            if identity and (difference := identity.difference(manifest.identity)):
                 raise Misuse(f"the checkpoint {manifest.folder} is another job's: {difference}")
         holders = _holders(versions[order])
         bad = sorted({found.problem for _, found in versions[order] if found.problem})
@@ -301,7 +331,7 @@ def choose(
         if lacking := sorted(needs - holders.keys()):
             why = bad[0] if bad else f"{lacking[0]} is missing"
             problems.append(f"checkpoint of version {order[1]} skipped: {why}")
-        elif manifests[0].uses_local and manifests[0].size != size:
+        elif manifests[0].uses_local and size not in (None, manifests[0].size):
             problems.append(
                 f"checkpoint of version {order[1]} skipped: {manifests[0].size} workers wrote it, "
                 f"each with a state of its own; this run has {size}"

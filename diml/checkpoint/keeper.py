@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NamedTuple, Protocol
 
-from diml.checkpoint.durable import Candidate, Found, Shelf, Vault, choose, next_attempt
+from diml.checkpoint.durable import Candidate, Shelf, Vault, choose, look, next_attempt
 from diml.checkpoint.shard import Bytes, Identity, Manifest, folder_order, local_name
 from diml.config import Settings
 from diml.errors import CorruptState, Misuse
@@ -150,13 +150,7 @@ class Keeper:
     @classmethod
     def of(cls, settings: Settings, env: Mapping[str, str]) -> Keeper | None:
         """The keeper that a run was told to have, if any."""
-        places, resume = [], settings.resume
-        if settings.checkpoint_dir is not None:
-            places.append(Place(settings.checkpoint_dir, settings.checkpoint_every_s))
-        if env.get(marker.MEMORY):
-            places.append(Place(Path(env[marker.MEMORY]), 0.0, in_memory=True))
-        if resume == "never" and env.get(marker.ATTEMPT, "1") != "1":
-            resume = "auto"  # the supervisor started it again: that is no fresh start
+        places, resume = places_of(settings, env)
         if not places:
             return None
         return cls(places, resume=resume, seed=settings.seed, keep=settings.keep)
@@ -198,28 +192,12 @@ class Keeper:
             keep = 1 if place.in_memory else self._keep
             vault = Vault(place.directory, self._run, keep=keep, sync=not place.in_memory)
             self._vaults.append(vault)
-        self._shelves = self._look(collectives, rank, [views for _, _, views in said])
+        self._shelves = look(
+            collectives.allgather, rank, self._vaults, [views for _, _, views in said]
+        )
         self._attempt = next_attempt(self._shelves)
         if self.stop is not None:
             marker.say("ready")
-
-    def _look(
-        self, collectives: Collectives, rank: int, views: Sequence[Sequence[str]]
-    ) -> list[Shelf]:
-        """Look through all directories, each process at its part; views[rank][place] tells them."""
-        seen: dict[tuple[int, str], list[int]] = {}
-        for process, names in enumerate(views):
-            for shelf in enumerate(names):
-                seen.setdefault(shelf, []).append(process)
-        mine: list[list[Found]] = []
-        for place, name in enumerate(views[rank]):
-            group = seen[place, name]
-            mine.append(self._vaults[place].found(group.index(rank), len(group)))
-        everyone: list[list[list[Found]]] = collectives.allgather(mine)
-        return [
-            Shelf(place, group, [found for process in group for found in everyone[process][place]])
-            for (place, _), group in seen.items()
-        ]
 
     def restore(self, collectives: Collectives, rank: int, size: int) -> Restored | None:
         """The newest checkpoint that is whole and sound, or None for a fresh start.
@@ -356,6 +334,20 @@ class _Fetched:
         self.model: Bytes | None = None
         self.local: Bytes | None = None
         self.problem = ""
+
+
+def places_of(
+    settings: Settings, env: Mapping[str, str]
+) -> tuple[list[Place], Literal["auto", "never", "must"]]:
+    """Where a run was told to keep checkpoints, and whether to go on from one."""
+    places, resume = [], settings.resume
+    if settings.checkpoint_dir is not None:
+        places.append(Place(settings.checkpoint_dir, settings.checkpoint_every_s))
+    if env.get(marker.MEMORY):
+        places.append(Place(Path(env[marker.MEMORY]), 0.0, in_memory=True))
+    if resume == "never" and env.get(marker.ATTEMPT, "1") != "1":
+        resume = "auto"  # the supervisor started it again: that is no fresh start
+    return places, resume
 
 
 def program_name() -> str:

@@ -19,6 +19,7 @@ from diml.ps.checks import checked_ids, checked_updates
 from diml.ps.consistency import Consistency
 from diml.ps.kv import KeyValues
 from diml.ps.rules import rule_of
+from diml.ps.saves import Resumed, Saves
 from diml.ps.session import Session
 from diml.ps.tables import TableSpec, same_definition, spec_of_init
 
@@ -97,9 +98,17 @@ class ParameterServer:
     """
 
     def __init__(
-        self, session: Session, workers: int, seed: int, reject_nonfinite: bool, event: Event
+        self,
+        session: Session,
+        workers: int,
+        seed: int,
+        reject_nonfinite: bool,
+        event: Event,
+        saves: Saves | None = None,
+        committed: Callable[[], None] = lambda: None,
     ) -> None:
         self._session, self._core = session, session.core
+        self._saves, self._committed = saves, committed
         self._seed, self._event = seed, event
         self._tables: dict[int, Table | KeyValues] = {}
         self._closed = False
@@ -225,6 +234,32 @@ class ParameterServer:
             session.strike_inside()
             if wait:
                 session.wait(lambda: core.all_acknowledged, "clock()", core.behind)
+        self._committed()
+
+    def checkpoint(self, local: Any = None) -> None:
+        """Come to a durable checkpoint, if the job keeps any (`--checkpoint-dir`, `diml run`).
+
+        Every worker calls this at the same clocks, right after `clock()`. Where none is due it
+        costs a message to a server and back. One that is due is decided for all alike; then the
+        workers wait for the slowest, the servers copy their rows, and files are written while the
+        job goes on. A stop signal (USR1, TERM) makes one at once and ends the job, status 75.
+
+        Args:
+            local: this worker's own state, or a function that makes it, called only if needed.
+                None: the state given to the `clock(local=...)` that has just ended.
+
+        Raises Misuse if rows were updated since `clock()`.
+        """
+        if self._saves is None:
+            return
+        if not self._core.clock_is_empty:
+            raise Misuse("checkpoint() while updates wait for a clock(): call it right after one")
+        self._saves.checkpoint(local)
+
+    @property
+    def resumed(self) -> Resumed | None:
+        """The durable checkpoint that this run goes on from; None where it began anew."""
+        return self._saves.resumed if self._saves is not None else None
 
     def barrier(self) -> None:
         """Wait until every worker has finished as many clocks as this one: from then on reads

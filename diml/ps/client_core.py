@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from dataclasses import dataclass, field
 
 from diml.errors import Misuse
 from diml.ps.cache import Found, RowCache
@@ -31,26 +30,15 @@ from diml.ps.message import (
     text_rows,
 )
 from diml.ps.pending import Pending, Segment, Writing
+from diml.ps.questions import Questions, Request
 from diml.ps.reading import Reading, assemble
 from diml.ps.recovery import Plan
 from diml.ps.tables import TableSpec, split
 
+# A checkpoint that a repair interrupts is left out.
+_OF_CHECKPOINTS = frozenset({Kind.CHECK, Kind.SAVE})
 # More than any n.
 _END = 2**32
-
-
-@dataclass(slots=True)
-class Request:
-    """A question to one or more servers, and the answers so far."""
-
-    messages: dict[int, Message]
-    reading: Reading | None = None
-    replies: dict[int, Message] = field(default_factory=dict)
-
-    @property
-    def done(self) -> bool:
-        """Whether every server has answered."""
-        return len(self.replies) == len(self.messages)
 
 
 class ClientCore:
@@ -59,6 +47,8 @@ class ClientCore:
     Attributes:
         clock: clocks that it has finished.
         specs: by id, the tables that are there.
+        questions: what it has asked and not taken the answers of.
+        repairs: how many it has come through.
         answered: whether any server has ever answered: from then on a lost shard is a loss.
     """
 
@@ -72,14 +62,14 @@ class ClientCore:
         self._cache_rows = 0 if cache_rows is None and consistency.model == "essp" else cache_rows
         self.worker, self.servers, self.consistency = worker, servers, consistency
         self.clock = 0
+        self.repairs = 0
         self.specs: dict[int, TableSpec] = {}
         self.answered = False
         self._n = 0
         # The clock of the last barrier.
         self._barrier = 0
-        self._requests: dict[int, Request] = {}
-        self._next_request = 0
         self._servers = [Address("server", server) for server in range(servers)]
+        self.questions = Questions(worker, self._servers)
         self._writing: dict[int, Writing] = {}
         self._retained: list[deque[Message]] = [deque() for _ in range(servers)]
         self._acknowledged = [(0, 0)] * servers
@@ -89,14 +79,14 @@ class ClientCore:
     def open(self) -> tuple[int, list[Send]]:
         """Ask where to go on."""
         config = text_rows(json.dumps({"consistency": str(self.consistency)}))
-        return self._ask_all(Message(Kind.OPEN, values=config))
+        return self.questions.ask_all(Message(Kind.OPEN, values=config))
 
     def opened(self, request: int) -> tuple[int, Bytes] | None:
         """Take the answer of OPEN: set the clock; returns the newest own state and its clock.
 
         Raises Misuse if other workers opened it in another way.
         """
-        replies = self._requests.pop(request).replies
+        replies = self.questions.take(request).replies
         for reply in replies.values():
             if reply.kind is Kind.REFUSED:
                 raise Misuse(text_of(reply))
@@ -107,11 +97,11 @@ class ClientCore:
 
     def define(self, spec: TableSpec) -> tuple[int, list[Send]]:
         """Ask for a table to be there."""
-        return self._ask_all(Message(Kind.DEFINE, values=text_rows(spec.to_json())))
+        return self.questions.ask_all(Message(Kind.DEFINE, values=text_rows(spec.to_json())))
 
     def defined(self, spec: TableSpec, request: int) -> None:
         """Take the answers of `define`. Raises Misuse if a server knows another definition."""
-        for reply in self._requests.pop(request).replies.values():
+        for reply in self.questions.take(request).replies.values():
             if reply.kind is Kind.REFUSED:
                 raise Misuse(text_of(reply))
         self.specs[spec.id] = spec
@@ -125,22 +115,22 @@ class ClientCore:
         """Ask for rows, but for those that are kept."""
         cache = self._writing[spec.id].cache
         if cache is None:
-            return self._ask(*self._reading(spec, ids, None))
+            return self.questions.ask(*self._reading(spec, ids, None))
         least = 0 if self.consistency.model == "asp" else self.clock - self.consistency.staleness
         found = cache.find(ids, max(least, self._barrier))
         asked, reading = self._reading(spec, ids, found)
         for server in cache.servers_of(ids[found.awaited]):
             # An answer without rows: it comes after the push that is waited for.
-            empty = Message(Kind.GET, self.worker, self.clock, request=self._next_request)
+            empty = Message(Kind.GET, self.worker, self.clock, request=self.questions.next)
             asked.setdefault(server, empty)
-        return self._ask(asked, reading)
+        return self.questions.ask(asked, reading)
 
     def _reading(
         self, spec: TableSpec, ids: Ids, found: Found | None
     ) -> tuple[dict[int, Message], Reading]:
         """The messages that ask for what the cache does not have."""
         pieces = split(spec, self.servers, ids if found is None else ids[~found.hit])
-        request = self._next_request
+        request = self.questions.next
         asked = {
             piece.server: Message(
                 Kind.GET, self.worker, self.clock, 0, spec.id, piece.ids, request=request
@@ -151,48 +141,22 @@ class ClientCore:
 
     def synchronise(self) -> tuple[int, list[Send]]:
         """Ask every server to answer once all workers have finished this worker's clocks."""
-        return self._ask_all(Message(Kind.GET, clock=self.clock, flags=Flag.EXACT))
+        return self.questions.ask_all(Message(Kind.GET, clock=self.clock, flags=Flag.EXACT))
 
     def synchronised(self, request: int) -> None:
         """Take the answers of `synchronise`: from now on no read is older than this clock."""
-        self._requests.pop(request)
+        self.questions.take(request)
         self._barrier = self.clock
 
     def ask_who_is_late(self, servers: list[int]) -> tuple[int, list[Send]]:
         """Ask servers whom they wait for."""
-        message = Message(Kind.WHO, self.worker, request=self._next_request)
-        return self._ask(dict.fromkeys(servers, message))
-
-    def _ask_all(self, message: Message) -> tuple[int, list[Send]]:
-        message = message._replace(worker=self.worker, request=self._next_request)
-        return self._ask(dict.fromkeys(range(self.servers), message))
-
-    def _ask(
-        self, asked: dict[int, Message], reading: Reading | None = None
-    ) -> tuple[int, list[Send]]:
-        """Remember a question; its messages carry the next request's number."""
-        request = self._next_request
-        self._next_request = (request + 1) % 2**32
-        self._requests[request] = Request(asked, reading)
-        return request, [Send(self._servers[server], asked[server]) for server in asked]
-
-    def done(self, request: int) -> bool:
-        """Whether every server has answered."""
-        return self._requests[request].done
-
-    def silent(self, request: int) -> list[int]:
-        """Servers that have not answered."""
-        asked = self._requests[request]
-        return [server for server in asked.messages if server not in asked.replies]
-
-    def answers(self, request: int) -> dict[int, Message]:
-        """Take the answers by server; the request is over."""
-        return self._requests.pop(request).replies
+        message = Message(Kind.WHO, self.worker, request=self.questions.next)
+        return self.questions.ask(dict.fromkeys(servers, message))
 
     def rows_of(self, request: int) -> tuple[Rows, int]:
         """Take the answers of `get`: rows (len(ids), cols) with the own pending updates, and how
         many clocks the slowest worker was behind when they were read."""
-        asked = self._requests.pop(request)
+        asked = self.questions.take(request)
         assert asked.reading is not None
         writing = self._writing[asked.reading.spec.id]
         rows, slowest = assemble(asked.reading, asked.replies, writing, self.clock)
@@ -232,6 +196,11 @@ class ClientCore:
     def has_pending(self) -> list[str]:
         """Names of the tables that have updates of the open clock."""
         return [writing.spec.name for writing in self._writing.values() if writing.pending]
+
+    @property
+    def clock_is_empty(self) -> bool:
+        """Whether nothing was updated since the last clock ended."""
+        return not self._n and not self.has_pending
 
     @property
     def may_clock(self) -> bool:
@@ -320,7 +289,7 @@ class ClientCore:
         if message.kind is Kind.PUSHED:
             self._take_push(server, message)
             return
-        self._requests[message.request].replies[server] = message
+        self.questions.answer(server, message)
         if message.kind is Kind.VALUES:
             self._acknowledged[server] = (message.mark, message.n)
             self._trim()
@@ -351,6 +320,7 @@ class ClientCore:
     def recovered(self, plan: Plan) -> list[Send]:
         """After a repair: everything that a server does not have, and all open questions, anew."""
         sends = []
+        self.repairs += 1
         for writing in self._writing.values():
             if writing.cache is not None:
                 writing.cache.drop()
@@ -360,7 +330,8 @@ class ClientCore:
             for message in self._retained[server]:
                 if _key(message) >= ledger[self.worker]:
                     sends.append(Send(to, message))
-        for number, asked in self._requests.items():
+        self.questions.give_up(_OF_CHECKPOINTS)
+        for number, asked in self.questions.open.items():
             reading = asked.reading
             if reading is not None and self._writing[reading.spec.id].cache is not None:
                 self._ask_for_all(number, asked)

@@ -161,7 +161,7 @@ class KeyValues:
             finished = all(
                 core.acknowledged(part.stamp)
                 if isinstance(part, _Push)
-                else core.done(part.request)
+                else core.questions.done(part.request)
                 for part in parts
             )
             pushes_only = all(isinstance(part, _Push) for part in parts)

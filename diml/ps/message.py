@@ -28,6 +28,12 @@ COMMIT     server -> replica  ledger (clock, n by worker)  shard, mark (version)
 COMMITTED  replica -> server                               shard, mark (version)
 WHO        worker -> server                                request
 LATE       server -> worker   -, text: who is late         request
+CHECK      worker -> server   -                            clock, request, flags (STOP)
+CHECKED    server -> worker   newest clock on each place   request, n (see `diml.ps.saving`)
+SAVE       worker -> server   clocks that all have, state  clock, request, n: as CHECKED
+SAVED      server -> worker   newest clock on each place   request
+RECALL     worker -> server                                request, n: a worker of the run before
+RECALLED   server -> worker   -, its state or nothing      request
 
 `mark` of UPDATE and LOCAL: as many of the worker's clocks every server has acknowledged.
 """
@@ -80,6 +86,12 @@ class Kind(IntEnum):
     WHO = 17
     LATE = 18
     PUSHED = 19
+    CHECK = 20
+    CHECKED = 21
+    SAVE = 22
+    SAVED = 23
+    RECALL = 24
+    RECALLED = 25
 
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -87,13 +99,14 @@ _KINDS = {int(kind): kind for kind in Kind}
 
 class Flag:
     """LAST: nothing more comes for this clock. EXACT: a GET that allows no staleness. ACK: an
-    UPDATE whose sender waits for its acknowledgement. (Plain numbers: an IntFlag costs a
-    microsecond an operation.)"""
+    UPDATE whose sender waits for its acknowledgement. STOP: the job was told to stop. (Plain
+    numbers: an IntFlag costs a microsecond an operation.)"""
 
     NONE = 0
     LAST = 1
     EXACT = 2
     ACK = 4
+    STOP = 8
 
 
 NO_IDS: Ids = np.empty(0, np.int64)

@@ -7,33 +7,34 @@ from the start, whatever its role, so that the hook is collective over all.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from diml.checkpoint.codec import decode, encode
+from diml.checkpoint.keeper import StopRequest
 from diml.errors import GaveUp, Misuse, PeerFailed
 from diml.ps.buffers import keep_freed_memory
 from diml.ps.client import ParameterServer
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
+from diml.ps.durable import Durable
 from diml.ps.filters import parse_filters
-from diml.ps.message import Address, Bytes
+from diml.ps.message import Address
 from diml.ps.node_core import NodeCore
 from diml.ps.port import LocalPort
 from diml.ps.recovery import Plan, make_plan
+from diml.ps.saves import Saves
 from diml.ps.session import Session
 from diml.ps.shard import Shard
+from diml.ps.transfer import receive_bytes, send_bytes
 from diml.ps.world_port import WorldPort
 from diml.world.link import Link
 from diml.world.membership import Role
 from diml.world.world import World
 
-_TRANSFER_TAG = 2
-_PIECE_BYTES = 1 << 30
 _PATIENCE_S = 0.05
 # Messages after which a server replicates and acknowledges even though more are waiting.
 _FLUSH_AFTER = 64
@@ -42,8 +43,11 @@ _FLUSH_AFTER = 64
 class Node:
     """This process's part, in whatever role it has."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, stop: StopRequest | None = None) -> None:
+        """`stop` remembers a signal by which the job is asked to end in good order."""
+        self._world, self._stop = world, stop
+        self._durable = Durable.of(world.settings, os.environ)
+        self._facts: dict[str, object] = {}
         self._port = WorldPort(world)
         self._client: ParameterServer | None = None
         self._client_core: ClientCore | None = None
@@ -62,12 +66,32 @@ class Node:
             len(members.spares),
             world.settings.ps_replicas,
             joined_later=members.epoch > 0,
+            storage=self._durable,
         )
         if self._servers:
             world.at_repair.append(self._repair)
+        if self._durable is not None:
+            before, mine = world.resumable, self._durable.resumable
+            world.resumable = lambda: before() or mine()
 
     def _place(self) -> Address:
         return Address(self._world.role.value, self._world.rank)
+
+    def begin(self) -> None:
+        """Go on from a durable checkpoint, if there is one. Collective over all processes, before
+        any serves or works. Raises Misuse, on all alike, if its directory cannot be used."""
+        world, durable = self._world, self._durable
+        if durable is None or not self._servers:
+            return
+        try:
+            self._repair()
+        except PeerFailed:
+            # The repair does what was begun here.
+            world.recover()
+
+    def identify(self, facts: Mapping[str, object]) -> None:
+        """Add facts that tell this job's checkpoints from those of others."""
+        self._facts.update(facts)
 
     def _warn_unreplicated(self) -> None:
         """Say, once each time it comes to that, that a server's rows are in one place only."""
@@ -91,6 +115,7 @@ class Node:
         reject_nonfinite: bool = False,
         row_cache_size: int | None = None,
         filters: Sequence[str] = (),
+        any_workers: bool = False,
     ) -> ParameterServer:
         """This worker's parameter server, the same object at every call.
 
@@ -101,14 +126,19 @@ class Node:
             row_cache_size: keep up to so many rows of each table (0: all) from one read to the
                 next, as long as the bound allows. None: none, but all under essp.
             filters: of "keys", "half", and "snappy" or "lz4": see `diml.ps.filters`.
+            any_workers: this program can go on from a durable checkpoint of another number of
+                workers (see `ParameterServer.resumed`), although they had states of their own.
 
         Raises:
-            Misuse: it was opened in another way before, or the job has no server.
+            Misuse: it was opened in another way before, the job has no server, or the durable
+                checkpoint is another job's, of another number of workers, or not there.
         """
         asked = (staleness, consistency, reject_nonfinite, row_cache_size, tuple(filters))
         if self._client is None:
             self._port.filters.wanted = parse_filters(filters)
-            self._client = self._new_client(*asked[:4])
+            alone = self._begin_alone() if not self._servers else {}
+            self._refuse_origin(any_workers)
+            self._client = self._new_client(*asked[:4], alone)
             self._asked = asked
             self._client.open()
             self._warn_unreplicated()
@@ -122,28 +152,66 @@ class Node:
         consistency: str | None,
         reject_nonfinite: bool,
         row_cache_size: int | None,
+        alone: dict[int, Shard],
     ) -> ParameterServer:
         world = self._world
-        if not self._servers and self._workers > 1:
-            raise Misuse(
-                f"{self._workers} workers and no parameter server: start one process more and "
-                "give --servers 1"
-            )
         model = parse_consistency(consistency, staleness)
         if row_cache_size is not None and row_cache_size < 0:
             raise Misuse(f"a row cache of {row_cache_size} rows cannot be")
         core = ClientCore(world.rank, max(1, self._servers), model, row_cache_size)
         self._client_core = core
-        port = self._port if self._servers else LocalPort()
+        port = self._port if self._servers else LocalPort(self._durable, alone)
         session = Session(port, core, world.settings.deadline_s, world.drill, world.calls)
         seed = world.settings.seed
-        return ParameterServer(session, self._workers, seed, reject_nonfinite, world.event)
+        saves = None
+        if self._durable is not None:
+            facts = {name: str(value) for name, value in self._facts.items()}
+            saves = Saves(session, self._durable, self._stop, facts, world.end)
+        return ParameterServer(
+            session, self._workers, seed, reject_nonfinite, world.event, saves, world.committed
+        )
+
+    def _begin_alone(self) -> dict[int, Shard]:
+        """What a worker without servers goes on with. Raises Misuse if it is not alone."""
+        if self._workers > 1:
+            raise Misuse(
+                f"{self._workers} workers and no parameter server: start one process more and "
+                "give --servers 1"
+            )
+        return self._durable.restore(self._world.full, ((0,),), 1) if self._durable else {}
+
+    def _refuse_origin(self, any_workers: bool) -> None:
+        """Raise Misuse if the durable checkpoint is not one that this program can go on from."""
+        durable = self._durable
+        if durable is None:
+            return
+        origin = durable.origin
+        if origin is None:
+            if durable.resume == "must":
+                raise Misuse(
+                    f"--resume must: no checkpoint in {durable.where} to go on from: "
+                    f"{durable.problem}"
+                )
+            return
+        advice = "use another directory, or --resume never"
+        if difference := durable.identity(self._facts).difference(origin.identity):
+            raise Misuse(
+                f"{durable.where}: the checkpoint of clock {origin.clock} is another job's: "
+                f"{difference} ({advice})"
+            )
+        if origin.uses_local and origin.workers != self._workers and not any_workers:
+            raise Misuse(
+                f"{durable.where}: {origin.workers} workers wrote the checkpoint, each with a "
+                f"state of its own; this run has {self._workers} ({advice})"
+            )
 
     def close(self) -> None:
         """A worker's orderly end: every update acknowledged. Idempotent."""
         if self._client is not None:
             self._client.close()
             self._tell_traffic()
+        if self._durable is not None:
+            self._durable.close()
 
     def _tell_traffic(self) -> None:
         sent = self._port.filters
@@ -184,6 +252,7 @@ class Node:
                 if sends:
                     port.post(sends)
                     self._strike("inside")
+                    self._world.committed()
                 found = port.receive(_PATIENCE_S)
             if found is not None:
                 since_flush += 1
@@ -194,6 +263,8 @@ class Node:
                     self._strike("after")
             elif port.told_to_leave():
                 self._tell_traffic()
+                if self._durable is not None:
+                    self._durable.close()
                 self._world.leave_as_told()
                 return
 
@@ -232,45 +303,36 @@ class Node:
         # Only when all copies have arrived may anyone drop what it held before.
         link.barrier()
         self._core.finish(plan, link.rank, received)
+        if self._durable is not None:
+            self._settle_origin(self._durable, any(report.config for report in reports), plan)
         if self._core.server is not None:
             self._closed = self._core.server.shard.closed
         self._warn_unreplicated()
-        world.event(
-            "ps_repair", closed=plan.closed, transfers=len(plan.transfers), resume=plan.resume
-        )
+        if world.epoch:
+            moved = len(plan.transfers)
+            world.event("ps_repair", closed=plan.closed, transfers=moved, resume=plan.resume)
         if self._client_core is not None:
             self._port.post(self._client_core.recovered(plan))
+
+    def _settle_origin(self, durable: Durable, opened: bool, plan: Plan) -> None:
+        """Before any worker has opened: the rows of the checkpoint to go on from. Collective."""
+        if opened:
+            durable.join(self._world.full)
+            return
+        try:
+            self._core.adopt(durable.restore(self._world.full, plan.placed, self._workers))
+        except Misuse as error:
+            if self._world.epoch == 0:
+                raise
+            raise GaveUp(str(error)) from None
 
     def _transfer(self, link: Link, plan: Plan) -> dict[int, Shard]:
         """Send and receive the copies that the plan wants moved."""
         for transfer in plan.transfers:
             if transfer.source == link.rank:
-                _send_bytes(link, encode(self._core.tree_of(transfer.shard)), transfer.dest)
+                send_bytes(link, encode(self._core.tree_of(transfer.shard)), transfer.dest)
         return {
-            transfer.shard: Shard.from_tree(decode(self._receive_bytes(link, transfer.source)))
+            transfer.shard: Shard.from_tree(decode(receive_bytes(link, transfer.source)))
             for transfer in plan.transfers
             if transfer.dest == link.rank
         }
-
-    def _receive_bytes(self, link: Link, source: int) -> Bytes:
-        """The buffer that `_send_bytes` sent. Raises PeerFailed."""
-        (size,) = self._expect(link, source).view(np.int64)
-        buffer = np.empty(int(size), np.uint8)
-        for start in range(0, int(size), _PIECE_BYTES):
-            piece = self._expect(link, source)
-            buffer[start : start + len(piece)] = piece
-        return buffer
-
-    def _expect(self, link: Link, source: int) -> Bytes:
-        """The next message of a transfer; the repair's own deadline ends a wait for ever."""
-        while True:
-            message = link.receive(source, _TRANSFER_TAG, timeout_s=1.0)
-            if message is not None:
-                return message.data
-
-
-def _send_bytes(link: Link, buffer: Bytes, dest: int) -> None:
-    """Start to send a buffer of any length: its size, then pieces that MPI can count."""
-    link.isend(np.array([len(buffer)], np.int64).view(np.uint8), dest, _TRANSFER_TAG)
-    for start in range(0, len(buffer), _PIECE_BYTES):
-        link.isend(buffer[start : start + _PIECE_BYTES], dest, _TRANSFER_TAG)

@@ -11,6 +11,7 @@ from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
 from diml.ps.message import Address, Kind, Message, Send
 from diml.ps.recovery import Holding, Plan, Report, placement
+from diml.ps.saving import Storage
 from diml.ps.server_core import ServerCore
 from diml.ps.shard import CLOCK, N, Shard, Tree
 
@@ -34,6 +35,7 @@ class NodeCore:
         spares: int,
         replicas: int,
         joined_later: bool = False,
+        storage: Storage | None = None,
     ) -> None:
         """At the start of the job every holder makes its shards. A process that joins later has
         nothing, or it would pass for a holder of rows that others have changed."""
@@ -41,7 +43,7 @@ class NodeCore:
         self.server: ServerCore | None = None
         self.copies: dict[int, Shard] = {}
         self._parts: dict[int, list[Message]] = {}
-        self._workers, self._servers = workers, servers
+        self._workers, self._servers, self._storage = workers, servers, storage
         for shard in range(0 if joined_later else servers):
             owner, *others = placement(shard, servers, spares, replicas)
             if place == owner:
@@ -49,9 +51,15 @@ class NodeCore:
             elif place in others:
                 self.copies[shard] = Shard(shard, servers, workers)
 
-    def _serve(self, shard: Shard, replicas: tuple[Address, ...], resume: tuple[int, ...]) -> None:
+    def _serve(
+        self,
+        shard: Shard,
+        replicas: tuple[Address, ...],
+        resume: tuple[int, ...],
+        not_before: int = 0,
+    ) -> None:
         shard.forget_changes()
-        self.server = ServerCore(shard, replicas, resume)
+        self.server = ServerCore(shard, replicas, resume, self._storage, not_before)
 
     def handle(self, sender: Address, message: Message) -> list[Send]:
         """Take one message; returns what to send."""
@@ -104,12 +112,13 @@ class NodeCore:
             )
             for shard in held.values()
         )
+        clock = -1
         specs = {key: table.spec for shard in held.values() for key, table in shard.tables.items()}
         config = next((shard.config for shard in held.values() if shard.config), "")
         if client is not None and client.answered:
             specs |= client.specs
-            config = str(client.consistency)
-        return Report(place, holdings, tuple(specs.values()), config)
+            config, clock = str(client.consistency), client.clock
+        return Report(place, holdings, tuple(specs.values()), config, clock)
 
     def go_back(self, plan: Plan) -> None:
         """Take back the clock that is not closed everywhere, in every copy that is to stay."""
@@ -144,4 +153,15 @@ class NodeCore:
                 continue
             owner, *others = placement(index, self._servers, len(ranks) - 1, len(ranks) - 1)
             assert owner == self.place, f"{self.place} is to serve shard {index}"
-            self._serve(shard, tuple(others), plan.resume)
+            self._serve(shard, tuple(others), plan.resume, plan.not_before)
+
+    def adopt(self, restored: dict[int, Shard]) -> None:
+        """Take restored shards in place of new ones, before any worker has opened."""
+        for index, shard in restored.items():
+            if index in self.copies:
+                self._arm(shard)
+                self.copies[index] = shard
+            else:
+                assert self.server is not None, f"{self.place} has no place for shard {index}"
+                resume = (shard.closed,) * shard.workers
+                self._serve(shard, self.server.replicas, resume)

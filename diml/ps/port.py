@@ -13,6 +13,8 @@ from typing import Protocol
 from diml.errors import PeerFailed
 from diml.ps.message import Address, Message, Send
 from diml.ps.node_core import NodeCore
+from diml.ps.saving import Storage
+from diml.ps.shard import Shard
 
 _NAP_S = 0.01
 
@@ -34,9 +36,13 @@ class Port(Protocol):
 class LocalPort:
     """A single process: its messages go straight to a node of its own."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, storage: Storage | None = None, restored: dict[int, Shard] | None = None
+    ) -> None:
+        """`restored`: the shard to go on with."""
         self._place = Address("worker", 0)
-        self._node = NodeCore(Address("server", 0), 1, 1, 0, 0)
+        self._node = NodeCore(Address("server", 0), 1, 1, 0, 0, storage=storage)
+        self._node.adopt(restored or {})
         self._arrived: deque[Message] = deque()
 
     def post(self, sends: list[Send]) -> None:

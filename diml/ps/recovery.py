@@ -35,12 +35,13 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one process holds and knows."""
+    """What one process holds and knows. `clock`: of its program, where it is a worker."""
 
     place: Address
     holdings: tuple[Holding, ...] = ()
     specs: tuple[TableSpec, ...] = ()
     config: str = ""
+    clock: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Plan:
         transfers: copies to be sent, after the taking back.
         ledgers: by shard, the ledger that its source has after the taking back.
         resume: by worker, the clock where a replacement goes on.
+        not_before: the first clock that no worker's program has reached.
     """
 
     placed: tuple[tuple[int, ...], ...]
@@ -71,6 +73,7 @@ class Plan:
     transfers: tuple[Transfer, ...]
     ledgers: tuple[Ledger, ...]
     resume: tuple[int, ...]
+    not_before: int
 
 
 def placement(shard: int, servers: int, spares: int, replicas: int) -> tuple[Address, ...]:
@@ -115,7 +118,8 @@ def make_plan(reports: Sequence[Report], replicas: int) -> Plan:
         new if shard in fresh else _ledger(held[shard][1], closed) for shard in range(servers)
     )
     resume = tuple(min(ledger[worker][0] for ledger in ledgers) for worker in range(workers))
-    return Plan(placed, closed, fresh, tuple(transfers), ledgers, resume)
+    not_before = 1 + max(report.clock for report in reports)
+    return Plan(placed, closed, fresh, tuple(transfers), ledgers, resume, not_before)
 
 
 def _source(reports: Sequence[Report], shard: int, owner: int) -> tuple[int, Holding] | None:

@@ -32,8 +32,11 @@ from diml.ps.message import (
     text_of,
     text_rows,
 )
+from diml.ps.saving import Nowhere, Saving, Storage
 from diml.ps.shard import CLOCK, Shard
 from diml.ps.tables import TableSpec
+
+_OF_SAVING = frozenset({Kind.CHECK, Kind.SAVE, Kind.RECALL})
 
 
 class ServerCore:
@@ -43,12 +46,20 @@ class ServerCore:
         shard: its content.
         replicas: who must hold every change before it is shown; empty: nobody.
         resume: by worker, the clock where a process that opens as that worker goes on.
+        storage: where snapshots of it go.
+        not_before: no snapshot is made at an earlier clock.
     """
 
     def __init__(
-        self, shard: Shard, replicas: tuple[Address, ...], resume: tuple[int, ...]
+        self,
+        shard: Shard,
+        replicas: tuple[Address, ...],
+        resume: tuple[int, ...],
+        storage: Storage | None = None,
+        not_before: int = 0,
     ) -> None:
         self.shard = shard
+        self._saving = Saving(shard, storage or Nowhere(), not_before)
         self.replicas = replicas
         self._resume = resume
         self._consistency: Consistency | None = None
@@ -97,6 +108,9 @@ class ServerCore:
                 self._buffer(message)
             else:
                 self._apply(message)
+        elif message.kind in _OF_SAVING:
+            for question, answer in self._saving.handle(message):
+                self._reply(question, answer)
         else:
             self._set_up(message)
 

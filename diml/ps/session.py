@@ -80,7 +80,9 @@ class Session:
     def answered(self, request: int, what: str) -> None:
         """Wait for all answers to a question. Raises DeadlineExceeded."""
         core = self.core
-        self.wait(lambda: core.done(request), what, lambda: core.silent(request))
+        self.wait(
+            lambda: core.questions.done(request), what, lambda: core.questions.silent(request)
+        )
 
     def wait(self, ready: Callable[[], bool], what: str, silent: Callable[[], list[int]]) -> None:
         """Take what comes until `ready`. `silent` says which servers are waited for.
@@ -125,9 +127,9 @@ class Session:
         request, sends = self.core.ask_who_is_late(servers)
         self.post(sends)
         end = time.monotonic() + min(_WHO_TIMEOUT_S, self._deadline_s)
-        while not self.core.done(request) and time.monotonic() < end:
+        while not self.core.questions.done(request) and time.monotonic() < end:
             self._take(0.1)
-        answers = self.core.answers(request)
+        answers = self.core.questions.take(request).replies
         words = [f"server {s} waits for {text_of(answers[s])}" for s in sorted(answers)]
         words += [f"server {s} does not answer" for s in servers if s not in answers]
         return f"{where} waited {waited_s:.1f} s: {'; '.join(words)}"

@@ -42,6 +42,7 @@ class Shard:
         config: the consistency model that the workers opened with, or "".
         ledger: (workers, 3) int64: see CLOCK, N, ACKNOWLEDGED.
         locals: by worker, its own states by clock.
+        resumed: by worker of the run that this one goes on from, its state.
     """
 
     index: int
@@ -55,6 +56,7 @@ class Shard:
     ledger: NDArray[np.int64] = field(init=False)
     locals: dict[int, dict[int, Bytes]] = field(init=False)
     tables: dict[int, TableShard] = field(init=False, default_factory=dict)
+    resumed: dict[int, Bytes] = field(init=False, default_factory=dict)
     _undo: list[Saved] | None = field(init=False, default=None)
     _new_tables: list[int] = field(init=False, default_factory=list)
     _new_locals: list[tuple[int, int]] = field(init=False, default_factory=list)
@@ -241,6 +243,7 @@ class Shard:
             "config": self.config,
             "ledger": self.ledger,
             "locals": self.locals,
+            "resumed": self.resumed,
             "tables": tables,
         }
 
@@ -252,6 +255,7 @@ class Shard:
         shard.ledger[:] = tree["ledger"]
         for worker, states in tree["locals"].items():
             shard.locals[worker] = {clock: blob.copy() for clock, blob in states.items()}
+        shard.resumed = {worker: blob.copy() for worker, blob in tree["resumed"].items()}
         for item in tree["tables"]:
             spec = TableSpec.from_json(item["spec"])
             shard.define(spec)

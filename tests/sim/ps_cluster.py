@@ -49,7 +49,7 @@ class Worker:
         self.cluster.post(Address("worker", self.number), sends)
 
     def _wait(self, request: int) -> Steps:
-        while not self.core.done(request):
+        while not self.core.questions.done(request):
             yield
 
     def open(self) -> Generator[None, None, Bytes | None]:
