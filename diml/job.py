@@ -95,11 +95,11 @@ def _seated(world: World, guard: Guard | None = None) -> Job:
     from diml.world.membership import Role
 
     engine = Engine(world)
-    node: Node | _WithoutServers = _WithoutServers(world, engine.stop)
+    node: Node | _WithoutServers = _WithoutServers(world, engine.durability.stop)
     if world.membership.servers:
         from diml.ps.node import Node
 
-        node = Node(world, engine.stop)
+        node = Node(world, engine.durability.stop)
     try:
         if guard is not None:
             world.join()

@@ -38,7 +38,6 @@ from diml.checkpoint.memory import Checkpoint, Store
 from diml.errors import Misuse, PeerFailed
 
 if TYPE_CHECKING:
-    from diml.checkpoint.keeper import StopRequest
     from diml.world.world import World
 
 T = TypeVar("T")
@@ -58,7 +57,7 @@ class Engine:
         store = Store(self._release)
         self._core = Core(Log(budget), Log(budget), store, settings.replicas, every)
         self._driver = Driver(world, self._core)
-        self._durability = Durability(world, self._core, self._driver)
+        self.durability = Durability(world, self._core, self._driver)
         self._plans: dict[tuple[Any, ...], Plan] = {}
         # Drills and --check take every call the long way.
         self._watched = bool(settings.drills) or settings.check
@@ -80,11 +79,6 @@ class Engine:
         """Local states of lost ranks that this worker goes on with; see `Job.inherited`."""
         core = self._core
         return {owner: _decoded(core.store.committed.locals[owner]) for owner in core.inherits}
-
-    @property
-    def stop(self) -> StopRequest | None:
-        """What remembers a signal to end in good order, where there is a disk to stop to."""
-        return self._durability.stop
 
     def _sit_down(self) -> None:
         """Note this process's rank and link, if it is a worker."""
@@ -299,16 +293,16 @@ class Engine:
         if core.loaded:
             raise Misuse("load_checkpoint was called twice")
         request = Request(Kind.LOAD, signature(Kind.LOAD), _site())
-        self._durability.meet(self)
+        self.durability.meet(self)
         begun = time.perf_counter()
         self._long_call(request.site, lambda: self._driver.perform(lambda: core.load(request)))
         held = core.store.committed
         if self._world.incarnation:
             seconds = time.perf_counter() - begun
             self._world.event("load", version=held.version, seconds=seconds)
-        if held.version == 0 and (restored := self._durability.fetch(self)) is not None:
+        if held.version == 0 and (restored := self.durability.fetch(self)) is not None:
             site = request.site
-            self._long_call(site, lambda: self._durability.resume(restored, site))
+            self._long_call(site, lambda: self.durability.resume(restored, site))
             held = core.store.committed
         if held.version == 0:
             return 0, None, None
@@ -322,7 +316,7 @@ class Engine:
             facts: the same on all workers, a fingerprint of the data set for one. A run goes on
                 only from a checkpoint with equal facts, of the same program and seed.
         """
-        self._durability.identify(facts)
+        self.durability.identify(facts)
 
     def checkpoint(self, model: Any, local: Any = None, lazy: bool = False) -> None:
         """Move all workers to the next version, or none.
@@ -355,14 +349,14 @@ class Engine:
         mine = None if local is None else codec.encode(local, "local", take)
         version, sequence = core.coordinates
         self._world.drill(version, sequence)
-        self._durability.ask()
+        self.durability.ask()
         self._long_call(
             site, lambda: self._driver.perform(lambda: core.checkpoint(request, kept, mine))
         )
         self._world.committed()
         self._driver.tell_traffic()
         self._pool.trim(self._world.settings.log_budget_bytes)
-        self._durability.keep()
+        self.durability.keep()
 
     def finish(self) -> None:
         """The last operation of a worker: it helps the others until all have come to it."""
@@ -370,7 +364,7 @@ class Engine:
         driver.tell_traffic(last=True)
         request = Request(Kind.EXIT, signature(Kind.EXIT), _site())
         self._long_call(request.site, lambda: driver.perform(lambda: core.leave(request)))
-        self._durability.close()
+        self.durability.close()
 
     # The long way ----------------------------------------------------------------------------
 
