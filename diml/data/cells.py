@@ -126,17 +126,28 @@ def _fill_cells(
 
 @njit(cache=True, nogil=True)
 def _shuffle_cells(ends: Counts, seed: np.uint64, rows: Ids, cols: Ids, values: Floats) -> None:
-    """Shuffle the entries of each cell (Fisher and Yates), by xorshift64* (Vigna 2016)."""
+    """Shuffle the entries of each cell."""
     state = (seed + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     for cell in range(ends.shape[0] - 1):
-        first = ends[cell]
-        for last in range(ends[cell + 1] - first - 1, 0, -1):
-            state ^= state >> np.uint64(12)
-            state ^= state << np.uint64(25)
-            state ^= state >> np.uint64(27)
-            high = (state * np.uint64(0x2545F4914F6CDD1D)) >> np.uint64(32)
-            a = first + last
-            b = first + np.int64((high * np.uint64(last + 1)) >> np.uint64(32))
-            rows[a], rows[b] = rows[b], rows[a]
-            cols[a], cols[b] = cols[b], cols[a]
-            values[a], values[b] = values[b], values[a]
+        state = shuffle(ends[cell], ends[cell + 1], state, rows, cols, values)
+
+
+@njit(cache=True, nogil=True)
+def shuffle(
+    first: int, end: int, state: np.uint64, rows: Ids, cols: Ids, values: Floats
+) -> np.uint64:
+    """Shuffle the entries first .. end - 1 (Fisher and Yates), by xorshift64* (Vigna 2016).
+
+    `state` is that of the generator, not 0; returned as it is afterwards.
+    """
+    for last in range(end - first - 1, 0, -1):
+        state ^= state >> np.uint64(12)
+        state ^= state << np.uint64(25)
+        state ^= state >> np.uint64(27)
+        high = (state * np.uint64(0x2545F4914F6CDD1D)) >> np.uint64(32)
+        a = first + last
+        b = first + np.int64((high * np.uint64(last + 1)) >> np.uint64(32))
+        rows[a], rows[b] = rows[b], rows[a]
+        cols[a], cols[b] = cols[b], cols[a]
+        values[a], values[b] = values[b], values[a]
+    return state

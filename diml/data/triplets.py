@@ -14,12 +14,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from diml.data import parse
+from diml.data.offsets import Offsets, check_offsets
 from diml.errors import Misuse
 
 FORMATS = ("auto", "text", "matrixmarket")
@@ -65,12 +66,13 @@ class Triplets:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the entries of a file begin, its first id, and what its header promises."""
+    """Where the entries of a file begin, its first id, and what `where` promises of them."""
 
     start: int = 0
     first_id: int = 0
     shape: tuple[int, int] | None = None
     entries: int | None = None
+    where: str = "the header"
 
 
 def read_triplets(
@@ -81,6 +83,7 @@ def read_triplets(
     one_based: bool = False,
     format: str = "auto",
     most: int = 2**63 - 1,
+    offsets: Offsets | None = None,
 ) -> Triplets:
     """Read the lines that begin in the part-th of `parts` equal byte ranges of a file.
 
@@ -91,30 +94,63 @@ def read_triplets(
         one_based: ids of a text file begin at 1 (those of MatrixMarket always do).
         format: "auto" takes a file for MatrixMarket when it begins with %%MatrixMarket.
         most: ids (0-based) from this one on are refused.
+        offsets: Petuum's offsets of this file, which give the shape of a text file.
 
     Raises:
         Misuse: the file cannot be read, has no entries (see `check_whole`), or has a bad line: one
             line of text with file, line number and what is wrong.
     """
-    path = Path(path)
+    chunks = list(
+        _read(path, part, parts, one_based=one_based, format=format, most=most, offsets=offsets)
+    )
+    rows = np.concatenate([chunk.rows for chunk in chunks])
+    cols = np.concatenate([chunk.cols for chunk in chunks])
+    values = np.concatenate([chunk.values for chunk in chunks])
+    n_rows, n_cols = (max(chunk.n_rows for chunk in chunks), max(chunk.n_cols for chunk in chunks))
+    read = Triplets(rows, cols, values, n_rows, n_cols, chunks[0].promised)
+    if parts == 1:
+        check_whole(path, len(read), read.promised)
+    return read
+
+
+def read_chunks(path: str | os.PathLike[str], **how: Any) -> Iterator[Triplets]:
+    """Read a whole file chunk by chunk, in bounded memory; arguments and errors as above."""
+    entries, promised = 0, None
+    for chunk in _read(path, 0, 1, **how):
+        entries, promised = entries + len(chunk), chunk.promised
+        yield chunk
+    check_whole(path, entries, promised)
+
+
+def _read(
+    name: str | os.PathLike[str],
+    part: int,
+    parts: int,
+    *,
+    one_based: bool = False,
+    format: str = "auto",
+    most: int = 2**63 - 1,
+    offsets: Offsets | None = None,
+) -> Iterator[Triplets]:
+    """The entries of a part, a chunk at a time; at least one chunk, though it be empty."""
+    path = Path(name)
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            layout = _layout(path, file, one_based, format)
+            layout = _layout(path, file, one_based, format, offsets)
             if layout.shape is not None and max(layout.shape) > most:
-                raise Misuse(f"{path}: its header gives a size that is too large: {layout.shape}")
-            begin = max(layout.start, size * part // parts)
-            end = size * (part + 1) // parts
-            chunks = list(_parsed(path, file, begin, end, layout, most))
+                raise Misuse(
+                    f"{path}: {layout.where} gives a size that is too large: {layout.shape}"
+                )
+            begin, end = max(layout.start, size * part // parts), size * (part + 1) // parts
+            nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+            shape = layout.shape or (0, 0)
+            yield Triplets(*nothing, *shape, layout.entries)
+            for rows, cols, values in _parsed(path, file, begin, end, layout, most):
+                shape = layout.shape or (_extent(rows), _extent(cols))
+                yield Triplets(rows, cols, values, *shape, layout.entries)
     except OSError as error:
         raise Misuse(f"{path}: cannot read it: {error.strerror or error}") from None
-    rows = np.concatenate([chunk[0] for chunk in chunks] or [np.empty(0, np.int64)])
-    cols = np.concatenate([chunk[1] for chunk in chunks] or [np.empty(0, np.int64)])
-    values = np.concatenate([chunk[2] for chunk in chunks] or [np.empty(0, np.float32)])
-    if parts == 1:
-        check_whole(path, len(values), layout.entries)
-    n_rows, n_cols = layout.shape or (_extent(rows), _extent(cols))
-    return Triplets(rows, cols, values, n_rows, n_cols, layout.entries)
 
 
 def check_whole(path: str | os.PathLike[str], entries: int, promised: int | None) -> None:
@@ -125,7 +161,7 @@ def check_whole(path: str | os.PathLike[str], entries: int, promised: int | None
     if not entries:
         raise Misuse(f"{path}: no entries in it")
     if promised not in (None, entries):
-        raise Misuse(f"{path}: its header promises {promised} entries, it has {entries}")
+        raise Misuse(f"{path}: {promised} entries are promised for it, it has {entries}")
 
 
 def _extent(ids: npt.NDArray[np.int64]) -> int:
@@ -159,7 +195,9 @@ def _parsed(
 def _outside(layout: _Layout) -> str:
     if layout.shape is None:
         return "an id 0 in data whose ids begin at 1"
-    return f"an id outside 1..{layout.shape[0]} x 1..{layout.shape[1]}, the size in the header"
+    first = layout.first_id
+    rows, cols = (f"{first}..{size - 1 + first}" for size in layout.shape)
+    return f"an id outside {rows} x {cols}, the size in {layout.where}"
 
 
 def _whole_lines(
@@ -222,7 +260,9 @@ def _bad_line(path: Path, file: BinaryIO, offset: int, wrong: str) -> Misuse:
     return Misuse(f"{path}, line {number}: {wrong}: {shown!r}")
 
 
-def _layout(path: Path, file: BinaryIO, one_based: bool, format: str) -> _Layout:
+def _layout(
+    path: Path, file: BinaryIO, one_based: bool, format: str, offsets: Offsets | None
+) -> _Layout:
     """Look at the head of a file. Raises Misuse for a header that is not understood."""
     if format not in FORMATS:
         raise Misuse(f"format {format!r} is none of {', '.join(FORMATS)}")
@@ -230,7 +270,11 @@ def _layout(path: Path, file: BinaryIO, one_based: bool, format: str) -> _Layout
     if format == "text" or (format == "auto" and not head.startswith(_BANNER)):
         if head.startswith(_BOM):
             raise Misuse(f"{path}, line 1: it begins with a byte order mark; save it without one")
-        return _Layout(first_id=1 if one_based else 0)
+        if offsets is None:
+            return _Layout(first_id=1 if one_based else 0)
+        check_offsets(offsets, path)
+        shape = offsets.n_rows, offsets.n_cols
+        return _Layout(0, 1 if one_based else 0, shape, offsets.entries, str(offsets.path))
     banner = head.decode("latin-1").lower().split()
     good = banner[1:3] == ["matrix", "coordinate"] and len(banner) == 5
     if not good or banner[0] != _BANNER.decode().lower():

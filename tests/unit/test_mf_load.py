@@ -112,7 +112,7 @@ def test_headers_and_emptiness_are_judged_by_the_whole_file(tmp_path: Path) -> N
         assert same(found, load(Source(str(path), None)))
     path.write_text(head.format(10) + body)
     for found in Crews(3).load(Source(str(path), None)):
-        assert "promises 10 entries, it has 9" in str(found)
+        assert "10 entries are promised for it, it has 9" in str(found)
     path.write_text("# nothing\n")
     for found in Crews(3).load(Source(str(path), None)):
         assert "no entries in it" in str(found)

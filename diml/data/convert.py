@@ -1,0 +1,326 @@
+"""From text to the file of `diml.data.blockfile`, once, in bounded memory.
+
+Owns how rows and columns are grouped and in which order entries come. Pure but for its files.
+
+The text is parsed once, into a spool beside the result; the spool is counted, then dealt into
+buckets of neighbouring cells that each fit into memory, then each bucket is sorted and shuffled.
+Invariants: the result depends on the entries, their order and the seed only, not on the memory
+that was given; what is held out is what the job holds out of the same text with the same seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from diml.data.blockfile import ENTRIES, BlockFile, Facts, Writer
+from diml.data.files import files_of
+from diml.data.grid import count_cells, deal, settle
+from diml.data.offsets import Offsets
+from diml.data.partition import balanced
+from diml.data.triplets import read_chunks, read_triplets
+from diml.errors import Misuse
+
+_MOST = 2**31 - 1
+_ENTRY_BYTES = 12
+# What a chunk or a bucket takes while it is sorted, over its bytes in the file.
+_SORTING = 4
+_CHUNK = 1 << 19
+# Rows and columns should come often enough in a cell to be worth fetching into the cache.
+_OFTEN = 4
+_ROW_GROUPS, _COL_GROUPS = (64, 256), (16, 256)
+_DEFAULT_MEMORY = 256 << 20
+
+Ids32 = npt.NDArray[np.int32]
+Ids64 = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Chunk = tuple[Ids32, Ids32, Floats]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to convert, and how.
+
+    Attributes:
+        source: a file, a directory of files, or a pattern.
+        target: the file to be made.
+        test: held-out entries, named as the source.
+        test_fraction: hold out this share of the source instead.
+        seed: of what is held out, and of the order inside cells.
+        row_groups, col_groups: how finely rows and columns are cut; None: by the data.
+        memory_bytes: about as much is used, counters for rows and columns not included.
+        format, one_based, offsets: as `read_chunks` takes them.
+    """
+
+    source: str
+    target: Path
+    test: str | None = None
+    test_fraction: float = 0.0
+    seed: int = 0
+    row_groups: int | None = None
+    col_groups: int | None = None
+    memory_bytes: int = _DEFAULT_MEMORY
+    format: str = "auto"
+    one_based: bool = False
+    offsets: Offsets | None = None
+
+
+def convert(order: Order) -> BlockFile:
+    """Make the file. Raises Misuse for bad input or a place that cannot be written to."""
+    spool_path = order.target.with_name(f".{order.target.name}.spool")
+    try:
+        with open(spool_path, "w+b") as file:
+            spool = _Spool(file)
+            survey = _survey(order, spool)
+            writer = Writer(order.target, survey.facts)
+            try:
+                _write_all(order, spool, survey, writer)
+                writer.finish()
+            finally:
+                writer.discard()
+    except OSError as error:
+        raise Misuse(f"{order.target}: cannot write it: {error.strerror or error}") from None
+    finally:
+        spool_path.unlink(missing_ok=True)
+    return BlockFile(order.target)
+
+
+class _Spool:
+    """Chunks of entries in a file, in the order in which they came."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._counts: list[int] = []
+
+    def append(self, chunk: Chunk) -> None:
+        for array in chunk:
+            self._file.write(array.data)
+        self._counts.append(len(chunk[0]))
+
+    def chunks(self) -> Iterator[Chunk]:
+        self._file.seek(0)
+        for count in self._counts:
+            yield (
+                np.frombuffer(self._file.read(4 * count), np.int32),
+                np.frombuffer(self._file.read(4 * count), np.int32),
+                np.frombuffer(self._file.read(4 * count), np.float32),
+            )
+
+
+class _Counter:
+    """How often each id comes; grows with the largest one."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(0, np.int64)
+        self.size = 0
+
+    def widen(self, size: int, name: str) -> None:
+        """Have room for ids below `size`. Raises Misuse where memory cannot have it."""
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if 32 * size > memory:
+            raise Misuse(
+                f"{name}: an id of {size - 1} is too large for this machine: ids are numbers from "
+                "0 on without large gaps"
+            )
+        self.size = max(self.size, size)
+        if size > len(self.counts):
+            grown = np.zeros(max(size, 2 * len(self.counts)), np.int64)
+            grown[: len(self.counts)] = self.counts
+            self.counts = grown
+
+    def add(self, ids: Ids32) -> None:
+        np.add.at(self.counts, ids, 1)
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What is known before the first entry is written."""
+
+    facts: Facts
+    row_counts: Ids64
+    col_counts: Ids64
+    row_group: Ids32
+    col_group: Ids32
+    test: Chunk
+
+
+def _survey(order: Order, spool: _Spool) -> _Survey:
+    """Parse everything: training entries go to the spool, held-out ones are kept."""
+    rows, cols = _Counter(), _Counter()
+    random = np.random.Generator(np.random.Philox(key=[order.seed % 2**64, 1]))
+    held_out: list[Chunk] = []
+    entries, total, source = 0, 0.0, []
+    for path in files_of(order.source):
+        source.append(f"{Path(path).name} {_length(path)}")
+        for read in read_chunks(
+            path,
+            one_based=order.one_based,
+            format=order.format,
+            most=_MOST,
+            offsets=order.offsets,
+        ):
+            rows.widen(read.n_rows, path)
+            cols.widen(read.n_cols, path)
+            chunk = (read.rows.astype(np.int32), read.cols.astype(np.int32), read.values)
+            if order.test_fraction > 0:
+                chosen = random.random(len(read)) < order.test_fraction
+                held_out.append(_taken(chunk, chosen))
+                chunk = _taken(chunk, ~chosen)
+            rows.add(chunk[0])
+            cols.add(chunk[1])
+            entries += len(chunk[2])
+            total += float(chunk[2].sum(dtype=np.float64))
+            spool.append(chunk)
+    if order.test is not None:
+        for path in files_of(order.test):
+            test = read_triplets(path, one_based=order.one_based, format=order.format, most=_MOST)
+            rows.widen(test.n_rows, path)
+            cols.widen(test.n_cols, path)
+            held_out.append((test.rows.astype(np.int32), test.cols.astype(np.int32), test.values))
+    if not entries:
+        raise Misuse("no entry is left to train on: lower --test_fraction")
+    nothing = (np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
+    kept_rows, kept_cols, kept_values = zip(nothing, *held_out, strict=True)
+    test_entries = np.concatenate(kept_rows), np.concatenate(kept_cols), np.concatenate(kept_values)
+    row_groups = order.row_groups or _groups(entries, cols.size, *_ROW_GROUPS)
+    col_groups = order.col_groups or _groups(entries, rows.size, *_COL_GROUPS)
+    facts = Facts(
+        n_rows=rows.size,
+        n_cols=cols.size,
+        entries=entries,
+        test_entries=len(test_entries[0]),
+        row_groups=min(row_groups, rows.size),
+        col_groups=min(col_groups, cols.size),
+        seed=order.seed,
+        mean=total / entries,
+        source="; ".join(source)[:1000],
+    )
+    row_counts, col_counts = rows.counts[: rows.size], cols.counts[: cols.size]
+    groups = balanced(row_counts, facts.row_groups), balanced(col_counts, facts.col_groups)
+    return _Survey(facts, row_counts, col_counts, *groups, test_entries)
+
+
+def _groups(entries: int, others: int, least: int, most: int) -> int:
+    """Into how many groups to cut rows (or columns), given the number of columns (rows)."""
+    return int(np.clip(entries // (_OFTEN * max(others, 1)), least, most))
+
+
+def _write_all(order: Order, spool: _Spool, survey: _Survey, writer: Writer) -> None:
+    """Fill every dataset of the file."""
+    facts = survey.facts
+    row_ids, row_place = _renumbered(survey.row_group)
+    col_ids, col_place = _renumbered(survey.col_group)
+    counts = np.zeros(facts.row_groups * facts.col_groups, np.int64)
+    grid = (survey.row_group, survey.col_group, facts.row_groups)
+    for rows, cols, _ in spool.chunks():
+        count_cells(rows, cols, *grid, counts)
+    ends = _ends(counts)
+    for name, data in (
+        ("row_ids", row_ids),
+        ("col_ids", col_ids),
+        ("row_entries", survey.row_counts[row_ids]),
+        ("col_entries", survey.col_counts[col_ids]),
+        ("row_ends", _ends(np.bincount(survey.row_group, minlength=facts.row_groups))),
+        ("col_ends", _ends(np.bincount(survey.col_group, minlength=facts.col_groups))),
+        ("cell_ends", ends),
+        ("test_rows", row_place[survey.test[0]]),
+        ("test_cols", col_place[survey.test[1]]),
+        ("test_values", survey.test[2]),
+    ):
+        writer.put(name, 0, data)
+    room = max(1, order.memory_bytes // (_SORTING * _ENTRY_BYTES))
+    first_cells = _buckets(ends, room)
+    starts = ends[first_cells].copy()
+    bucket_of = np.repeat(
+        np.arange(len(first_cells), dtype=np.int32), np.diff([*first_cells, len(counts)])
+    )
+    for rows, cols, values in spool.chunks():
+        for low in range(0, len(rows), _CHUNK):
+            part = slice(low, low + _CHUNK)
+            r, c = rows[part], cols[part]
+            cells = survey.col_group[c] * facts.row_groups + survey.row_group[r]
+            dealt = _dealt(
+                (row_place[r], col_place[c], values[part]), bucket_of[cells], len(starts)
+            )
+            _append(writer, dealt, starts)
+    tops = [*first_cells[1:].tolist(), len(counts)]
+    for low, high in zip(first_cells.tolist(), tops, strict=True):
+        _settle_bucket(writer, survey, (low, high), ends, order.seed)
+
+
+def _settle_bucket(
+    writer: Writer, survey: _Survey, cells: tuple[int, int], ends: Ids64, seed: int
+) -> None:
+    """Sort and shuffle the entries of the cells low .. high - 1, and write their checksums."""
+    low, high = cells
+    first, count = int(ends[low]), int(ends[high] - ends[low])
+    rows, cols, values = (writer.get(name, first, count) for name in ENTRIES)
+    row_ends, col_ends = (
+        _ends(np.bincount(group)) for group in (survey.row_group, survey.col_group)
+    )
+    row_group = np.searchsorted(row_ends, rows, side="right") - 1
+    col_group = np.searchsorted(col_ends, cols, side="right") - 1
+    cell = (col_group * survey.facts.row_groups + row_group - low).astype(np.int32)
+    settled = settle(rows, cols, values, cell, ends[low : high + 1] - first, low, seed)
+    for name, data in zip(ENTRIES, settled[:3], strict=True):
+        writer.put(name, first, data)
+    writer.put("cell_checks", low, settled[3])
+
+
+def _dealt(chunk: Chunk, buckets: Ids32, count: int) -> tuple[Chunk, Ids64]:
+    """A chunk in order of its buckets, and where each bucket begins and ends in it."""
+    ends = _ends(np.bincount(buckets, minlength=count))
+    rows, cols, values = chunk
+    out = np.empty_like(rows), np.empty_like(cols), np.empty_like(values)
+    deal(rows, cols, values, buckets, ends[:-1].copy(), *out)
+    return out, ends
+
+
+def _append(writer: Writer, dealt: tuple[Chunk, Ids64], starts: Ids64) -> None:
+    """Write each bucket's part of a chunk where the bucket goes on; moves `starts`."""
+    chunk, ends = dealt
+    for bucket in np.flatnonzero(np.diff(ends)).tolist():
+        part = slice(int(ends[bucket]), int(ends[bucket + 1]))
+        for name, array in zip(ENTRIES, chunk, strict=True):
+            writer.put(name, int(starts[bucket]), array[part])
+        starts[bucket] += part.stop - part.start
+
+
+def _buckets(ends: Ids64, room: int) -> Ids64:
+    """First cells of runs of cells with at most `room` entries each, or of one cell alone."""
+    firsts, cell = [], 0
+    while cell < len(ends) - 1:
+        firsts.append(cell)
+        fits = int(np.searchsorted(ends, ends[cell] + room, side="right")) - 1
+        cell = max(cell + 1, min(fits, len(ends) - 1))
+    return np.array(firsts, np.int64)
+
+
+def _renumbered(group: Ids32) -> tuple[Ids64, Ids32]:
+    """The old id of each new one, group by group; and the new id of each old one."""
+    old = np.argsort(group, kind="stable").astype(np.int64, copy=False)
+    new = np.empty(len(old), np.int32)
+    new[old] = np.arange(len(old), dtype=np.int32)
+    return old, new
+
+
+def _ends(counts: npt.NDArray[np.integer]) -> Ids64:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _taken(chunk: Chunk, chosen: npt.NDArray[np.bool_]) -> Chunk:
+    rows, cols, values = chunk
+    return rows[chosen], cols[chosen], values[chosen]
+
+
+def _length(path: str) -> int:
+    with contextlib.suppress(OSError):
+        return os.stat(path).st_size
+    return -1  # reading it will say what is wrong

@@ -1,0 +1,158 @@
+"""Entries by the cells of a grid of row groups and column groups: counting, sorting, checking.
+
+Owns the compiled loops behind `diml convert` and behind the reading of its files, and the checksum
+of a cell. Must not know files. All loops release the interpreter lock.
+
+The checksum of a cell is the sum over its entries, n = 0, 1, .., of (w A + v B)(2 n + 1) modulo
+2^64, w being both ids in 64 bits, v the bits of the value, A and B odd: a change of one entry, in
+any bits, always changes it, entries that have changed places nearly always.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from diml.data.cells import shuffle
+
+Ids = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+Counts = npt.NDArray[np.int64]
+Sums = npt.NDArray[np.uint64]
+
+_A = np.uint64(0x9E3779B97F4A7C15)
+_B = np.uint64(0xC2B2AE3D27D4EB4F)
+_SHIFT = np.uint64(32)
+
+
+@njit(cache=True, nogil=True)
+def count_cells(
+    rows: Ids, cols: Ids, row_group: Ids, col_group: Ids, row_groups: int, counts: Counts
+) -> None:
+    """Add the entries of each cell to `counts` (row_groups * col_groups,)."""
+    for n in range(rows.shape[0]):
+        counts[np.int64(col_group[cols[n]]) * row_groups + row_group[rows[n]]] += 1
+
+
+@njit(cache=True, nogil=True)
+def deal(
+    rows: Ids,
+    cols: Ids,
+    values: Floats,
+    buckets: Ids,
+    starts: Counts,
+    out_rows: Ids,
+    out_cols: Ids,
+    out_values: Floats,
+) -> None:
+    """Put entries in order of their buckets, keeping the order inside a bucket.
+
+    `starts` is where each bucket begins; it is moved to where it ends.
+    """
+    for n in range(rows.shape[0]):
+        to = starts[buckets[n]]
+        starts[buckets[n]] = to + 1
+        out_rows[to], out_cols[to], out_values[to] = rows[n], cols[n], values[n]
+
+
+def settle(
+    rows: Ids, cols: Ids, values: Floats, cells: Ids, ends: Counts, first_cell: int, seed: int
+) -> tuple[Ids, Ids, Floats, Sums]:
+    """Entries by cell, at random inside each; and the checksum of each cell.
+
+    Args:
+        rows, cols, values, cells: shape (n,); `cells` count from 0.
+        ends: int64 (cells + 1,), where each cell begins and ends; the last one is n.
+        first_cell: the number in the file of the first cell.
+        seed: of the order inside cells, >= 0; the order in a cell depends on it and the cell only.
+    """
+    out = np.empty_like(rows), np.empty_like(cols), np.empty_like(values)
+    deal(rows, cols, values, cells, ends[:-1].copy(), *out)
+    sums = np.zeros(len(ends) - 1, np.uint64)
+    _shuffle_each(ends, first_cell, np.uint64(seed % 2**64), *out)
+    _sum_cells(out[0].view(np.uint32), out[1].view(np.uint32), out[2].view(np.uint32), ends, sums)
+    return (*out, sums)
+
+
+@njit(cache=True, nogil=True)
+def _shuffle_each(
+    ends: Counts, first_cell: int, seed: np.uint64, rows: Ids, cols: Ids, values: Floats
+) -> None:
+    for cell in range(ends.shape[0] - 1):
+        state = ((seed + np.uint64(1)) * _A) ^ (np.uint64(first_cell + cell + 1) * _B)
+        shuffle(ends[cell], ends[cell + 1], state | np.uint64(1), rows, cols, values)
+
+
+@njit(cache=True, nogil=True)
+def _weighed(row: np.uint32, col: np.uint32, bits: np.uint32, place: int) -> np.uint64:
+    word = np.uint64(row) | (np.uint64(col) << _SHIFT)
+    weight = (np.uint64(place) << np.uint64(1)) | np.uint64(1)
+    return (word * _A + np.uint64(bits) * _B) * weight
+
+
+@njit(cache=True, nogil=True)
+def _sum_cells(
+    rows: npt.NDArray[np.uint32],
+    cols: npt.NDArray[np.uint32],
+    bits: npt.NDArray[np.uint32],
+    ends: Counts,
+    sums: Sums,
+) -> None:
+    for cell in range(sums.shape[0]):
+        first, total = ends[cell], np.uint64(0)
+        for n in range(first, ends[cell + 1]):
+            total += _weighed(rows[n], cols[n], bits[n], n - first)
+        sums[cell] = total
+
+
+@njit(cache=True, nogil=True)
+def take(
+    rows: npt.NDArray[np.uint32],
+    cols: npt.NDArray[np.uint32],
+    bits: npt.NDArray[np.uint32],
+    first: int,
+    cell: int,
+    total: np.uint64,
+    ends: Counts,
+    checks: Sums,
+    row_base: int,
+    n_rows: int,
+    col_base: int,
+    n_cols: int,
+) -> tuple[int, np.uint64, bool]:
+    """Check the entries first .. first + n - 1 of a file and make their ids count from the bases.
+
+    Args:
+        rows, cols, bits: uint32 (n,), changed in place.
+        cell: the cell of the first entry; `total` is the sum of those of its entries before it.
+        ends, checks: of all cells of the file.
+
+    Returns:
+        The cell after the last entry, the sum of its entries so far, and whether all is well: if
+        not, the returned cell is the damaged one.
+    """
+    n, size = 0, rows.shape[0]
+    # A subtraction below the base gives a large number: one comparison sees both sides.
+    low_row, low_col = np.uint32(row_base), np.uint32(col_base)
+    most_row, most_col = np.uint32(n_rows), np.uint32(n_cols)
+    while True:
+        end = min(ends[cell + 1] - first, size)
+        begin = ends[cell] - first
+        good = True
+        for m in range(n, end):
+            row, col = rows[m], cols[m]
+            total += _weighed(row, col, bits[m], m - begin)
+            row, col = np.uint32(row - low_row), np.uint32(col - low_col)
+            good = good and bool(row < most_row) and bool(col < most_col)
+            rows[m], cols[m] = row, col
+        n = end
+        if not good:
+            return cell, total, False
+        if ends[cell + 1] - first > size:
+            return cell, total, True
+        if total != checks[cell]:
+            return cell, total, False
+        cell, total = cell + 1, np.uint64(0)
+        if n == size and (cell == checks.shape[0] or ends[cell + 1] - first > size):
+            return cell, total, True

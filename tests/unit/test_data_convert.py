@@ -1,0 +1,112 @@
+"""The file of `diml convert`: every entry once, in its cell, whatever the memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from diml.data import convert as module
+from diml.data.blockfile import BlockFile, is_block_file
+from diml.data.convert import Order, convert
+from diml.data.planted import Planted, planted
+from diml.errors import Misuse
+from diml.jobs.mf_load import Source, load
+
+
+def text(folder: Path, plan: Planted) -> Path:
+    """A planted matrix as text."""
+    path = folder / "data.txt"
+    t = planted(plan)
+    lines = zip(t.rows.tolist(), t.cols.tolist(), t.values.tolist(), strict=True)
+    path.write_text("".join(f"{i} {j} {v!r}\n" for i, j, v in lines))
+    return path
+
+
+def entries_of(file: BlockFile, prefix: str = "") -> list[tuple[int, int, float]]:
+    """Entries with the ids of the text."""
+    rows = file.read("row_ids")[file.read(f"{prefix}rows")]
+    cols = file.read("col_ids")[file.read(f"{prefix}cols")]
+    values = file.read(f"{prefix}values")
+    return sorted(zip(rows.tolist(), cols.tolist(), values.tolist(), strict=True))
+
+
+def listed(entries: tuple[npt.NDArray[np.generic], ...]) -> list[tuple[int, int, float]]:
+    return sorted(zip(*(array.tolist() for array in entries), strict=True))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2])
+def test_every_entry_is_in_its_cell_and_held_out_as_the_job_does(
+    tmp_path: Path, fraction: float
+) -> None:
+    source = text(tmp_path, Planted(300, 150, 4000, skew=0.7))
+    order = Order(str(source), tmp_path / "out.h5", test_fraction=fraction, seed=5)
+    file = convert(replace(order, row_groups=7, col_groups=5))
+    plain = load(Source(str(source), None, test_fraction=fraction, seed=5))
+    assert entries_of(file) == listed(plain.train)
+    assert entries_of(file, "test_") == listed(plain.test)
+    assert file.facts.mean == pytest.approx(plain.facts().mean)
+    ends = file.cell_ends
+    rows, cols = file.read("rows"), file.read("cols")
+    row_group = np.searchsorted(file.row_ends, rows, side="right") - 1
+    col_group = np.searchsorted(file.col_ends, cols, side="right") - 1
+    assert np.array_equal(np.repeat(np.arange(35), np.diff(ends)), col_group * 7 + row_group)
+    ids = file.read("row_ids")
+    assert np.array_equal(file.read("row_entries"), np.bincount(rows, minlength=len(ids)))
+    assert np.array_equal(np.sort(ids), np.arange(len(ids)))
+    sizes = np.bincount(row_group)
+    assert sizes.max() <= 1.02 * sizes.mean()
+    with h5py.File(order.target) as seen:
+        assert np.array_equal(seen["rows"][:], rows)
+
+
+def test_the_memory_does_not_change_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = text(tmp_path, Planted(200, 100, 3000))
+    order = Order(str(source), tmp_path / "much.h5", row_groups=6, col_groups=4, seed=1)
+    convert(order)
+    monkeypatch.setattr(module, "_CHUNK", 77)
+    convert(replace(order, target=tmp_path / "little.h5", memory_bytes=4000))
+    assert (tmp_path / "little.h5").read_bytes() == (tmp_path / "much.h5").read_bytes()
+    other = convert(replace(order, target=tmp_path / "other.h5", seed=2))
+    assert other.fingerprint != BlockFile(order.target).fingerprint
+    assert sorted(found.name for found in tmp_path.iterdir()) == [
+        *("data.txt", "little.h5", "much.h5", "other.h5")
+    ]
+
+
+def test_a_matrix_smaller_than_its_groups(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("3 1 2.5\n")
+    file = convert(Order(str(tmp_path / "in"), tmp_path / "out.h5"))
+    assert (file.facts.n_rows, file.facts.n_cols, file.facts.row_groups) == (4, 2, 4)
+    assert entries_of(file) == [(3, 1, 2.5)]
+
+
+def test_bad_input_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_text("0 0 1\n0 1\n")
+    with pytest.raises(Misuse, match="bad, line 2: fewer"):
+        convert(Order(str(tmp_path / "bad"), tmp_path / "out.h5"))
+    (tmp_path / "huge").write_text("0 0 1\n0 2 1\n2147483647 0 1\n")
+    with pytest.raises(Misuse, match="huge, line 3: the row id is too large"):
+        convert(Order(str(tmp_path / "huge"), tmp_path / "out.h5"))
+    with pytest.raises(Misuse, match="cannot write it"):
+        convert(Order(str(tmp_path / "bad"), tmp_path / "no" / "out.h5"))
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["bad", "huge"]
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(3)
+    assert is_block_file(path)
+    with pytest.raises(Misuse, match="not a file of `diml convert`"):
+        BlockFile(path)
+    path.write_text("0 0 1\n")
+    assert not is_block_file(path)
+    with pytest.raises(Misuse, match="absent: cannot read it"):
+        BlockFile(tmp_path / "absent")
