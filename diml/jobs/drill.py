@@ -160,6 +160,7 @@ def main(arguments: Sequence[str]) -> int | None:
 
     own_log = _own_log()
     with diml.init(flags=vars(flags), events=own_log) as job:
+        job.identify(program=flags.program, ndata=flags.ndata)
         begun = time.perf_counter()
         model = PROGRAMS[flags.program](job, flags.ndata, flags.rounds)
         seconds = time.perf_counter() - begun

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diml.data import fingerprint
 from diml.errors import Misuse
 from diml.jobs.flags import at_least, job_parser, parse, real, run_job
 
@@ -36,6 +37,7 @@ class Rows:
         sparse: (indptr, indices, data), or None.
         count, columns: n and d.
         total: rows of all workers.
+        first: number of the first row.
     """
 
     dense: NDArray[np.floating[Any]] | None
@@ -43,6 +45,14 @@ class Rows:
     count: int
     columns: int
     total: int
+    first: int
+
+    def fingerprint(self) -> int:
+        """Of these rows (see `diml.data.fingerprint`)."""
+        if self.dense is not None:
+            return fingerprint.of_dense(self.dense, self.first)
+        assert self.sparse is not None
+        return fingerprint.of_csr(*self.sparse, self.first)
 
     def row(self, index: int) -> Floats:
         """One row, dense, float64."""
@@ -111,7 +121,7 @@ def dense_rows(array: NDArray[Any], part: int, parts: int) -> Rows:
     first, last = edges(len(array), part, parts)
     kind = array.dtype if array.dtype.kind == "f" else np.dtype(np.float64)
     mine = np.ascontiguousarray(array[first:last], kind)
-    return Rows(mine, None, last - first, array.shape[1], len(array))
+    return Rows(mine, None, last - first, array.shape[1], len(array), first)
 
 
 def sparse_rows(design: Any, part: int, parts: int) -> Rows:
@@ -123,7 +133,7 @@ def sparse_rows(design: Any, part: int, parts: int) -> Rows:
     first, last = edges(design.rows, part, parts)
     mine = whole.tocsr()[first:last]
     parts_of = (mine.indptr.astype(np.int64), mine.indices.astype(np.int32), mine.data)
-    return Rows(None, parts_of, last - first, design.total, design.rows)
+    return Rows(None, parts_of, last - first, design.total, design.rows, first)
 
 
 def generated(rows: int, columns: int, k: int, seed: int, part: int, parts: int) -> Rows:
@@ -137,7 +147,7 @@ def generated(rows: int, columns: int, k: int, seed: int, part: int, parts: int)
         cloud = planted[rng.integers(0, k, chunk)] + rng.normal(0.0, 1.0, (chunk, columns))
         pieces.append(cloud[max(first - start, 0) : last - start].astype(np.float32))
     mine = np.concatenate(pieces) if pieces else np.empty((0, columns), np.float32)
-    return Rows(mine, None, last - first, columns, rows)
+    return Rows(mine, None, last - first, columns, rows, first)
 
 
 def start(job: Job, rows: Rows, k: int, seed: int) -> Floats:
@@ -250,6 +260,8 @@ def _cluster(job: Job, flags: argparse.Namespace) -> None:
         rows = read_rows(flags.datafile, job.rank, job.size)
     if rows.total < flags.k:
         raise Misuse(f"--k {flags.k}: there are only {rows.total} rows")
+    data = fingerprint.together(job.allgather(rows.fingerprint()))
+    job.identify(data=f"{rows.total}x{rows.columns} {data}", k=flags.k)
     model = train(job, rows, flags.k, flags.num_iterations, flags.tolerance)
     if flags.output is not None:
         labels = np.full(rows.count, -1, np.int32)

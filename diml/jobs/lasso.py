@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import diml
-from diml.data import design_planted
+from diml.data import design_planted, fingerprint
 from diml.data.design import read_design
 from diml.errors import Misuse
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
 from diml.jobs.lasso_output import Log, check_writable, write_coefficients, write_path
 from diml.strads import POLICIES, Policy, policy_by_name, solve_lasso
-from diml.strads.columns import Columns, columns_from, columns_of
+from diml.strads.columns import Columns, SparseColumns, columns_from, columns_of
 from diml.strads.lasso import warm_up
 from diml.strads.lasso_base import LassoBase
 from diml.strads.lasso_problem import Grid, Stop
@@ -149,6 +149,16 @@ def load(
     return held, copy, y
 
 
+def _fingerprint(job: diml.Job, held: Columns, y: NDArray[np.float64]) -> str:
+    """Of X and y, the same on all workers and for any number of them."""
+    if isinstance(held, SparseColumns):
+        mine = fingerprint.of_csr(held.indptr, held.indices, held.data, held.first)
+    else:
+        mine = fingerprint.of_dense(held.X.T, held.first)
+    response = fingerprint.of_dense(y, held.total)
+    return fingerprint.together([*job.allgather(mine), response])
+
+
 def _policy(flags: Namespace, variables: int, seed: int) -> Policy:
     name = policy_name(flags)
     if name == "working-set":
@@ -183,6 +193,13 @@ def main(arguments: Sequence[str]) -> int:
         seed = job.settings.seed
         held, copy, y = load(flags, job.rank, job.size, seed)
         warm_up(held)
+        job.identify(
+            data=f"{held.rows}x{held.total} {_fingerprint(job, held, y)}",
+            grid=grid_of(flags),
+            intercept=not flags.no_intercept,
+            standardize=flags.standardize,
+            policy=policy_name(flags),
+        )
         listener = Log(Path(flags.log), flags.logfreq) if flags.log and job.rank == 0 else None
         program = solve_lasso(
             held,

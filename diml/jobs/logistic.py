@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import diml
+from diml.data import fingerprint
 from diml.errors import Misuse
 from diml.jobs import logistic_admm, logistic_compare, logistic_lbfgs
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
@@ -151,6 +152,18 @@ def _read(flags: Namespace) -> tuple[Examples, Examples | None]:
     return widened(train, cols, flags.intercept), widened(test, cols, flags.intercept)
 
 
+def _identify(job: diml.Job, flags: Namespace, train: Examples) -> None:
+    """Tell this run's checkpoints from those of runs on other data, or to another end."""
+    X = train.X
+    pieces = (
+        fingerprint.of_csr(X.indptr, X.indices, X.data),
+        fingerprint.of_dense(train.y, len(train.y)),
+    )
+    names = ("method", "l1", "l2", "intercept")
+    told = {name: vars(flags)[name] for name in names}
+    job.identify(data=f"{X.shape[0]}x{X.shape[1]} {fingerprint.together(pieces)}", **told)
+
+
 def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | None) -> None:
     """One worker's run."""
     sync = flags.method == "sync-sgd"
@@ -222,10 +235,11 @@ def main(arguments: Sequence[str]) -> int | None:
         return logistic_compare.compare(flags)
     on_collectives = ON_COLLECTIVES.get(flags.method)
     with diml.init(flags=vars(flags), servers=servers_for(arguments)) as job:
-        if on_collectives is None:
-            _train(job, flags, *_read(flags))
-            return 0
         train, test = _read(flags)
+        _identify(job, flags, train)
+        if on_collectives is None:
+            _train(job, flags, train, test)
+            return 0
         output = Output(flags.output_prefix, job.incarnation == 0) if job.rank == 0 else None
         with Run(job, flags, train, test, output) as run:
             on_collectives(run, flags)

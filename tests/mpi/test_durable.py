@@ -9,6 +9,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.mpi import Finished, Running, run_mpi, start_mpi
 
 STEPS = 40
@@ -151,6 +153,39 @@ def test_another_seed_is_refused_by_one_line(tmp_path: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if line.startswith("diml:")]
     assert len(lines) == 1 and "its seed is 1, this run's is 2" in lines[0]
     assert first_version(finish(tmp_path, DIML_SEED="2", DIML_RESUME="never")) == 0
+
+
+KMEANS = ["kmeans", "--datafile", "x.libsvm", "--k", "2"]
+LASSO = ["lasso", "--data_xfile", "x.libsvm", "--policy", "cyclic", "--checkpoint_work", "1"]
+LOGISTIC = ["logistic", "--datafile", "x.libsvm", "--method", "lbfgs"]
+
+
+@pytest.mark.parametrize(
+    ("job", "other", "fact"),
+    [
+        (KMEANS, ["--k", "3"], "k"),
+        (LASSO, ["--lambda_ratio", "0.3"], "grid"),
+        (LOGISTIC, ["--l2", "0.5"], "l2"),
+    ],
+    ids=["kmeans", "lasso", "logistic"],
+)
+def test_a_job_on_other_data_or_to_another_end_is_refused(
+    tmp_path: Path, job: list[str], other: list[str], fact: str
+) -> None:
+    def run(*flags: str) -> Finished:
+        command = ["-m", f"diml.jobs.{job[0]}", *job[1:], *flags, "--checkpoint-dir", "kept"]
+        every = {"DIML_CHECKPOINT_EVERY": "0.000001"}
+        return run_mpi(None, command, env=every, cwd=tmp_path, timeout_s=90)
+
+    rows = [f"{i % 2} 1:{i * i % 7} 2:{i % 3} 3:{i}\n" for i in range(40)]
+    (tmp_path / "x.libsvm").write_text("".join(rows))
+    run().expect(0)
+    assert list((tmp_path / "kept").iterdir())
+    refused = run(*other).expect(2)
+    assert refused.stderr.count("diml:") == 1 and f"its {fact} is " in refused.stderr
+    (tmp_path / "x.libsvm").write_text("".join([*rows[:-1], "1 1:2 2:2 3:40\n"]))
+    refused = run().expect(2)
+    assert refused.stderr.count("diml:") == 1 and "its data is " in refused.stderr
 
 
 def test_a_rank_that_dies_after_a_resume_is_replaced_to_the_same_answer(tmp_path: Path) -> None:
