@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -100,6 +100,7 @@ def _seated(world: World, guard: Guard | None = None) -> Job:
         from diml.ps.node import Node
 
         node = Node(world, engine.durability.stop)
+    engine.durability.companion = node
     try:
         if guard is not None:
             world.join()
@@ -129,6 +130,19 @@ class _WithoutServers:
         self._facts: dict[str, object] = {}
         self._node: Node | None = None
 
+    @property
+    def clock(self) -> int | None:
+        """See `Node`."""
+        return self._node.clock if self._node is not None else None
+
+    def go_to(self, clock: int) -> None:
+        """See `Node`."""
+        self._whole().go_to(clock)
+
+    def save(self, write: Sequence[bool]) -> bool:
+        """See `Node`."""
+        return self._whole().save(write)
+
     def begin(self) -> None:
         """Nothing: no rows are anywhere."""
 
@@ -145,12 +159,15 @@ class _WithoutServers:
 
     def client(self, **options: Any) -> ParameterServer:
         """The parameter server of a single process, which serves itself."""
+        return self._whole().client(**options)
+
+    def _whole(self) -> Node:
         if self._node is None:
             from diml.ps.node import Node
 
             self._node = Node(self._world, self._stop)
             self._node.identify(self._facts)
-        return self._node.client(**options)
+        return self._node
 
     def close(self) -> None:
         """A worker's orderly end."""
@@ -254,7 +271,7 @@ class Job:
             facts: the same on all workers, a fingerprint of the data set for one. A run goes on
                 only from a checkpoint with equal facts, of the same program and seed.
         """
-        self._engine.identify(**facts)
+        self._engine.durability.identify(facts)
         self._node.identify(facts)
 
     def log(self, text: str) -> None:

@@ -10,8 +10,8 @@ Invariant: a version is written only after it was committed on all workers.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diml.allreduce.operation import Kind, Request, signature
 from diml.checkpoint.keeper import Collectives, Keeper, Restored, State, StopRequest
@@ -24,12 +24,34 @@ if TYPE_CHECKING:
     from diml.world.world import World
 
 
+_CLOCK, _MODEL = "diml.ps.clock", "model"
+
+
+class Companion(Protocol):
+    """The parameter server beside the collectives, whose clock a checkpoint records."""
+
+    @property
+    def clock(self) -> int | None:
+        """The clock of this worker's program; None where it is not in use."""
+
+    def go_to(self, clock: int) -> None:
+        """Go on at a recorded clock. Raises Misuse where the rows are older than that."""
+
+    def save(self, write: Sequence[bool]) -> bool:
+        """Bring the rows of this clock to these places; whether they are there."""
+
+
 class Durability:
-    """One worker's part."""
+    """One worker's part.
+
+    Attributes:
+        companion: the parameter server of the job.
+    """
 
     def __init__(self, world: World, core: Core, driver: Driver) -> None:
         self._world, self._core, self._driver = world, core, driver
         self._keeper = Keeper.of(world.settings, os.environ)
+        self.companion: Companion | None = None
         if self._keeper is not None:
             world.resumable = self._keeper.resumable
 
@@ -42,6 +64,20 @@ class Durability:
         """Add facts that tell this job's checkpoints from those of others."""
         if self._keeper is not None:
             self._keeper.identify(facts)
+
+    def with_clock(self, model: Any) -> Any:
+        """A model as it is kept: with the parameter server's clock, where that is in use."""
+        clock = self.companion.clock if self.companion is not None else None
+        return model if clock is None else {_CLOCK: clock, _MODEL: model}
+
+    def without_clock(self, kept: Any) -> Any:
+        """The model that was kept; the parameter server goes on at the clock kept with it, so
+        that what is done again since then is not applied again."""
+        if not (isinstance(kept, dict) and _CLOCK in kept):
+            return kept
+        assert self.companion is not None
+        self.companion.go_to(kept[_CLOCK])
+        return kept[_MODEL]
 
     def meet(self, collectives: Collectives) -> None:
         """See together what there is; before the load."""
@@ -81,13 +117,19 @@ class Durability:
         if keeper is None or not rode:
             return
         plan, held = keeper.decide(rode), core.store.committed
-        if any(plan.write):
+        if any(plan.write) and self._rows_are_safe(plan.write):
             state = State(held.version, core.store.model, core.locals_by_rank(), held.uses_local)
             keeper.write(plan, state, core.rank, self._world.hosts)
         if plan.stop and self._all_have(lambda: keeper.finished(held.version)):
             keeper.kept(held.version)
             words = f"stopped in good order; version {held.version} is kept, to go on from"
             raise self._world.end(Resumable.exit_status, f"diml: {words}")
+
+    def _rows_are_safe(self, write: Sequence[bool]) -> bool:
+        """Bring the parameter server's rows to the disk first: they may be newer than the model
+        that a run goes on from, never older."""
+        companion = self.companion
+        return companion is None or companion.clock is None or companion.save(write)
 
     def _all_have(self, finished: Callable[[], bool]) -> bool:
         """Whether all have written; not if one died meanwhile: the next checkpoint asks again."""

@@ -307,16 +307,8 @@ class Engine:
         if held.version == 0:
             return 0, None, None
         local = held.locals.get(core.origin)
-        return held.version, _decoded(core.store.model()), _decoded(local)
-
-    def identify(self, **facts: object) -> None:
-        """Tell durable checkpoints of this job from those of others; before `load_checkpoint`.
-
-        Args:
-            facts: the same on all workers, a fingerprint of the data set for one. A run goes on
-                only from a checkpoint with equal facts, of the same program and seed.
-        """
-        self.durability.identify(facts)
+        model = self.durability.without_clock(_decoded(core.store.model()))
+        return held.version, model, _decoded(local)
 
     def checkpoint(self, model: Any, local: Any = None, lazy: bool = False) -> None:
         """Move all workers to the next version, or none.
@@ -339,6 +331,7 @@ class Engine:
             raise Misuse("checkpoint: call load_checkpoint first")
         if lazy and local is not None:
             raise Misuse("checkpoint: a lazy checkpoint has no local state")
+        model = self.durability.with_clock(model)
         kind = Kind.CHECKPOINT if local is None else Kind.LOCAL_CHECKPOINT
         request = Request(kind, signature(kind), site)
         if lazy and self._world.settings.on_failure != "shrink":

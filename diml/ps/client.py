@@ -7,7 +7,7 @@ travel: that is the cores' and the session's business.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -255,6 +255,24 @@ class ParameterServer:
         if not self._core.clock_is_empty:
             raise Misuse("checkpoint() while updates wait for a clock(): call it right after one")
         self._saves.checkpoint(local)
+
+    def go_to(self, clock: int) -> None:
+        """Go on at an earlier clock than the servers have; called by the job. Raises Misuse if
+        they are not as far."""
+        if clock > self.clock_now:
+            raise Misuse(
+                f"the checkpoint of the collectives was made at clock {clock} of the parameter "
+                f"server, whose rows are of clock {self.clock_now}: they do not go together"
+            )
+        self._core.clock = clock
+
+    def save_now(self, write: Sequence[bool]) -> bool:
+        """Have the rows of this clock written to these places; called by the job, on all workers
+        at one clock. Whether they are written."""
+        assert self._saves is not None
+        if not self._core.clock_is_empty:
+            raise Misuse("job.checkpoint() while updates wait for a clock()")
+        return self._saves.save_now(write)
 
     @property
     def resumed(self) -> Resumed | None:

@@ -48,6 +48,7 @@ class Node:
         self._world, self._stop = world, stop
         self._durable = Durable.of(world.settings, os.environ)
         self._facts: dict[str, object] = {}
+        self._recorded: int | None = None
         self._port = WorldPort(world)
         self._client: ParameterServer | None = None
         self._client_core: ClientCore | None = None
@@ -141,6 +142,8 @@ class Node:
             self._client = self._new_client(*asked[:4], alone)
             self._asked = asked
             self._client.open()
+            if self._recorded is not None:
+                self.go_to(self._recorded)
             self._warn_unreplicated()
         elif asked != self._asked:
             raise Misuse(f"parameter_server was opened with {self._asked}, now with {asked}")
@@ -204,6 +207,25 @@ class Node:
                 f"{durable.where}: {origin.workers} workers wrote the checkpoint, each with a "
                 f"state of its own; this run has {self._workers} ({advice})"
             )
+
+    # Beside the collectives (see `diml.allreduce.durability`) ------------------------------------
+
+    @property
+    def clock(self) -> int | None:
+        """The clock of this worker's program; None where it has not opened."""
+        return self._client.clock_now if self._client is not None else None
+
+    def go_to(self, clock: int) -> None:
+        """Go on at the clock that the collectives' checkpoint records, whose rows may be newer:
+        updates that the servers have are acknowledged, not applied. Raises Misuse if the rows are
+        older, as where a job's directories are of two runs."""
+        self._recorded = clock
+        if self._client is not None:
+            self._client.go_to(clock)
+
+    def save(self, write: Sequence[bool]) -> bool:
+        """Bring the rows of this clock to these places; whether they are there."""
+        return self._client is not None and self._client.save_now(write)
 
     def close(self) -> None:
         """A worker's orderly end: every update acknowledged. Idempotent."""

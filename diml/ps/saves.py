@@ -6,7 +6,7 @@ Owns the worker's side of `diml.ps.saving`. Must not know files: `Durable` does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,16 @@ class Saves:
             if core.repairs == repairs and self._meet(decision, blob) and decision & STOP:
                 self._stop_job()
 
+    def save_now(self, write: Sequence[bool]) -> bool:
+        """Meet without asking whether it is time; returns once all is written, and whether."""
+        with self._session:
+            decision = sum(2 << number for number, wanted in enumerate(write) if wanted)
+            if not self._meet(decision, None) or not self._written():
+                return False
+            clock = self._session.core.clock
+            pairs = zip(self._kept.tolist(), write, strict=True)
+            return all(kept == clock for kept, wanted in pairs if wanted)
+
     def _meet(self, decision: int, blob: Any) -> bool:
         """Go to every server, and wait until all workers have; False if a repair came between."""
         session, core = self._session, self._session.core
@@ -130,6 +140,13 @@ class Saves:
     def _stop_job(self) -> None:
         """End the job once the checkpoint of this clock is on every server's disk; if one cannot
         write it, go on."""
+        core = self._session.core
+        if self._written() and self._durable.on_disk(self._kept) == core.clock:
+            words = f"stopped in good order; clock {core.clock} is kept, to go on from"
+            raise self._end(Resumable.exit_status, f"diml: {words}")
+
+    def _written(self) -> bool:
+        """Wait until no server is writing any more; False if a repair came between."""
         session, core = self._session, self._session.core
         busy = True
         while busy:
@@ -139,7 +156,5 @@ class Saves:
             replies = core.questions.open[request].replies
             busy = any(reply.n for reply in replies.values())
             if not self._heard(request):
-                return
-        if self._durable.on_disk(self._kept) == core.clock:
-            words = f"stopped in good order; clock {core.clock} is kept, to go on from"
-            raise self._end(Resumable.exit_status, f"diml: {words}")
+                return False
+        return True

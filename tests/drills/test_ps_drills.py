@@ -17,20 +17,20 @@ CLOCKS = 24
 def _run(
     path: Path,
     servers: int,
-    spares: int,
+    spares: int | None,
     drills: str = "",
     staleness: int = 0,
     options: tuple[str, ...] = (),
 ) -> Finished:
-    """One run with three workers; asserts that every drill has struck."""
+    """One run with three workers; asserts that every drill has struck. No spares: auto."""
     events = path / "events.jsonl"
     finished = run_mpi(
-        3 + servers + spares,
+        3 + servers + (spares or 0),
         PROGRAM,
         args=["--clocks", CLOCKS, "--staleness", staleness, *options],
         env={
             "DIML_SERVERS": str(servers),
-            "DIML_SPARES": str(spares),
+            "DIML_SPARES": "auto" if spares is None else str(spares),
             "DIML_DRILL": drills,
             "DIML_EVENTS": str(events),
         },
@@ -83,6 +83,16 @@ def test_bits_are_those_of_the_undisturbed_run(
 ) -> None:
     finished = _run(tmp_path, servers, spares, drills)
     assert _verdicts(finished) == undisturbed, finished.report()
+
+
+def test_without_spares_a_worker_and_a_server_are_replaced_by_new_processes(
+    undisturbed: set[str], tmp_path: Path
+) -> None:
+    finished = _run(tmp_path, 2, None, "1,12,2,0 4,18,0,0")
+    assert _verdicts(finished) == undisturbed, finished.report()
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    joined = {(line["role"], line["rank"]) for line in lines if line["what"] == "join"}
+    assert {("worker", 1), ("server", 1)} <= joined, joined
 
 
 @pytest.mark.parametrize(
