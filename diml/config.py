@@ -50,6 +50,10 @@ class Settings:
     drills: tuple[Drill, ...] = ()
     events: Path | None = None
     """File of the event log (JSON lines)."""
+    tensorboard: Path | None = None
+    """Directory for TensorBoard's event files."""
+    prometheus: Path | None = None
+    """Text file for Prometheus's textfile collector."""
     quiet: bool = False
     on_failure: Literal["spare", "respawn", "shrink", "stop"] = "respawn"
     """How far a gap may be filled: by spares only; else by new processes; else by going on with
@@ -222,6 +226,8 @@ OPTIONS = (
     Option("resume", str, "WHEN", "go on from a checkpoint: auto (default), never, must", True),
     Option("drills", parse_drills, "SPEC", "who dies when, to see it recover; repeatable", True),
     Option("events", _path, "FILE", "write an event log, one JSON line an event", True),
+    Option("tensorboard", _path, "DIR", "write the progress for TensorBoard", True),
+    Option("prometheus", _path, "FILE", "keep the newest numbers in a file for Prometheus", True),
     Option("quiet", _flag, "1 or 0", "print neither progress nor remarks", True),
     Option("checkpoint_every_s", _seconds, "SECONDS", "between durable checkpoints (default 30)"),
     Option("keep", _whole, "N", "whole durable checkpoints that stay (default 2)"),

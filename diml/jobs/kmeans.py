@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from diml.data import fingerprint
 from diml.errors import Misuse
+from diml.jobs.account import Account
 from diml.jobs.flags import at_least, job_parser, parse, real, run_job
+from diml.report.progress import Progress
 
 if TYPE_CHECKING:
     from diml.job import Job
@@ -181,7 +183,7 @@ def start(job: Job, rows: Rows, k: int, seed: int) -> Floats:
 
 
 def iterate(
-    job: Job, rows: Rows, centres: Floats, labels: NDArray[np.int32]
+    job: Job, rows: Rows, centres: Floats, labels: NDArray[np.int32], account: Account
 ) -> tuple[Floats, float]:
     """One iteration of Lloyd: the new centres, and the objective of the old ones."""
     from diml.kernels.kmeans import assign_dense, assign_sparse
@@ -195,7 +197,8 @@ def iterate(
     else:
         assert rows.sparse is not None
         packed[-1] = assign_sparse(*rows.sparse, centres, labels, sums, counts)
-    merged = job.allreduce(packed)
+    account.units += rows.count
+    merged = account.waiting(job.allreduce, packed)
     sums, counts = merged[: k * d].reshape(k, d), merged[k * d : k * d + k]
     moved = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1.0)[:, None], centres)
     return moved, float(merged[-1])
@@ -212,16 +215,19 @@ def train(job: Job, rows: Rows, k: int, iterations: int, tolerance: float) -> di
         model = {"centres": centres, "iteration": 0, "inertia": float("inf"), "done": False}
         job.checkpoint(model)
     labels = np.full(rows.count, -1, np.int32)
-    while model["iteration"] < iterations and not model["done"]:
-        centres, inertia = iterate(job, rows, model["centres"], labels)
-        # Only of what the checkpoint holds, so that a worker that comes back decides alike. Where
-        # no row changes its centre the gain is exactly 0.
-        done = model["inertia"] - inertia <= tolerance * inertia
-        iteration = model["iteration"] + 1
-        model = {"centres": centres, "iteration": iteration, "inertia": inertia, "done": done}
-        if job.rank == 0:
-            job.log(f"iteration {iteration}: objective {inertia:.9g}")
-        job.checkpoint(model)
+    account = Account(job, "rows")
+    with Progress.of(job, "kmeans", iterations) as progress:
+        while model["iteration"] < iterations and not model["done"]:
+            centres, inertia = iterate(job, rows, model["centres"], labels, account)
+            # Only of what the checkpoint holds, so that a worker that comes back decides alike.
+            # Where no row changes its centre the gain is exactly 0.
+            done = model["inertia"] - inertia <= tolerance * inertia
+            iteration = model["iteration"] + 1
+            model = {"centres": centres, "iteration": iteration, "inertia": inertia, "done": done}
+            progress.update(iteration, objective=inertia)
+            account.waiting(job.checkpoint, model)
+            account.tell()
+    account.tell(last=True)
     final: dict[str, Any] = model
     return final
 
@@ -265,7 +271,7 @@ def _cluster(job: Job, flags: argparse.Namespace) -> None:
     model = train(job, rows, flags.k, flags.num_iterations, flags.tolerance)
     if flags.output is not None:
         labels = np.full(rows.count, -1, np.int32)
-        iterate(job, rows, model["centres"], labels)
+        iterate(job, rows, model["centres"], labels, Account(job, "rows"))
         everyone = job.allgather(labels)
         if job.rank == 0:
             np.savetxt(f"{flags.output}.C", model["centres"], fmt="%.9g")

@@ -26,6 +26,7 @@ import diml
 from diml.data import fingerprint
 from diml.errors import Misuse
 from diml.jobs import logistic_admm, logistic_compare, logistic_lbfgs
+from diml.jobs.account import Account
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
 from diml.jobs.logistic_batch import Run
 from diml.jobs.logistic_data import Examples, load, share_of, widened
@@ -182,13 +183,10 @@ def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | No
         speaks = ps.worker == 0
         output = Output(flags.output_prefix if speaks else None, ps.clock_now == 0)
         training = Training(
-            ps, weights, cols, train, test, course, job.settings.seed,
+            ps, weights, cols, train, test, course, job.settings.seed, Account(job, "examples"),
             lambda examples: share_of(examples, ps.worker, ps.workers),
         )  # fmt: skip
-        event = job.event if speaks else None
-        quiet = job.settings.quiet
-        begun = time.perf_counter()
-        with Progress("logistic", flags.num_epochs, quiet=quiet, event=event) as progress:
+        with Progress.of(job, "logistic", flags.num_epochs) as progress:
             last: list[Losses] = []
 
             def report(losses: Losses) -> None:
@@ -200,13 +198,7 @@ def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | No
                 progress.update(losses.epoch, **values)
                 last.append(losses)
 
-            def account() -> None:
-                job.event(
-                    "work", units=training.gradients, unit="examples",
-                    seconds=time.perf_counter() - begun, waited_s=training.waited_s,
-                )  # fmt: skip
-
-            result = training.run(report, output.epochs_written, account)
+            result = training.run(report, output.epochs_written)
         if speaks:
             output.finish(result)
             _say(ps, last)

@@ -9,13 +9,13 @@ The objective is that of `diml.jobs.logistic`: mean loss + λ₁‖w‖₁ + λ�
 from __future__ import annotations
 
 import math
-import time
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diml.jobs.account import Account
 from diml.jobs.logistic_data import Examples, share_of
 from diml.jobs.logistic_train import Losses
 from diml.kernels.logistic import loss_and_hits
@@ -77,27 +77,16 @@ class Run:
         self._test_total = 0 if test is None else test.total
         self._output, self._flags = output, flags
         self._next = 0 if output is None else output.epochs_written
-        self._progress = Progress(
-            f"logistic {flags.method}",
-            flags.num_iterations,
-            quiet=job.settings.quiet or job.rank != 0,
-            event=job.event if job.rank == 0 else None,
-        )
-        self._begun = time.perf_counter()
-        self._waited_s = 0.0
+        self._progress = Progress.of(job, f"logistic {flags.method}", flags.num_iterations)
+        self._account = Account(job, "examples")
 
     def allreduce(self, mine: Floats) -> Floats:
         """The sum over the workers; the time it takes counts as waiting."""
-        begun = time.perf_counter()
-        sums: Floats = self.job.allreduce(mine)
-        self._waited_s += time.perf_counter() - begun
-        return sums
+        return self._account.waiting(self.job.allreduce, mine)
 
     def checkpoint(self, model: Any, local: Any = None, lazy: bool = False) -> None:
         """The job's checkpoint; the time it takes counts as waiting."""
-        begun = time.perf_counter()
-        self.job.checkpoint(model, local, lazy)
-        self._waited_s += time.perf_counter() - begun
+        self._account.waiting(self.job.checkpoint, model, local, lazy)
 
     def penalty(self, w: Floats) -> float:
         """λ₁‖w‖₁ + λ₂‖w‖²/2."""
@@ -124,7 +113,6 @@ class Run:
 
     def tell(self, losses: Losses) -> None:
         """Worker 0 writes an iteration's line, once in the run; all write their events."""
-        job, part = self.job, self.part
         if losses.epoch < self._next:
             return
         self._next = losses.epoch + 1
@@ -134,14 +122,12 @@ class Run:
         if self._test_total:
             values |= {"test loss": losses.test_loss, "test accuracy": losses.test_accuracy}
         self._progress.update(losses.epoch, **values)
-        wall_s = time.perf_counter() - self._begun
-        job.event(
-            "work", units=part.passes * part.rows, unit="examples",
-            seconds=wall_s, waited_s=self._waited_s,
-        )  # fmt: skip
+        self._account.units = self.part.passes * self.part.rows
+        self._account.tell()
 
     def finish(self, losses: Losses, w: Floats) -> None:
         """Worker 0 writes the weights and says how it ended."""
+        self._account.tell(last=True)
         if self._output is not None:
             self._output.finish(w)
         if self.job.rank == 0:

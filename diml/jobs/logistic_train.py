@@ -8,20 +8,17 @@ replacement repeats it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diml.jobs.account import Account
 from diml.jobs.logistic_data import Examples, Minibatches
 from diml.kernels.logistic import gradient_sum, loss_and_hits
 from diml.ps.client import ParameterServer, Table
 from diml.ps.kv import KeyValues
-
-T = TypeVar("T")
 
 # Columns of the table of losses.
 TRAIN_LOSS, TRAIN_HITS, TEST_LOSS, TEST_HITS, EXAMPLES = range(5)
@@ -67,6 +64,7 @@ class Training:
         test: Examples | None,
         course: Course,
         seed: int,
+        account: Account,
         share_of: Callable[[Examples], Examples],
     ) -> None:
         self._ps, self._weights, self._course = ps, weights, course
@@ -76,15 +74,11 @@ class Training:
         self._batches = Minibatches(self._train, course.per_epoch, seed, ps.worker)
         self._losses: Table = ps.table("losses", course.epochs + 1, _COLUMNS + 1, "float64")
         self._reported = 0
-        self.gradients = 0
-        self.waited_s = 0.0
+        self._account = account
 
-    def run(
-        self, report: Callable[[Losses], None], first_report: int, account: Callable[[], None]
-    ) -> NDArray[np.float64]:
+    def run(self, report: Callable[[Losses], None], first_report: int) -> NDArray[np.float64]:
         """Train to the end; returns the weights. `report` is called on worker 0 for each epoch
-        from `first_report` on, in order, once all workers' parts are there; `account` on every
-        worker, once an epoch and at the end."""
+        from `first_report` on, in order, once all workers' parts are there."""
         ps, course = self._ps, self._course
         self._reported = first_report
         for clock in range(ps.clock_now, course.clocks):
@@ -92,37 +86,30 @@ class Training:
             if first == 0:
                 self._record(epoch)
                 self._report(report, epoch)
-                account()
+                self._account.tell()
             self._step(clock)
-            self._waiting(ps.clock)
-        self._waiting(ps.barrier)
+            self._account.waiting(ps.clock)
+        self._account.waiting(ps.barrier)
         if ps.clock_now == course.clocks:
             self._record(course.epochs)
-            self._waiting(ps.clock)
-        self._waiting(ps.barrier)
+            self._account.waiting(ps.clock)
+        self._account.waiting(ps.barrier)
         self._report(report, course.epochs + 1)
-        account()
+        self._account.tell(last=True)
         return self._weights.pull(self._keys)
-
-    def _waiting(self, call: Callable[..., T], *arguments: Any) -> T:
-        """Make a call to the servers; its time counts as waiting."""
-        begun = time.perf_counter()
-        result = call(*arguments)
-        self.waited_s += time.perf_counter() - begun
-        return result
 
     def _step(self, clock: int) -> None:
         """One minibatch: pull the keys that it needs, push the gradient summed over it."""
         batch = self._batches.at(clock)
-        weights = self._waiting(self._weights.pull, batch.keys)
+        weights = self._account.waiting(self._weights.pull, batch.keys)
         gradient = np.zeros(len(batch.keys))
         gradient_sum(batch.indptr, batch.places, batch.data, batch.y, weights, gradient)
-        self.gradients += len(batch.y)
-        self._waiting(self._weights.push, batch.keys, gradient)
+        self._account.units += len(batch.y)
+        self._account.waiting(self._weights.push, batch.keys, gradient)
 
     def _record(self, epoch: int) -> None:
         """Add this worker's part of the losses after so many epochs to the table."""
-        weights = self._waiting(self._weights.pull, self._keys)
+        weights = self._account.waiting(self._weights.pull, self._keys)
         row = np.zeros((1, _COLUMNS + 1))
         parts = ((self._train, TRAIN_LOSS), (self._test, TEST_LOSS))
         for part, column in parts:

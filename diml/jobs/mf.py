@@ -29,6 +29,7 @@ from diml.jobs.mf_report import Report
 from diml.jobs.mf_rotate import Passes, Rotation
 from diml.jobs.mf_train import Course, Tables, Training
 from diml.kernels import mf as kernels
+from diml.report.progress import Progress
 
 _ROWS_AT_ONCE = 1 << 16
 # What a worker notes of each row and column of the whole matrix while it takes its share.
@@ -138,9 +139,8 @@ def train(job: diml.Job, plan: Plan) -> None:
         job.identify(data=ratings.fingerprint, engine=plan.flags.engine, **model)
     report = None
     if job.rank == 0:
-        iterations, quiet = plan.flags.num_iterations, bool(plan.flags.quiet)
-        updates = facts.train_entries
-        report = Report(plan.loss_file, iterations, updates, quiet=quiet, event=job.event)
+        progress = Progress.of(job, "mf", plan.flags.num_iterations)
+        report = Report(plan.loss_file, facts.train_entries, progress)
     engine = rotate if plan.flags.engine == "rotate" else with_servers
     try:
         ended = engine(job, plan, ratings, facts, report)

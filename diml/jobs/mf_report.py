@@ -6,7 +6,7 @@ Owns the words. Must not know how evaluations come about, nor which engine train
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from diml.jobs.mf_evaluation import Evaluation
@@ -21,19 +21,11 @@ FLOOR_MARGIN = 1.05
 class Report:
     """What worker 0 says while the job runs: the loss file, the progress line, and the end."""
 
-    def __init__(
-        self,
-        losses: Path | None,
-        iterations: int,
-        updates: int,
-        *,
-        quiet: bool,
-        event: Callable[..., None],
-    ) -> None:
-        """`updates` is the number of training entries, `event` writes into the event log."""
+    def __init__(self, losses: Path | None, updates: int, progress: Progress) -> None:
+        """`updates` is the number of training entries."""
         self._updates = updates
         self._losses = LossFile(losses) if losses else None
-        self._progress = Progress("mf", iterations, quiet=quiet, event=event)
+        self._progress = progress
         self._told = 0
         self.last: Evaluation | None = None
 

@@ -1,8 +1,7 @@
 """How far a job is: a live line on a terminal, plain lines at intervals elsewhere, or nothing.
 
-Owns the look of it and the question whether there is a terminal. Must not know jobs or ranks: the
-one rank that prints is chosen by who makes a `Progress`. Writes to stderr, so that stdout holds
-results only.
+Owns the look of it, the question whether there is a terminal, and that one rank tells it. Must
+not know what a job does. Writes to stderr, so that stdout holds results only.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -20,6 +19,8 @@ from diml.world.launch import singleton
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
+    from diml.job import Job
+
 _REFRESH_S = 0.1
 _MEANS_NO_TERMINAL = ("dumb", "unknown")
 
@@ -27,7 +28,7 @@ _MEANS_NO_TERMINAL = ("dumb", "unknown")
 class Progress:
     """The progress of one job, in steps. Use it in a `with` block.
 
-    with Progress("mf", total=30, quiet=settings.quiet) as progress:
+    with Progress.of(job, "mf", total=30) as progress:
         progress.update(1, rmse=0.53, rate="23.1 M/s")
         progress.note("worker 1 died; a spare took its place in 34 ms")
     """
@@ -39,6 +40,7 @@ class Progress:
         *,
         quiet: bool = False,
         event: Callable[..., None] | None = None,
+        repairs: Callable[[], Sequence[float]] | None = None,
         every_s: float = 5.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -48,9 +50,12 @@ class Progress:
         Args:
             quiet: show nothing.
             event: `job.event`, to have every update in the event log as well.
+            repairs: gives `job.repairs`; each new one is noted in a line of its own.
             every_s: the least time between two plain lines, in seconds.
         """
         self._title, self._total, self._quiet, self._event = title, total, quiet, event
+        self._repairs = repairs
+        self._noted = 0
         self._stream = stream if stream is not None else sys.stderr
         self._clock = clock
         self._width = None if quiet else terminal_width(self._stream, os.environ)
@@ -58,6 +63,15 @@ class Progress:
         self._started, self._printed = clock(), -float("inf")
         self._first: int | None = None
         self._live: RichProgress | None = None
+
+    @classmethod
+    def of(cls, job: Job, title: str, total: int) -> Progress:
+        """The progress of a job: told by worker 0, on the terminal and in the event log, its
+        repairs noted. The other workers' are mute."""
+        speaks = job.rank == 0
+        quiet = job.settings.quiet or not speaks
+        event = job.event if speaks else None
+        return cls(title, total, quiet=quiet, event=event, repairs=lambda: job.repairs)
 
     def __enter__(self) -> Progress:
         return self
@@ -78,6 +92,7 @@ class Progress:
             self._event("progress", done=done, total=self._total, values=values)
         if self._quiet:
             return
+        self._note_repairs()
         now = self._clock()
         if self._first is None:
             # A replacement goes on in the middle: its speed is that of its own steps.
@@ -98,6 +113,15 @@ class Progress:
             self._live.console.print(text, markup=False, highlight=False)
         else:
             self._say(text)
+
+    def _note_repairs(self) -> None:
+        took = self._repairs() if self._repairs is not None else ()
+        for number in range(self._noted, len(took)):
+            which = f"repair {number + 1}" if number else "a process was lost"
+            self.note(
+                f"{self._title}: {which}, the job was whole again after {_brief(took[number])}"
+            )
+        self._noted = len(took)
 
     def line(self, done: int, values: Mapping[str, float | str], now: float) -> str:
         """One plain line: title, steps, values, and the time that is left."""
@@ -167,6 +191,11 @@ def _told(values: Mapping[str, float | str]) -> list[str]:
         f"{name.replace('_', ' ')} {value if isinstance(value, str) else f'{value:.4g}'}"
         for name, value in values.items()
     ]
+
+
+def _brief(seconds: float) -> str:
+    """A short duration: 53 ms, 1.2 s."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def _span(seconds: float) -> str:

@@ -17,6 +17,7 @@ from mpi4py import MPI
 from diml.config import Settings
 from diml.errors import Misuse
 from diml.events import EventLog
+from diml.exports import sinks_of
 from diml.world import marker, node_memory
 from diml.world.host import first_host, later_host
 from diml.world.launch import refuse_singleton
@@ -72,7 +73,8 @@ def start_spawned(settings: Settings) -> World:
     run, processes = welcome.about
     rebuild = Rebuild(lambda step: None, settings.on_failure, Spawner(), lambda: None)
     footing = rebuild.join(full, welcome)
-    events = EventLog(settings.events, run=run, uid=uid)
+    sinks = sinks_of(settings.tensorboard, settings.prometheus)
+    events = EventLog(settings.events, run=run, uid=uid, sinks=sinks)
     return World(settings, footing, events, later_host(uid, run, processes))
 
 
@@ -95,7 +97,8 @@ def _event_log(settings: Settings, full: Link, run: str) -> EventLog:
     """This process's pen for the event log. Raises Misuse on all if one cannot write it."""
     log, problem = None, None
     try:
-        log = EventLog(settings.events, run=run, uid=full.rank)
+        sinks = sinks_of(settings.tensorboard, settings.prometheus)
+        log = EventLog(settings.events, run=run, uid=full.rank, sinks=sinks)
     except Misuse as error:
         problem = str(error)
     problems = [text for text in full.allgather_objects(problem) if text]

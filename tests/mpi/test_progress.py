@@ -6,14 +6,17 @@ import contextlib
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from diml.events import read_events
 from diml.report.progress import Progress, terminal_width
-from tests.helpers.mpi import CHECKOUT, mpirun, start_mpi
+from tests.helpers.mpi import CHECKOUT, mpirun, run_mpi, start_mpi
 
 STEPS = """
     from diml.report.progress import Progress
@@ -106,3 +109,61 @@ def test_a_pipe_gets_plain_lines_under_mpirun() -> None:
 def test_no_terminal_without_a_fitting_stream() -> None:
     assert terminal_width(io.StringIO(), {"TERM": "xterm"}) is None
     assert terminal_width(sys.__stderr__ or sys.stderr, {"TERM": "dumb"}) is None
+
+
+def test_each_repair_is_noted_once() -> None:
+    stream, took = io.StringIO(), [0.053]
+    with Progress("mf", 3, stream=stream, every_s=100, repairs=lambda: took) as progress:
+        progress.update(1)
+        took.append(1.25)
+        progress.update(2)
+        progress.update(3)
+    notes = [line for line in stream.getvalue().splitlines() if "whole again" in line]
+    assert notes == [
+        "mf: a process was lost, the job was whole again after 53 ms",
+        "mf: repair 2, the job was whole again after 1.2 s",
+    ]
+
+
+def _examples(path: Path) -> Path:
+    rng = np.random.default_rng(3)
+    rows = (f"{n % 2} 1:{rng.normal() + n % 2:.4f} 2:{rng.normal():.4f}\n" for n in range(200))
+    path.write_text("".join(rows))
+    return path
+
+
+JOBS = {
+    "kmeans": ["--generate", "400", "--k", "5", "--tolerance", "0", "--num_iterations", "9"],
+    "lbfgs": ["--method", "lbfgs", "--l2", "1e-3"],
+    "sgd": ["--method", "sync-sgd", "--batch_size", "25", "--num_epochs", "4"],
+    "mf": ["--generate", "--num_iterations", "6", "--update", "adagrad"],
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_one_rank_tells_how_far_a_job_is_and_of_its_repair(name: str, tmp_path: Path) -> None:
+    job = name if name in ("kmeans", "mf") else "logistic"
+    words = [*JOBS[name], "--spares", "1", "--drill", "1,2,0,0"]
+    if job == "logistic":
+        words += ["--datafile", str(_examples(tmp_path / "x.svm"))]
+    servers = job == "mf" or name == "sgd"
+    logs = {"events": tmp_path / "e.jsonl", "prometheus": tmp_path / "m.prom"}
+    words += [word for flag, path in logs.items() for word in (f"--{flag}", str(path))]
+    words += ["--tensorboard", str(tmp_path / "boards")]
+    finished = run_mpi(4 + servers, ["-m", f"diml.jobs.{job}"], args=words, timeout_s=120)
+    finished.expect(0)
+    lines = [line for line in finished.stderr.splitlines() if line.startswith(job)]
+    told = [int(match[1]) for line in lines if (match := re.search(r": (\d+)/\d+ \(", line))]
+    assert told and told == sorted(set(told)), finished.stderr
+    assert sum("whole again after" in line for line in lines) == 1, finished.stderr
+    events = read_events(logs["events"])
+    progress = [event for event in events if event["what"] == "progress"]
+    assert {(e["role"], e["rank"]) for e in progress} == {("worker", 0)}
+    shown = dict(re.findall(r"(?m)^diml_(\w+)\{[^}]*\} (\S+)$", logs["prometheus"].read_text()))
+    assert int(shown["done_steps"]) == progress[-1]["done"]
+    assert int(shown["repairs_total"]) == 1
+    boards = list((tmp_path / "boards").iterdir())
+    assert len(boards) == 1 and boards[0].stat().st_size > 200
+    if job != "mf":
+        workers = {e["rank"] for e in events if e["what"] == "work" and e["units"] > 0}
+        assert workers == {0, 1, 2}

@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("checkpoint",),
     ("world",),
     ("kernels", "data"),
-    ("config", "events"),
+    ("config", "events", "exports"),
     ("drill",),
     ("errors",),
 )

@@ -19,6 +19,7 @@ from diml.jobs.mf_flags import parser, plan_of
 from diml.jobs.mf_model import Rule
 from diml.jobs.mf_output import LossFile, check_writable, write_factor
 from diml.jobs.mf_report import Report
+from diml.report.progress import Progress
 from tests.unit.mf_cases import run, sample
 
 
@@ -45,7 +46,7 @@ def test_a_replaced_worker_0_leaves_each_iteration_once(tmp_path: Path) -> None:
     files: list[Report] = []
 
     def reporter() -> Callable[[Sequence[Evaluation]], None]:
-        files.append(Report(path, 8, 81, quiet=True, event=lambda *_, **__: None))
+        files.append(Report(path, 81, Progress("mf", 8, quiet=True)))
         return files[-1].tell
 
     deaths = ((0, 0), (0, 3), (0, 6))
