@@ -75,14 +75,22 @@ def dense_correlate_some(
         out[place] = dot
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, fastmath=_MATH)
 def sparse_moments(
-    indptr: NDArray[np.int64], data: NDArray[np.floating], rows: int, mean: Floats, square: Floats
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    data: NDArray[np.floating],
+    r: Floats,
+    mean: Floats,
+    square: Floats,
+    dot: Floats,
 ) -> None:
-    """mean[j] and square[j] = Σ_i (x_ij − m_j)²; with an empty `mean`, square[j] = Σ_i x_ij².
+    """In one pass: mean[j] = m_j, square[j] = Σ_i (x_ij − m_j)² and dot[j] = x_jᵀr.
 
-    Two passes over a column, so that a constant one comes out as (nearly) 0 and not as noise.
+    With an empty `mean`, m_j = 0. A column is gone over twice, so that a constant one comes out as
+    (nearly) 0 and not as noise.
     """
+    rows = len(r)
     for j in range(len(square)):
         start, end = indptr[j], indptr[j + 1]
         centre = 0.0
@@ -92,13 +100,18 @@ def sparse_moments(
             centre /= rows
             mean[j] = centre
         total = (rows - (end - start)) * centre * centre
+        product = 0.0
         for k in range(start, end):
             total += (data[k] - centre) ** 2
+            product += data[k] * r[indices[k]]
         square[j] = total
+        dot[j] = product
 
 
 @numba.njit(cache=True, nogil=True, fastmath=_MATH)
-def dense_moments(X: NDArray[np.floating], mean: Floats, square: Floats) -> None:
+def dense_moments(
+    X: NDArray[np.floating], r: Floats, mean: Floats, square: Floats, dot: Floats
+) -> None:
     """The same for the columns of a Fortran-ordered array."""
     rows = X.shape[0]
     for j in range(len(square)):
@@ -110,9 +123,12 @@ def dense_moments(X: NDArray[np.floating], mean: Floats, square: Floats) -> None
             centre /= rows
             mean[j] = centre
         total = 0.0
+        product = 0.0
         for i in range(rows):
             total += (column[i] - centre) * (column[i] - centre)
+            product += column[i] * r[i]
         square[j] = total
+        dot[j] = product
 
 
 @numba.njit(cache=True, nogil=True)

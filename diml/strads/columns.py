@@ -62,12 +62,12 @@ class SparseColumns:
     def correlate_some(self, columns: Integers, r: Floats, out: Floats) -> None:
         kernels.sparse_correlate_some(self.indptr, self.indices, self.data, columns, r, out)
 
-    def moments(self, centre: bool) -> tuple[Floats, Floats]:
-        """(means, or empty; Σ (x − mean)²) of every column."""
+    def moments(self, centre: bool, r: Floats) -> tuple[Floats, Floats, Floats]:
+        """(means, or empty; Σ (x − mean)²; xᵀr) of every column."""
         mean = np.empty(self.count if centre else 0)
-        square = np.empty(self.count)
-        kernels.sparse_moments(self.indptr, self.data, self.rows, mean, square)
-        return mean, square
+        square, dot = np.empty((2, self.count))
+        kernels.sparse_moments(self.indptr, self.indices, self.data, r, mean, square, dot)
+        return mean, square, dot
 
     def subtract(self, columns: Integers, weights: Floats, r: Floats) -> None:
         """r −= Σ weights[k] x_columns[k]."""
@@ -116,11 +116,11 @@ class DenseColumns:
     def correlate_some(self, columns: Integers, r: Floats, out: Floats) -> None:
         kernels.dense_correlate_some(self.X, columns, r, out)
 
-    def moments(self, centre: bool) -> tuple[Floats, Floats]:
+    def moments(self, centre: bool, r: Floats) -> tuple[Floats, Floats, Floats]:
         mean = np.empty(self.count if centre else 0)
-        square = np.empty(self.count)
-        kernels.dense_moments(self.X, mean, square)
-        return mean, square
+        square, dot = np.empty((2, self.count))
+        kernels.dense_moments(self.X, r, mean, square, dot)
+        return mean, square, dot
 
     def subtract(self, columns: Integers, weights: Floats, r: Floats) -> None:
         kernels.dense_subtract(self.X, columns, weights, r)

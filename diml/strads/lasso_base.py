@@ -95,22 +95,25 @@ class LassoBase(Program):
         self._stop = stop
         self._intercept = intercept
         self._listener = listener
-        self._own = Standard(held, intercept, standardise)
         self._sparse = is_sparse(held)
         self._store = Store(held.rows, self._sparse)
         self._y_mean = float(y.mean()) if intercept else 0.0
         self._y = y - self._y_mean
+        self._own = Standard(held, self._y, intercept, standardise)
         self._tol = max(stop.tol, 1e-15) * float(self._y @ self._y)
         self._r = self._y.copy()
-        self._c = np.empty(held.count)
+        self._c = self._own.first  # X̃ᵀr: of y until the first round
         self._start_from = start_from
-        self._whole = Standard(copy, intercept, standardise) if copy is not None else None
+        self._whole = None
+        if copy is not None:
+            self._whole = Standard(copy, self._y, intercept, standardise)
 
     # ------------------------------------------------------------------ start and checkpoints
 
     def start(self, saved: dict[str, Any] | None) -> None:
         self._best_gap, self._stalled = np.inf, 0
         self._drift = 0.0
+        self._untouched = False  # whether all correlations are those of the present residual
         self._store.clear()
         if saved is None:
             self._first_start()
@@ -122,11 +125,18 @@ class LassoBase(Program):
         """Make what is not checkpointed: called at the start and after every checkpoint."""
         self._residual()
         self._forget()
+        if self._untouched:
+            self._seen[:] = 0.0
+            self._untouched = False
 
     def _forget(self) -> None:
         """Take no correlation for known any more."""
         self._drift = 0.0
         self._seen = np.full(self._own.held.count, -np.inf)
+
+    def _distrust(self) -> None:
+        """Take no correlation for known that was not computed at the present residual."""
+        self._seen[self._seen < self._drift] = -np.inf
 
     def _residual(self) -> None:
         """Set `_r` to y − X̃β from the data, centred where there is an intercept."""
@@ -135,8 +145,6 @@ class LassoBase(Program):
     def _first_start(self) -> None:
         held = self._own.held
         self._ids, self._beta = np.empty(0, np.int64), np.empty(0)
-        self._c[:] = 0.0
-        self._own.correlate(self._r, self._c)
         top = float(np.abs(self._c).max()) if held.count else 0.0
         flat = float(self._own.square.max()) if held.count else 0.0
         top, flat = (float(v) for v in self.job.allreduce(np.array([top, flat]), "max"))
@@ -151,6 +159,7 @@ class LassoBase(Program):
         if self._start_from is not None:
             ids, values = self._start_from
             self._ids, self._beta = ids, values * self._scales_means(ids)[0]
+        self._untouched = len(self._ids) == 0
 
     def _scales_means(self, ids: Integers) -> tuple[Floats, Floats]:
         """s_j and m_j of `ids`, from the workers that hold them."""
@@ -258,7 +267,7 @@ class LassoBase(Program):
             converged = certificate.gap <= self._tol
             if converged and self._at == len(self._lambdas) - 1:
                 # The last answer is certified from every column, not from bounds.
-                self._forget()
+                self._distrust()
                 certificate = self._measure()
                 converged = certificate.gap <= self._tol
             if not (converged or self._hopeless(certificate.gap)):

@@ -51,7 +51,7 @@ class LassoBlocks(LassoBase):
         super().__init__(*args, **options)
         if self._whole is not None:
             self._own = self._whole  # every worker answers for all columns
-            self._c = np.empty(self.variables)
+            self._c = self._own.first
         self._policy = policy
         self._sequential = policy.update == "sweep"
         self._on_divergence = on_divergence

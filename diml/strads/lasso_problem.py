@@ -114,11 +114,12 @@ class Standard:
     Attributes:
         held: the columns. mean: (p_own,) or empty. scale: (p_own,) or empty.
         square: (p_own,) ‖x̃_j‖²; 0 for columns that are empty or constant, which are never used.
+        first: (p_own,) X̃ᵀy, found in the same pass over the data.
     """
 
-    def __init__(self, held: Columns, intercept: bool, standardise: bool) -> None:
+    def __init__(self, held: Columns, y: Floats, intercept: bool, standardise: bool) -> None:
         self.held = held
-        self.mean, self.square = held.moments(intercept)
+        self.mean, self.square, self.first = held.moments(intercept, y)
         if not np.isfinite(self.square).all():
             raise Misuse("X contains NaN or infinity, or values whose squares are infinite")
         floor = np.zeros(held.count)
@@ -133,10 +134,15 @@ class Standard:
             self.scale = np.sqrt(self.square / held.rows)
             self.scale[void] = 1.0
             self.square /= self.scale**2
+        self._standardised(y, self.first)
 
     def correlate(self, r: Floats, out: Floats) -> None:
         """out = X̃ᵀr; r is centred where there is an intercept."""
         self.held.correlate(r, out)
+        self._standardised(r, out)
+
+    def _standardised(self, r: Floats, out: Floats) -> None:
+        """Turn Xᵀr into X̃ᵀr."""
         if len(self.mean):
             # r is centred to rounding only, which columns far from zero would magnify.
             out -= self.mean * r.sum()

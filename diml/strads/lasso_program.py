@@ -21,7 +21,8 @@ from diml.strads.lasso_problem import Floats, Integers, centre
 from diml.strads.policy import worst
 from diml.strads.products import Products
 
-_INNER, _FINAL = 0.01, 0.3  # a block is solved to this part of the gap, or of the goal
+_INNER, _FINAL = 0.01, 0.3  # a block is solved to this part of the gap, or of the goal ...
+_NEAR_END = 10.0  # ... once the first is less than so many goals
 _STORE_BLOCKS = 3  # stored entries allowed, in blocks ...
 _STORE_LEAST = 1_000_000  # ... or in entries
 
@@ -75,7 +76,8 @@ class LassoProgram(LassoBase):
         answer = np.empty(len(block) + 3)
         self._share_products()
         if self.job.rank == 0:
-            goal = max(_INNER * self._gap, _FINAL * self._tol)
+            goal = _INNER * self._gap
+            goal = goal if goal > _NEAR_END * self._tol else _FINAL * self._tol
             spent = solve(
                 self._store, self._products, block, self._bound, goal, beta, self._r.copy()
             )

@@ -45,7 +45,7 @@ class LassoTall(LassoBase):
     def _first_start(self) -> None:
         super()._first_start()
         self._gram = self._inner_products()
-        self._mark_reference()
+        self._mark_reference(None if len(self._ids) else self._c)
 
     def model(self) -> dict[str, Any]:
         reference = {"gram": self._gram, "at": self._at_beta, "c": self._at_c}
@@ -60,6 +60,9 @@ class LassoTall(LassoBase):
 
     def _settle(self) -> None:
         """Nothing but G and the reference is kept."""
+
+    def _distrust(self) -> None:
+        """The last answer is certified from the data when it is measured."""
 
     def _inner_products(self) -> Floats:
         held = self._own.held
@@ -86,11 +89,16 @@ class LassoTall(LassoBase):
         gram[:, void] = 0.0
         return gram
 
-    def _mark_reference(self) -> None:
-        """Make the present coefficients β₀, and compute c₀, ½‖r‖² and rᵀy from the data."""
-        self._residual()
-        own = np.empty(self._own.held.count)
-        self._own.correlate(self._r, own)
+    def _mark_reference(self, own: Floats | None = None) -> None:
+        """Make the present coefficients β₀, and compute c₀, ½‖r‖² and rᵀy from the data.
+
+        Args:
+            own: this worker's part of c₀, where it is known already.
+        """
+        if own is None:
+            self._residual()
+            own = np.empty(self._own.held.count)
+            self._own.correlate(self._r, own)
         self.visits += self.variables
         self.work += self._entries
         self._at_c = self.job.allgather(own).copy()

@@ -197,7 +197,7 @@ class WorkingSet:
 
     update = "solve"
 
-    def __init__(self, first: int = 100, growth: float = 2.0) -> None:
+    def __init__(self, first: int = 100, growth: float = 3.0) -> None:
         if first < 1 or growth <= 1.0:
             raise Misuse(f"a working set needs first ≥ 1 and growth > 1, not {first}, {growth:g}")
         self.in_flight = np.empty(0, np.int64)

@@ -18,7 +18,7 @@ def filled(density: float) -> tuple[Store, np.ndarray[tuple[int, int], np.dtype[
     rng = np.random.default_rng(8)
     X = scipy.sparse.random(300, 40, density=density, format="csc", rng=rng)
     held = columns_of(X)
-    mean, square = held.moments(True)
+    mean, square, _ = held.moments(True, np.zeros(held.rows))
     store = Store(300, True)
     ids = np.arange(40)
     store.add(Batch(ids, held.take(ids), mean, square))
