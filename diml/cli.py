@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from diml.errors import DimlError, Misuse
-from diml.report.cli import main as report
+
+# Subcommands with a command line of their own: the module whose `main` takes it, and the help.
+_ELSEWHERE = {
+    "report": ("diml.report.cli", "show an event log as a page to look at"),
+    "convert": ("diml.jobs.convert", "turn known entries into blocks that are read from disk"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,10 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--cluster", action="store_true", help="also what the batch system offers, and a script"
     )
     _add_run(commands)
-    commands.add_parser("report", help="show an event log as a page to look at", add_help=False)
+    for name, (_, help_) in _ELSEWHERE.items():
+        commands.add_parser(name, help=help_, add_help=False)
     try:
-        if words[:1] == ["report"]:
-            return report(words[1:])
+        if words and words[0] in _ELSEWHERE:
+            module, _ = _ELSEWHERE[words[0]]
+            status: int = importlib.import_module(module).main(words[1:])
+            return status
         flags = parser.parse_args(words)
         if flags.command == "run":
             return _run(flags)

@@ -55,9 +55,11 @@ class Facts:
         n_rows, n_cols: its shape.
         entries, test_entries: known entries to train on, and held out.
         row_groups, col_groups: how it is cut.
-        seed: of the order of the entries.
+        seed: of the order of the entries and of what is held out.
+        test_fraction: the share of the source that was held out.
+        one_based: whether the ids of a text source were read as beginning at 1.
         mean: of the values to train on.
-        source: the file that was converted: its name and its length.
+        source: the files that were converted: names and lengths.
     """
 
     n_rows: int
@@ -67,6 +69,8 @@ class Facts:
     row_groups: int
     col_groups: int
     seed: int
+    test_fraction: float
+    one_based: bool
     mean: float
     source: str
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from diml.data.blockfile import ENTRIES, BlockFile, Facts, Writer
 from diml.data.files import files_of
-from diml.data.grid import count_cells, deal, settle
+from diml.data.grid import count_cells, count_ids, deal, settle
 from diml.data.offsets import Offsets
 from diml.data.partition import balanced
 from diml.data.triplets import read_chunks, read_triplets
@@ -136,7 +136,7 @@ class _Counter:
             self.counts = grown
 
     def add(self, ids: Ids32) -> None:
-        np.add.at(self.counts, ids, 1)
+        count_ids(ids, self.counts)
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,8 @@ def _survey(order: Order, spool: _Spool) -> _Survey:
     rows, cols = _Counter(), _Counter()
     random = np.random.Generator(np.random.Philox(key=[order.seed % 2**64, 1]))
     held_out: list[Chunk] = []
-    entries, total, source = 0, 0.0, []
-    for path in files_of(order.source):
-        source.append(f"{Path(path).name} {_length(path)}")
+    entries, total, paths = 0, 0.0, files_of(order.source)
+    for path in paths:
         for read in read_chunks(
             path,
             one_based=order.one_based,
@@ -199,8 +198,10 @@ def _survey(order: Order, spool: _Spool) -> _Survey:
         row_groups=min(row_groups, rows.size),
         col_groups=min(col_groups, cols.size),
         seed=order.seed,
+        test_fraction=order.test_fraction,
+        one_based=order.one_based,
         mean=total / entries,
-        source="; ".join(source)[:1000],
+        source=name_and_length(paths),
     )
     row_counts, col_counts = rows.counts[: rows.size], cols.counts[: cols.size]
     groups = balanced(row_counts, facts.row_groups), balanced(col_counts, facts.col_groups)
@@ -318,6 +319,12 @@ def _ends(counts: npt.NDArray[np.integer]) -> Ids64:
 def _taken(chunk: Chunk, chosen: npt.NDArray[np.bool_]) -> Chunk:
     rows, cols, values = chunk
     return rows[chosen], cols[chosen], values[chosen]
+
+
+def name_and_length(paths: list[str]) -> str:
+    """What the file says of its sources: names and lengths in bytes."""
+    # The head of the file has little room: of many files the first ones must do.
+    return "; ".join(f"{Path(path).name} {_length(path)}" for path in paths[:8])[:1000]
 
 
 def _length(path: str) -> int:

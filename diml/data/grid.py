@@ -36,6 +36,13 @@ def count_cells(
 
 
 @njit(cache=True, nogil=True)
+def count_ids(ids: Ids, counts: Counts) -> None:
+    """Add to `counts` how often each id comes."""
+    for n in range(ids.shape[0]):
+        counts[ids[n]] += 1
+
+
+@njit(cache=True, nogil=True)
 def deal(
     rows: Ids,
     cols: Ids,

@@ -31,6 +31,27 @@ def balanced(counts: npt.NDArray[np.int64], parts: int) -> npt.NDArray[np.int32]
     return owners
 
 
+def cut(ends: npt.NDArray[np.int64], parts: int) -> npt.NDArray[np.int64]:
+    """Cut neighbouring groups into parts with nearly equal sums, none of them without a group.
+
+    Args:
+        ends: int64 (groups + 1,), the sums of the groups before each one; `ends[-1]` is all.
+        parts: at most as many as groups.
+
+    Returns:
+        int64 (parts + 1,): part p has the groups from the p-th of these numbers up to the next.
+    """
+    groups = len(ends) - 1
+    assert 1 <= parts <= groups
+    wanted = ends[-1] * np.arange(parts + 1) / parts
+    cuts: npt.NDArray[np.int64] = np.searchsorted(ends, wanted).clip(1, groups)
+    cuts -= wanted - ends[cuts - 1] < ends[cuts] - wanted
+    cuts[0], cuts[-1] = 0, groups
+    for part in range(1, parts):
+        cuts[part] = np.clip(cuts[part], cuts[part - 1] + 1, groups - parts + part)
+    return cuts
+
+
 @njit(cache=True, nogil=True)
 def _assign(
     counts: npt.NDArray[np.int64],

@@ -120,6 +120,16 @@ def real(
     return read
 
 
+def size(text: str) -> int:
+    """A flag's type: bytes, as 1000000, 200MB, 1.5GB or 64MiB."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(?:([kKMGT])(i?)B?|B)?", text, re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, like 200MB")
+    number, unit, binary = match.groups()
+    power = " kMGT".index((unit or " ").replace("K", "k"))
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
 def run_job(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Run a job's `main` on the command line and leave with its exit status.
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 import diml
 from diml.data.parse import parse_lines
+from diml.data.stream import warm_up as warm_up_stream
 from diml.errors import Misuse
 from diml.jobs.flags import parse, run_job
 from diml.jobs.mf_data import Entries, Facts, Layout, Ratings, choose_layout
@@ -27,6 +28,7 @@ from diml.jobs.mf_model import Rule
 from diml.jobs.mf_output import check_writable, write_factor
 from diml.jobs.mf_report import Report
 from diml.jobs.mf_rotate import Passes, Rotation
+from diml.jobs.mf_stored import Stored
 from diml.jobs.mf_train import Course, Tables, Training
 from diml.kernels import mf as kernels
 from diml.report.progress import Progress
@@ -47,10 +49,13 @@ class Factors(NamedTuple):
     side: Any
 
 
-def factor_rows(table: Any, rows: int) -> Iterator[npt.NDArray[Any]]:
-    """All rows of a table, a chunk at a time."""
+def factor_rows(
+    table: Any, rows: int, ids: npt.NDArray[np.int64] | None = None
+) -> Iterator[npt.NDArray[Any]]:
+    """All rows of a table, a chunk at a time; where row i of it is ids[i] to the user, by that."""
+    order = np.arange(rows) if ids is None else np.argsort(ids)
     for low in range(0, rows, _ROWS_AT_ONCE):
-        yield table.get(np.arange(low, min(low + _ROWS_AT_ONCE, rows)))
+        yield table.get(order[low : low + _ROWS_AT_ONCE])
 
 
 def write_factors(prefix: str, factors: Factors, rule: Rule, facts: Facts) -> None:
@@ -60,12 +65,12 @@ def write_factors(prefix: str, factors: Factors, rule: Rule, facts: Facts) -> No
     column that has no training entries is written so that its products come as near to the
     training mean, which is predicted there, as K numbers can bring them.
     """
-    left = factor_rows(factors.left, facts.n_rows)
-    right = factor_rows(factors.right, facts.n_cols)
+    left = factor_rows(factors.left, facts.n_rows, facts.row_ids)
+    right = factor_rows(factors.right, facts.n_cols, facts.col_ids)
     if rule.biased:
         mean, k = facts.mean, rule.k
         left = (np.insert(rows + mean * (np.arange(k + 1) == k), k + 1, 1, 1) for rows in left)
-        sides = factor_rows(factors.side, facts.n_cols)
+        sides = factor_rows(factors.side, facts.n_cols, facts.col_ids)
         pairs = zip(right, sides, strict=True)
         right = (np.column_stack([rows, np.ones(len(rows)), side[:, 0]]) for rows, side in pairs)
     else:
@@ -114,6 +119,7 @@ def warm_up() -> None:
     one = np.zeros(1, np.int32)
     entries = Entries(one, one, np.ones(1, np.float32))
     Ratings(entries, entries, 1, 1).share(0, 1, Layout(1, shuffled=True), seed=0)
+    warm_up_stream()
 
 
 class Held:
@@ -152,14 +158,15 @@ def train(job: diml.Job, plan: Plan) -> None:
 
 
 def with_servers(
-    job: diml.Job, plan: Plan, ratings: Ratings, facts: Facts, report: Report | None
+    job: diml.Job, plan: Plan, ratings: Ratings | Stored, facts: Facts, report: Report | None
 ) -> str:
     """Train with R on the parameter server; why it ended early, or nothing."""
     flags, rule = plan.flags, plan.rule
     origin = time.time()
     ps = job.parameter_server(staleness=flags.staleness)
     wanted = flags.num_clocks_per_iter
-    layout = choose_layout(ps.workers, flags.staleness, ratings.col_entries, rule.eta(0), wanted)
+    cut = wanted, ratings.most_blocks
+    layout = choose_layout(ps.workers, flags.staleness, ratings.col_entries, rule.eta(0), *cut)
     share = ratings.share(ps.worker, ps.workers, layout, rule.seed)
     del ratings
     course = Course(flags.num_iterations, layout.blocks, flags.staleness, flags.eval_every)
@@ -172,7 +179,9 @@ def with_servers(
     return training.ended
 
 
-def rotate(job: diml.Job, plan: Plan, ratings: Ratings, facts: Facts, report: Report | None) -> str:
+def rotate(
+    job: diml.Job, plan: Plan, ratings: Ratings | Stored, facts: Facts, report: Report | None
+) -> str:
     """Train by rotation; why it ended early, or nothing."""
     flags, rule = plan.flags, plan.rule
     origin = time.time()

@@ -83,6 +83,11 @@ class Ratings:
         return _counts(self.train.cols, self.n_cols)
 
     @property
+    def most_blocks(self) -> int:
+        """Into how many blocks columns can be cut."""
+        return self.n_cols
+
+    @property
     def fingerprint(self) -> str:
         """Tells this data set from others: sizes and a checksum of all entries."""
         crc = 0
@@ -183,6 +188,7 @@ def choose_layout(
     col_entries: Ids,
     eta: float,
     blocks: int | None = None,
+    most: int | None = None,
 ) -> Layout:
     """Cut an iteration so that it cannot diverge for want of clocks.
 
@@ -197,11 +203,12 @@ def choose_layout(
         col_entries: training entries of each column.
         eta: the first step size.
         blocks: the number of blocks where the caller has chosen it.
+        most: into how many blocks columns can be cut; None: as many as there are columns.
     """
     unseen = staleness + 1 if workers > 1 else 1
     gentle = 2 * eta * int(col_entries.max()) * unseen <= 1
     if blocks is None:
-        blocks = 1 if gentle or workers == 1 else min(workers * unseen, len(col_entries))
+        blocks = 1 if gentle or workers == 1 else min(workers * unseen, most or len(col_entries))
     return Layout(blocks, shuffled=not gentle)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from diml.data.planted import Planted
 from diml.data.triplets import FORMATS
 from diml.errors import Misuse
-from diml.jobs.flags import JobParser, at_least, job_parser, real
+from diml.jobs.flags import JobParser, at_least, job_parser, real, size
 from diml.jobs.mf_evaluation import Goal
 from diml.jobs.mf_load import Source
 from diml.jobs.mf_model import INITS, UPDATES, Rule
@@ -34,7 +34,11 @@ def parser() -> JobParser:
     """The job's command line."""
     made = job_parser("mf", "Matrix factorization M ~ L R by stochastic gradient descent.")
     add, tune = made.add_argument, made.tuning.add_argument
-    add("--datafile", metavar="FILE", help="known entries: `row col value` lines or MatrixMarket")
+    entries = "known entries: `row col value` lines, MatrixMarket, or what `diml convert` made"
+    add("--datafile", metavar="FILE", help=f"{entries}; a directory or a pattern for several files")
+    add("--offsetsfile", metavar="FILE", help="the index of the blocks of --datafile")
+    limit = "resident memory of a process, like 200MB: entries beyond it stay on disk"
+    add("--memory_limit", type=size, metavar="SIZE", help=limit)
     add(
         "--generate",
         type=_planted_size,
@@ -123,7 +127,7 @@ def plan_of(flags: Namespace, seed: int) -> Plan:
         seed=seed,
     )
     losses = flags.loss_file or (flags.output_prefix and f"{flags.output_prefix}.loss")
-    source = Source(flags.datafile, planted, *files, seed)
+    source = Source(flags.datafile, planted, *files, seed, flags.offsetsfile, flags.memory_limit)
     return Plan(source, rule, flags, flags.output_prefix, Path(losses) if losses else None)
 
 

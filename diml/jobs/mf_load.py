@@ -16,11 +16,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from diml.data.convert import Order
 from diml.data.files import files_of
+from diml.data.offsets import Offsets, read_offsets
 from diml.data.planted import Planted, planted
 from diml.data.triplets import Triplets, check_whole, read_triplets
 from diml.errors import Misuse
+from diml.jobs.mf_blocks import beside, given_blocks, made_blocks
 from diml.jobs.mf_data import Entries, Ratings, joined
+from diml.jobs.mf_stored import Stored
 
 # Ids are int32 in memory.
 _MOST = 2**31 - 1
@@ -46,6 +50,10 @@ class Source:
         test: held-out entries, named in the same way.
         test_fraction: hold out this share of the entries of `datafile`.
         format, one_based: as `read_triplets` takes them.
+        seed: of what is held out.
+        offsetsfile: Petuum's offsets of `datafile`, or its block file.
+        memory_bytes: resident memory of a process that entries may fill up: what is beyond stays
+            on disk. None for no limit.
     """
 
     datafile: str | None
@@ -55,6 +63,8 @@ class Source:
     format: str = "auto"
     one_based: bool = False
     seed: int = 0
+    offsetsfile: str | None = None
+    memory_bytes: int | None = None
 
 
 class _Matrix(NamedTuple):
@@ -63,18 +73,30 @@ class _Matrix(NamedTuple):
     n_cols: int
 
 
-def load(source: Source, crew: Crew | None = None) -> Ratings:
+def load(source: Source, crew: Crew | None = None) -> Ratings | Stored:
     """Read or generate ratings. The same on every rank. Raises Misuse for bad input.
 
     Args:
         crew: the workers that do this together; None reads alone.
     """
     if source.plan is not None:
-        known = _narrow(planted(source.plan))
+        if source.memory_bytes is not None or source.offsetsfile is not None:
+            raise Misuse("--memory-limit and --offsetsfile go with --datafile")
+        train, n_rows, n_cols = _narrow(planted(source.plan))
     else:
         assert source.datafile is not None
-        known = _read_all(source.datafile, source, crew)
-    train, n_rows, n_cols = known
+        blocks = given_blocks(source.datafile, source.offsetsfile)
+        if blocks is not None and source.test_fraction > 0:
+            raise Misuse(f"{blocks.path}: hold out with `diml convert --test_fraction` already")
+        offsets = None
+        if blocks is None and source.offsetsfile is not None:
+            offsets = read_offsets(source.offsetsfile)
+        if blocks is None and source.memory_bytes is not None:
+            blocks = made_blocks(_order(source, offsets, source.memory_bytes))
+        if blocks is not None:
+            held_out = None if source.test is None else _read_all(source.test, source, crew)
+            return Stored(blocks, held_out, source.memory_bytes)
+        train, n_rows, n_cols = _read_all(source.datafile, source, crew, offsets)
     test = joined([])
     if source.test is not None:
         held_out = _read_all(source.test, source, crew)
@@ -89,26 +111,45 @@ def load(source: Source, crew: Crew | None = None) -> Ratings:
     return Ratings(train, test, n_rows, n_cols, source.plan.noise if source.plan else None)
 
 
-def _read_all(name: str, source: Source, crew: Crew | None) -> _Matrix:
+def _order(source: Source, offsets: Offsets | None, memory_bytes: int) -> Order:
+    assert source.datafile is not None
+    return beside(
+        source.datafile,
+        test_fraction=source.test_fraction,
+        seed=source.seed,
+        format=source.format,
+        one_based=source.one_based,
+        offsets=offsets,
+        # Beside what the process is already, and the text that is parsed.
+        memory_bytes=memory_bytes // 4,
+    )
+
+
+def _read_all(
+    name: str, source: Source, crew: Crew | None, offsets: Offsets | None = None
+) -> _Matrix:
     """All files of a name, one after the other."""
-    read = [_read(path, source, crew) for path in files_of(name)]
+    paths = files_of(name)
+    if offsets is not None and len(paths) != 1:
+        raise Misuse(f"{offsets.path}: offsets go with one file, {name} is {len(paths)}")
+    how = {"one_based": source.one_based, "format": source.format, "most": _MOST}
+    read = [_read(path, {**how, "offsets": offsets}, crew) for path in paths]
     if len(read) == 1:
         return read[0]
     rows, cols = max(one.n_rows for one in read), max(one.n_cols for one in read)
     return _Matrix(joined([one.entries for one in read]), rows, cols)
 
 
-def _read(path: str, source: Source, crew: Crew | None) -> _Matrix:
+def _read(path: str, how: dict[str, Any], crew: Crew | None) -> _Matrix:
+    """One file; `how` are the arguments of `read_triplets`."""
     if crew is not None and crew.size > 1:
-        together = _read_together(path, source, crew)
+        together = _read_together(path, how, crew)
         if together is not None:
             return together
-    return _narrow(
-        read_triplets(path, one_based=source.one_based, format=source.format, most=_MOST)
-    )
+    return _narrow(read_triplets(path, **how))
 
 
-def _read_together(path: str, source: Source, crew: Crew) -> _Matrix | None:
+def _read_together(path: str, how: dict[str, Any], crew: Crew) -> _Matrix | None:
     """Each worker reads a part, all get all. None where somebody died meanwhile.
 
     Raises Misuse on every worker alike, for the first bad line of the file.
@@ -117,14 +158,7 @@ def _read_together(path: str, source: Source, crew: Crew) -> _Matrix | None:
     mine = _Matrix(joined([]), 0, 0)
     promised = None
     try:
-        read = read_triplets(
-            path,
-            crew.rank,
-            crew.size,
-            one_based=source.one_based,
-            format=source.format,
-            most=_MOST,
-        )
+        read = read_triplets(path, crew.rank, crew.size, **how)
         mine, promised = _narrow(read), read.promised
     except Misuse as error:
         wrong = str(error).encode()

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from diml.jobs.mf_data import Layout, Ratings, choose_layout, share_of
+from diml.jobs.mf_data import Layout, Ratings, choose_layout
 from diml.jobs.mf_evaluation import Evaluation, Goal
 from diml.jobs.mf_load import Source, load
 from diml.jobs.mf_model import Rule
+from diml.jobs.mf_stored import Stored
 from diml.jobs.mf_train import Course, Tables, Training
 from tests.unit.mf_fake import Death, FakeClient, FakeServers
 
@@ -44,7 +45,7 @@ class Run:
 
 
 def run(
-    ratings: Ratings,
+    ratings: Ratings | Stored,
     rule: Rule,
     *,
     workers: int = 1,
@@ -60,8 +61,9 @@ def run(
 
     `reporter` makes what each incarnation of worker 0 reports to.
     """
-    entries = np.bincount(ratings.train.cols, minlength=ratings.n_cols)
-    layout = choose_layout(workers, staleness, entries, rule.eta(0), blocks)
+    layout = choose_layout(
+        workers, staleness, ratings.col_entries, rule.eta(0), blocks, ratings.most_blocks
+    )
     course = Course(iterations, layout.blocks, staleness, eval_every)
     servers = FakeServers(workers, staleness, rule.seed)
     due = set(deaths)
@@ -69,7 +71,7 @@ def run(
     found: list[Evaluation] = []
 
     def work(ps: FakeClient) -> None:
-        share = share_of(ratings, ps.worker, ps.workers, layout, rule.seed)
+        share = ratings.share(ps.worker, ps.workers, layout, rule.seed)
         tables = Tables.of(ps.table, rule, facts, course, keep_left=True)
         goal_of = goal if goal is not None else Goal()
         training = Training(ps, tables, course, facts, share, rule, 0.0, goal_of)
