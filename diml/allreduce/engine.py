@@ -20,29 +20,23 @@ import numpy as np
 from diml.allreduce import exchange
 from diml.allreduce.driver import Driver
 from diml.allreduce.durability import Durability
-from diml.allreduce.log import Log, Pool, Result, Site, fresh
+from diml.allreduce.log import Log, Pool, Result, Site
 from diml.allreduce.operation import (
-    Array,
     Kind,
-    Reducer,
     Request,
-    reduction,
     signature,
 )
-from diml.allreduce.plan import Plan, native
-from diml.allreduce.protocol import HASH_MASK
 from diml.allreduce.recovery import Core
+from diml.allreduce.reduce import COMPARE_EVERY, Allreduce
 from diml.allreduce.wire import pickled, travels_as_array, value_of
 from diml.checkpoint import codec
 from diml.checkpoint.memory import Checkpoint, Store
-from diml.errors import Misuse, PeerFailed
+from diml.errors import Misuse
 
 if TYPE_CHECKING:
     from diml.world.world import World
 
 T = TypeVar("T")
-# Failure-free, histories are compared at every checkpoint, at exit, and so often.
-COMPARE_EVERY = 64
 
 
 class Engine:
@@ -58,12 +52,13 @@ class Engine:
         self._core = Core(Log(budget), Log(budget), store, settings.replicas, every)
         self._driver = Driver(world, self._core)
         self.durability = Durability(world, self._core, self._driver)
-        self._plans: dict[tuple[Any, ...], Plan] = {}
         # Drills and --check take every call the long way.
-        self._watched = bool(settings.drills) or settings.check
+        plans = not settings.drills and not settings.check
+        parts = (self._core, self._driver, self._pool)
+        self._reduce = Allreduce(*parts, world.calls, self._collective, plans)
+        self.allreduce = self._reduce.allreduce
         self._core.stocked = world.workers is not None and world.epoch == 0
         self._core.drilled = frozenset((d.rank, d.incarnation) for d in settings.drills)
-        self._link: Any = None
         self._sit_down()
         world.at_repair.append(self._restore)
 
@@ -83,7 +78,7 @@ class Engine:
     def _sit_down(self) -> None:
         """Note this process's rank and link, if it is a worker."""
         world = self._world
-        self._link = world.workers
+        self._reduce.sit_down(world.workers)
         if world.workers is not None:
             members = world.membership
             origins = tuple(seat.origin for seat in members.workers)
@@ -100,98 +95,6 @@ class Engine:
             self._driver.buffers.give_back([checkpoint.locals.pop(owner)])
         model, checkpoint.model = [checkpoint.model], None
         self._driver.buffers.give_back(model)
-
-    # Allreduce -------------------------------------------------------------------------------
-
-    def allreduce(
-        self,
-        array: Any,
-        op: Reducer = "sum",
-        prepare: Callable[[Array], object] | None = None,
-        out: Array | None = None,
-    ) -> Array:
-        """Reduce an array elementwise over all workers; all get the same bits.
-
-        Args:
-            array: numeric, of one shape and dtype on all workers; numbers count as 0-d arrays.
-            op: "sum", "prod", "max", "min", "bitor", or a function of two arrays that gives a
-                third, folded in rank order.
-            prepare: called with `array` just before the reduction, to fill it; skipped when the
-                result is replayed after a failure.
-            out: the result is copied there and returned (it may be `array` itself).
-
-        Returns:
-            A read-only array of the same shape and dtype (the log shares its memory).
-
-        Raises:
-            Misuse: op and dtype do not go together.
-            Mismatch: the workers called different things; both call sites are named.
-            GaveUp: more was lost at once than there are copies.
-        """
-        frame = sys._getframe(1)
-        site = Site((frame.f_code, frame.f_lasti))
-        core = self._core
-        plain = prepare is None and out is None and not self._watched
-        if core.recovering or not plain or type(array) is not np.ndarray or type(op) is not str:
-            return self._allreduce(array, op, prepare, out, site)
-        log = core.steps if core.loaded else core.boot
-        plan = self._plans.get((op, array.dtype, array.shape))
-        compares = (len(log.results) + 1) % COMPARE_EVERY == 0
-        if plan is None or compares or not array.flags.c_contiguous:
-            return self._allreduce(array, op, None, None, site)
-        shelf = plan.shelf
-        result = shelf.pop() if shelf else fresh(array.dtype, array.shape, shelf)
-        calls = self._world.calls
-        calls.begin(site)
-        try:
-            self._link.allreduce(array, result.owner, plan.op)
-        except PeerFailed as error:
-            self._driver.keep(array, result)
-            self._driver.fail(error)
-            return self._allreduce(array, op, None, None, site)
-        finally:
-            calls.end()
-        # As `operation.chain` does; a call more would be felt here.
-        core.trace = hash((core.trace, plan.signature)) & HASH_MASK
-        if log.append(plan.signature, site, result, True):
-            core.tighten()
-        value: Array = result.value
-        return value
-
-    def _allreduce(
-        self,
-        array: Any,
-        op: Reducer,
-        prepare: Callable[[Array], object] | None,
-        out: Array | None,
-        site: Site,
-    ) -> Array:
-        source = native(array)
-        how = reduction(op, source.dtype)
-        plan = Plan(how, source.shape, self._pool.shelf(source.dtype, source.shape))
-        if how.function is None and how.view == source.dtype:
-            self._plans[op, source.dtype, source.shape] = plan
-        if out is not None and (out.shape != source.shape or out.dtype != source.dtype):
-            raise Misuse(
-                f"allreduce: out is {out.dtype} {out.shape}, "
-                f"the array is {source.dtype} {source.shape}"
-            )
-        prepared = prepare is None
-
-        def execute() -> Result:
-            nonlocal prepared
-            if not prepared and prepare is not None:
-                prepare(array)
-                prepared = True
-            send = np.ascontiguousarray(native(array)).reshape(source.shape)
-            return exchange.reduce(self._driver.link, self._pool, how, send, self._driver.held)
-
-        request = Request(Kind.ALLREDUCE, plan.signature, site, source.size > 0)
-        value: Array = self._collective(request, execute).value
-        if out is None:
-            return value
-        np.copyto(out, value)
-        return out
 
     # The other collectives -------------------------------------------------------------------
 

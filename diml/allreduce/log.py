@@ -19,7 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from diml.allreduce.protocol import HASH_MASK
+
 _HELD_MAX = 64
+_FOLD = 64
 
 
 class Site(tuple[CodeType, int]):
@@ -44,12 +47,13 @@ class Result:
         value: for arrays the read-only view that callers get; it can be handed out many times.
         nbytes: memory held.
         home: the free list of the pool that the buffer goes back to, if it came from one.
+        shown: `owner` as the link shows it to MPI, kept with it where calls must be short.
 
     Of a shift, `owner` is what this rank has sent, which nobody else can send again, and `value`
     what it has received, an array or the bytes of an object: the caller's own.
     """
 
-    __slots__ = ("form", "home", "nbytes", "owner", "value")
+    __slots__ = ("form", "home", "nbytes", "owner", "shown", "value")
 
     def __init__(
         self, form: str, owner: Any, nbytes: int, home: list[Result] | None = None
@@ -58,6 +62,7 @@ class Result:
         self.owner = owner
         self.nbytes = nbytes
         self.home = home
+        self.shown: Any = None
         self.value: Any = None
         if form == "array":
             self.value = owner.view()
@@ -81,6 +86,7 @@ class Log:
         shifts: by sequence, how far each shift went; their results are not alike on all ranks.
         results: by sequence; None where one was dropped.
         nbytes: memory of the results that are held.
+        barrier: the last collective that could not end before all had begun it.
         gone_bytes: of those that were held before, in earlier versions too.
     """
 
@@ -94,7 +100,8 @@ class Log:
         self.gone_bytes = 0
         self.forgotten = 0
         self._swept = 0
-        self._barrier = 0
+        self.barrier = 0
+        self._folded = self._trace = 0
         self._held: list[Result] = []
 
     def append(self, signature: int, site: Site, result: Result, synchronising: bool) -> bool:
@@ -103,12 +110,25 @@ class Log:
         `synchronising`: no rank could finish it before all had begun it.
         """
         if synchronising:
-            self._barrier = len(self.results)
+            self.barrier = len(self.results)
         self.signatures.append(signature)
         self.sites.append(site)
         self.results.append(result)
         self.nbytes += result.nbytes
         return self.nbytes > self.budget_bytes
+
+    def trace(self, *more: int) -> int:
+        """Hash of all signatures since the stage began and `more`: equal histories, equal traces.
+
+        Worked out when it is asked for, so that it costs a collective nothing; what lies behind
+        is folded in pieces of a fixed length, so that it does not matter who asked when.
+        """
+        signatures = self.signatures
+        while len(signatures) - self._folded >= _FOLD:
+            piece = signatures[self._folded : self._folded + _FOLD]
+            self._trace = hash((self._trace, *piece))
+            self._folded += _FOLD
+        return hash((self._trace, *signatures[self._folded :], *more)) & HASH_MASK
 
     def record(self, sequence: int) -> Record | None:
         """The record of a collective, or None if its result is not (or no longer) here."""
@@ -138,11 +158,11 @@ class Log:
         """
         copies = min(copies, size)
         stride = size // copies
-        for sequence in range(self._swept, self._barrier):
+        for sequence in range(self._swept, self.barrier):
             kept = (rank - sequence) % size in range(0, copies * stride, stride)
             if not kept and sequence not in self.shifts:
                 self._drop(sequence)
-        self._swept = max(self._swept, self._barrier)
+        self._swept = max(self._swept, self.barrier)
         # The newest one stays: it is what a death right now would need.
         while self.nbytes > self.budget_bytes and self.forgotten < len(self.results) - 1:
             self._drop(self.forgotten)
@@ -161,7 +181,8 @@ class Log:
         self._held = held[-_HELD_MAX:]
         self.gone_bytes += self.nbytes
         self.signatures, self.sites, self.results, self.shifts = [], [], [], {}
-        self.nbytes = self.forgotten = self._swept = self._barrier = 0
+        self.nbytes = self.forgotten = self._swept = self.barrier = 0
+        self._folded = self._trace = 0
 
     def _drop(self, sequence: int) -> None:
         result = self.results[sequence]
@@ -178,7 +199,8 @@ def _recycle(result: Result, home: list[Result]) -> bool:
     """Return a buffer to its shelf, unless somebody holds it."""
     # A view of the result refers to the owner (NumPy shortens chains of views), so the owner is
     # free if only the Result and the Result's own view hold it: 2, and the call's argument 1.
-    free = sys.getrefcount(result.owner) <= 3 and sys.getrefcount(result.value) <= 2
+    held = 3 if result.shown is None else 4
+    free = sys.getrefcount(result.owner) <= held and sys.getrefcount(result.value) <= 2
     if free:
         home.append(result)
     return free

@@ -64,11 +64,6 @@ def signature(kind: Kind, *numbers: int | tuple[int, ...]) -> int:
     return hash((int(kind), *numbers)) & HASH_MASK
 
 
-def chain(trace: int, link: int) -> int:
-    """The rolling hash after one more signature."""
-    return hash((trace, link)) & HASH_MASK
-
-
 @dataclass(frozen=True, slots=True)
 class Reduction:
     """How an allreduce of one dtype is carried out.

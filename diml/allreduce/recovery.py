@@ -30,7 +30,7 @@ from diml.allreduce.effects import (
     Take,
 )
 from diml.allreduce.log import Log, Record, Result, shifted
-from diml.allreduce.operation import Kind, Request, chain
+from diml.allreduce.operation import Kind, Request
 from diml.allreduce.protocol import (
     Action,
     Decision,
@@ -99,7 +99,6 @@ class Core:
         self.loaded = False
         self.recovering = False
         self.stocked = True
-        self.trace = 0
         self.riding: tuple[int, ...] = ()
         self.rode: list[int] = []
         self._prefetched: dict[Place, Record] = {}
@@ -187,7 +186,6 @@ class Core:
 
     def finish(self, request: Request, result: Result) -> None:
         """Record a result; from now on this rank stands behind it."""
-        self.trace = chain(self.trace, request.signature)
         log = self.log
         if request.by is not None:
             log.shifts[self.sequence] = request.by
@@ -200,7 +198,7 @@ class Core:
 
     def compare(self, request: Request) -> Script[None]:
         """Compare the histories of all ranks, this request included. Raises Mismatch."""
-        trace = chain(self.trace, request.signature)
+        trace = self.log.trace(request.signature)
         high, negative_low, *self.rode = yield Reduce((trace, -trace, *self.riding))
         if high != -negative_low:
             yield from explain(self, request)
@@ -218,7 +216,6 @@ class Core:
         if self._lacks_model():
             raise GaveUp(f"the checkpoint of version {self.version} is gone: {ALL_LOST}")
         self.loaded = True
-        self.trace = 0
 
     def _lacks_model(self) -> bool:
         return self.version > 0 and self.store.committed.model is None
@@ -259,7 +256,6 @@ class Core:
         self.store.commit()
         self.steps.clear()
         self._prefetched.clear()
-        self.trace = 0
         self.orphans = self.inherits = ()
 
     def begin_anew(self) -> None:
@@ -268,7 +264,6 @@ class Core:
         self.steps.clear()
         self._prefetched.clear()
         self.deaths.clear()
-        self.trace = 0
         self.loaded = self.recovering = False
 
     # Recovery --------------------------------------------------------------------------------
@@ -284,7 +279,7 @@ class Core:
             ahead = self._prefetched.pop(place)
             check_replay(self, request, ahead)
             return ahead
-        standing = Standing(place, chain(self.trace, request.signature), bare)
+        standing = Standing(place, self.log.trace(request.signature), bare)
         while True:
             merged = yield Reduce(standing.summary())
             decision = decide(merged)
