@@ -60,7 +60,8 @@ class Core:
             replicas; set by `seat`.
         origins, lost: the number that each rank had when the job began, by rank; and those of
             the ranks that the job goes on without. Local states are kept by these numbers.
-        settled: `origins` as they were when this rank's state was last brought into order.
+        settled, placed: `origins` and `ring` as they were when this rank's state was last brought
+            into order.
         orphans: lost ranks that the committed version still has local states of.
         inherits: those of them whose states this rank gives to the program.
         restart: the ranks have become fewer; the program must begin again at its load.
@@ -95,7 +96,7 @@ class Core:
         self.restart = self.finishing = False
         self.drilled: frozenset[tuple[int, int]] = frozenset()
         self.deaths: dict[int, tuple[int, int, int]] = {}
-        self.ring = Ring.of([""], 0)
+        self.ring = self.placed = Ring.of([""], 0)
         self.loaded = False
         self.recovering = False
         self.stocked = True
@@ -115,9 +116,9 @@ class Core:
         first = not self.seated
         self.rank, self.size, self.life, self.seated = rank, len(hosts), life, True
         self.origins, self.lost = origins or tuple(range(self.size)), lost
-        if first:
-            self.settled = self.origins
         self.ring = Ring.of(hosts, self.replicas)
+        if first:
+            self.settled, self.placed = self.origins, self.ring
 
     @property
     def origin(self) -> int:

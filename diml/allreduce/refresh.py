@@ -39,13 +39,13 @@ def refresh(core: Core) -> Script[None]:
     has_model = known.model is not None and not callable(known.model)
     holder = FAR - core.rank if has_model else 0
     place = Place(Stage.STEP, *core.coordinates).pack()
-    fewer = int(core.settled != core.origins)
-    stocked = (0, 0, known.version + 1, int(known.uses_local), holder, place, 0, fewer)
-    newly = (FAR - core.rank, core.rank + 1, 0, 0, 0, 0, core.life, 0)
+    fewer, moved = int(core.settled != core.origins), int(core.placed != core.ring)
+    stocked = (0, 0, known.version + 1, int(known.uses_local), holder, place, 0, fewer, moved)
+    newly = (FAR - core.rank, core.rank + 1, 0, 0, 0, 0, core.life, 0, 0)
     merged = yield Reduce(newly if new else stocked)
     yield Point("repair")
     first, last, version = FAR - merged[0], merged[1] - 1, merged[2] - 1
-    uses_local, fewer = bool(merged[3]), merged[7]
+    uses_local, fewer, moved = bool(merged[3]), merged[7], merged[8]
     if first != FAR:
         if version < 0:
             raise GaveUp(f"all state is gone: {ALL_LOST}")
@@ -58,9 +58,13 @@ def refresh(core: Core) -> Script[None]:
         yield from _welcome(core, new, (first, last), version, model, uses_local)
     if core.lost and uses_local:
         yield from _share_out(core, version)
+    if uses_local and (fewer or moved):
+        # The replicas belong elsewhere now: a newcomer sits on another host, or a seat is gone.
+        held = core.store.committed.locals
+        yield from core.replicate(held[core.origin], held)
     if fewer:
-        yield from _go_on_with_fewer(core, new, uses_local)
-    core.settled = core.origins
+        yield from _go_on_with_fewer(core, new)
+    core.settled, core.placed = core.origins, core.ring
 
 
 def _welcome(
@@ -142,13 +146,10 @@ def _share_out(core: Core, version: int) -> Script[None]:
     core.orphans, core.inherits = tuple(orphans), tuple(inherits)
 
 
-def _go_on_with_fewer(core: Core, new: bool, uses_local: bool) -> Script[None]:
+def _go_on_with_fewer(core: Core, new: bool) -> Script[None]:
     """All stand before the first collective again, with the committed version, and say so."""
     finishing, working = yield Reduce((int(core.finishing), int(not core.finishing)))
     if finishing and working:
         raise GaveUp("the ranks have become fewer when some had left the job already")
-    if uses_local:
-        held = core.store.committed.locals
-        yield from core.replicate(held[core.origin], held)
     core.begin_anew()
     core.restart = not new and not finishing

@@ -368,9 +368,15 @@ class World:
                     self.ending = GaveUp("no spare is left")
                     return
                 self.spares -= 1
+                if self.rng.random() < 0.3:
+                    # The spare sits on another host than the dead one.
+                    hosts = [*self.hosts]
+                    hosts[index] = f"host{self.rng.randrange(3)}"
+                    self.hosts = tuple(hosts)
                 self.processes[index] = self._process(process.rank, process.incarnation + 1)
         self._note("repair")
-        for process in self.processes:
+        for rank, process in enumerate(self.processes):
+            process.core.seat(rank, self.hosts, process.incarnation, self.origins, self.lost)
             process.comm, process.used, process.slot = self.comm, 0, -1
             process.state = "hook"
             process.script = process.core.refresh()
