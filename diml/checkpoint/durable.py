@@ -128,7 +128,9 @@ class Vault:
         self._whole: list[Order] = []
         self._cleared: set[str] = set()
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # One by one: `parents=True` would leave those above open to all.
+            for path in (*reversed(directory.parents), directory):
+                path.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise Misuse(f"checkpoint directory {directory}: {error.strerror}") from None
         if not os.access(directory, os.W_OK | os.X_OK):

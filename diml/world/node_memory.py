@@ -14,13 +14,14 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import time
 import uuid
 from pathlib import Path
 
-# Where a system has no such memory, a run's folder lies where temporary files do.
-SHARED_MEMORY = next(p for p in (Path("/dev/shm"), Path(tempfile.gettempdir())) if p.is_dir())
+# Where a system has no such memory, a run's folder lies with the temporary files.
+SHARED_MEMORY = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
 _LEFT_ALONE_S = 3600.0
 # In the folder on the supervisor's host: there a lock that is free is enough.
 _SUPERVISED = ".supervised"
@@ -50,7 +51,7 @@ def sweep(parent: Path = SHARED_MEMORY) -> list[Path]:
     for folder in sorted(parent.glob(f"diml-{os.geteuid()}-*")):
         try:
             status = folder.lstat()
-            if status.st_uid != os.geteuid() or not folder.is_dir() or folder.is_symlink():
+            if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
                 continue
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:

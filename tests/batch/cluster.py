@@ -2,7 +2,7 @@
 
 Owns its processes and its folder; ends both. Must not know what is submitted. Each node's daemon
 has a host name of its own, so that mpirun starts its daemon on the other one through srun, as on
-a real cluster.
+a real cluster; and a disk of its own: what `local` names is another folder on each node.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,8 +61,8 @@ def missing() -> str:
         return f"no {absent[0]} on this machine (.ci/run installs Slurm)"
     if os.geteuid() != 0:
         return "an emulated cluster needs root"
-    probe = subprocess.run(["unshare", "-u", "true"], capture_output=True)
-    return "" if probe.returncode == 0 else "no right to make namespaces (unshare -u)"
+    probe = subprocess.run(["unshare", "-u", "-m", "true"], capture_output=True)
+    return "" if probe.returncode == 0 else "no right to make namespaces (unshare -u -m)"
 
 
 def _which(name: str) -> str | None:
@@ -80,8 +81,10 @@ class Cluster:
         text = _CONFIGURATION.format(host=host, folder=folder, port=ports[0])
         for name, port in zip(NODES, ports[1:], strict=True):
             text += _NODE.format(name=name, host=host, port=port)
-            for part in ("spool", "tmp"):
+            for part in ("spool", "tmp", "disk"):
                 (folder / part / name).mkdir(parents=True)
+        self.local = folder / "local"
+        self.local.mkdir()
         (folder / "state").mkdir()
         self.configuration = folder / "slurm.conf"
         self.configuration.write_text(text)
@@ -90,11 +93,11 @@ class Cluster:
                 k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMPI_", "DIML"))
             },
             "SLURM_CONF": str(self.configuration),
-            "PATH": f"{CHECKOUT}/.venv/bin:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}:/usr/sbin:/sbin",
             "OMPI_ALLOW_RUN_AS_ROOT": "1",
             "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
             "PYTHONPATH": str(CHECKOUT),
-            "DIML_VENV": str(CHECKOUT / ".venv"),
+            "DIML_VENV": sys.prefix,
             "OMP_NUM_THREADS": "1",
         }
         _munge()
@@ -115,8 +118,14 @@ class Cluster:
 
     def start_node(self, name: str) -> None:
         """Start the daemon of a node."""
-        slurmd = f"hostname {name}; exec {_which('slurmd')} -D -f {self.configuration} -N {name}"
-        self._start(["unshare", "-u", "sh", "-c", slurmd], f"slurmd-{name}")
+        disk = f"mount --bind {self.disk(name)} {self.local}"
+        slurmd = f"exec {_which('slurmd')} -D -f {self.configuration} -N {name}"
+        command = f"hostname {name} && {disk} && {slurmd}"
+        self._start(["unshare", "-u", "-m", "sh", "-c", command], f"slurmd-{name}")
+
+    def disk(self, name: str) -> Path:
+        """What `local` is on a node, as it is seen from outside."""
+        return self.folder / "disk" / name
 
     def ask(self, *command: str) -> str:
         """What one of Slurm's commands prints."""

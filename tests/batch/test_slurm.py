@@ -111,10 +111,25 @@ def test_a_lost_node_is_left_behind(slurm: Cluster, wanted: str) -> None:
 def test_at_the_wall_time_it_goes_back_to_the_queue_and_ends_right(
     slurm: Cluster, wanted: str
 ) -> None:
-    job = submit(slurm, "wall", 1.0, "--time=1", "--signal=B:USR1@30")
+    """The checkpoints lie on each node's own disk: no node sees them all."""
+    options = (
+        "--time=1",
+        "--signal=B:USR1@30",
+        f"--export=ALL,DIML_CHECKPOINTS={slurm.local}/kept",
+    )
+    job = submit(slurm, "wall", 1.0, *options)
     text = slurm.finish(job, timeout_s=300)
     assert "stopped in good order" in text and "back to the queue" in text, text
     assert answer(text) == wanted and len(starts(text)) > 1 and starts(text)[1] > 0, text
+    ranks = [{path.name for path in slurm.disk(node).rglob("rank-*.h5")} for node in cluster.NODES]
+    assert all(ranks) and not ranks[0] & ranks[1], ranks
+
+
+def test_a_plain_mpirun_deals_the_ranks_out_over_the_nodes(slurm: Cluster) -> None:
+    path = slurm.folder / "plain.sbatch"
+    path.write_text("#!/bin/bash\nmpirun -n 6 sh -c 'echo rank $PMIX_RANK on $(hostname)'\n")
+    text = slurm.finish(slurm.submit(path, options=("-N2", "--ntasks-per-node=4")))
+    assert [text.count(f" on {node}\n") for node in cluster.NODES] == [3, 3], text
 
 
 def test_two_jobs_side_by_side(slurm: Cluster, wanted: str) -> None:
