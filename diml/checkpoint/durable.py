@@ -129,7 +129,8 @@ class Vault:
         self._cleared: set[str] = set()
         try:
             # One by one: `parents=True` would leave those above open to all.
-            for path in (*reversed(directory.parents), directory):
+            missing = [path for path in (directory, *directory.parents) if not path.exists()]
+            for path in reversed(missing):
                 path.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise Misuse(f"checkpoint directory {directory}: {error.strerror}") from None
