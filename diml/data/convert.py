@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from diml.data.files import files_of
 from diml.data.grid import count_cells, count_ids, deal, settle
 from diml.data.offsets import Offsets
 from diml.data.partition import balanced
-from diml.data.triplets import read_chunks, read_triplets
+from diml.data.triplets import Triplets, read_chunks, read_triplets
 from diml.errors import Misuse
 
 _MOST = 2**31 - 1
@@ -72,13 +72,18 @@ class Order:
     offsets: Offsets | None = None
 
 
-def convert(order: Order) -> BlockFile:
-    """Make the file. Raises Misuse for bad input or a place that cannot be written to."""
+def convert(order: Order, chunks: Iterable[Triplets] | None = None) -> BlockFile:
+    """Make the file. Raises Misuse for bad input or a place that cannot be written to.
+
+    Args:
+        chunks: the entries, if they are not to come from the files of `order.source`, which is
+            then only a name.
+    """
     spool_path = order.target.with_name(f".{order.target.name}.spool")
     try:
         with open(spool_path, "w+b") as file:
             spool = _Spool(file)
-            survey = _survey(order, spool)
+            survey = _survey(order, spool, _parsed(order) if chunks is None else chunks)
             writer = Writer(order.target, survey.facts)
             try:
                 _write_all(order, spool, survey, writer)
@@ -151,32 +156,32 @@ class _Survey:
     test: Chunk
 
 
-def _survey(order: Order, spool: _Spool) -> _Survey:
-    """Parse everything: training entries go to the spool, held-out ones are kept."""
+def _parsed(order: Order) -> Iterator[Triplets]:
+    """The entries of the source."""
+    how: dict[str, Any] = {"one_based": order.one_based, "format": order.format}
+    for path in files_of(order.source):
+        yield from read_chunks(path, most=_MOST, offsets=order.offsets, **how)
+
+
+def _survey(order: Order, spool: _Spool, chunks: Iterable[Triplets]) -> _Survey:
+    """See everything once: training entries go to the spool, held-out ones are kept."""
     rows, cols = _Counter(), _Counter()
     random = np.random.Generator(np.random.Philox(key=[order.seed % 2**64, 1]))
     held_out: list[Chunk] = []
-    entries, total, paths = 0, 0.0, files_of(order.source)
-    for path in paths:
-        for read in read_chunks(
-            path,
-            one_based=order.one_based,
-            format=order.format,
-            most=_MOST,
-            offsets=order.offsets,
-        ):
-            rows.widen(read.n_rows, path)
-            cols.widen(read.n_cols, path)
-            chunk = (read.rows.astype(np.int32), read.cols.astype(np.int32), read.values)
-            if order.test_fraction > 0:
-                chosen = random.random(len(read)) < order.test_fraction
-                held_out.append(_taken(chunk, chosen))
-                chunk = _taken(chunk, ~chosen)
-            rows.add(chunk[0])
-            cols.add(chunk[1])
-            entries += len(chunk[2])
-            total += float(chunk[2].sum(dtype=np.float64))
-            spool.append(chunk)
+    entries, total = 0, 0.0
+    for read in chunks:
+        rows.widen(read.n_rows, order.source)
+        cols.widen(read.n_cols, order.source)
+        chunk = (read.rows.astype(np.int32), read.cols.astype(np.int32), read.values)
+        if order.test_fraction > 0:
+            chosen = random.random(len(read)) < order.test_fraction
+            held_out.append(_taken(chunk, chosen))
+            chunk = _taken(chunk, ~chosen)
+        rows.add(chunk[0])
+        cols.add(chunk[1])
+        entries += len(chunk[2])
+        total += float(chunk[2].sum(dtype=np.float64))
+        spool.append(chunk)
     if order.test is not None:
         for path in files_of(order.test):
             test = read_triplets(path, one_based=order.one_based, format=order.format, most=_MOST)
@@ -201,7 +206,7 @@ def _survey(order: Order, spool: _Spool) -> _Survey:
         test_fraction=order.test_fraction,
         one_based=order.one_based,
         mean=total / entries,
-        source=name_and_length(paths),
+        source=name_and_length(files_of(order.source)),
     )
     row_counts, col_counts = rows.counts[: rows.size], cols.counts[: cols.size]
     groups = balanced(row_counts, facts.row_groups), balanced(col_counts, facts.col_groups)
