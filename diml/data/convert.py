@@ -36,6 +36,8 @@ _CHUNK = 1 << 19
 # Rows and columns should come often enough in a cell to be worth fetching into the cache.
 _OFTEN = 4
 _ROW_GROUPS, _COL_GROUPS = (64, 256), (16, 256)
+# What is kept of each row and each column on the way.
+_BOOKS_BYTES = 64
 _DEFAULT_MEMORY = 256 << 20
 
 Ids32 = npt.NDArray[np.int32]
@@ -129,7 +131,7 @@ class _Counter:
     def widen(self, size: int, name: str) -> None:
         """Have room for ids below `size`. Raises Misuse where memory cannot have it."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if 32 * size > memory:
+        if _BOOKS_BYTES * size > memory:
             raise Misuse(
                 f"{name}: an id of {size - 1} is too large for this machine: ids are numbers from "
                 "0 on without large gaps"

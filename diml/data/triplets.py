@@ -267,7 +267,8 @@ def _layout(
     if format not in FORMATS:
         raise Misuse(f"format {format!r} is none of {', '.join(FORMATS)}")
     head = file.readline(1024)
-    if format == "text" or (format == "auto" and not head.startswith(_BANNER)):
+    marked = head[: len(_BANNER)].lower() == _BANNER.lower()
+    if format == "text" or (format == "auto" and not marked):
         if head.startswith(_BOM):
             raise Misuse(f"{path}, line 1: it begins with a byte order mark; save it without one")
         if offsets is None:

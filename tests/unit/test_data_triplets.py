@@ -232,3 +232,8 @@ def test_any_text_is_read_right_or_refused_in_one_line(
         with np.errstate(under="ignore"):
             rounded = np.array([e[2] for e in expected]).astype(np.float32)
         np.testing.assert_allclose([e[2] for e in read], rounded, rtol=1e-6, atol=1e-44)
+
+
+def test_a_banner_in_capitals_is_one(tmp_path: Path) -> None:
+    text = "%%MATRIXMARKET MATRIX COORDINATE REAL GENERAL\n4 5 1\n2 1 2.5\n"
+    assert entries(read_triplets(write(tmp_path, text))) == [(1, 0, 2.5)]
