@@ -1,8 +1,10 @@
 """Coordinate descent on one block of columns, run to a gap: the inner loop of the Lasso.
 
-Minimises ½‖y − X̃β‖² + Λ‖β‖₁ over the block (Λ = nλ) by cyclic sweeps, every fifth one followed by
-Anderson extrapolation (Bertrand & Massias 2021, "Anderson acceleration of coordinate descent"),
-kept only where it lowers the objective. The duality gap of the block is taken from the residual.
+Minimises ½‖y − X̃β‖² + Λ‖β‖₁ + ½μ‖β‖² over the block (`bound` is Λ, `ridge` is μ) by cyclic sweeps,
+every fifth one followed by Anderson extrapolation (Bertrand & Massias 2021, "Anderson acceleration
+of coordinate descent"), kept only where it lowers the objective. The duality gap of the block is
+taken from the residual; a ridge counts there as rows √μ·I below X̃ whose response is 0, so that
+c_j = x̃_jᵀr − μβ_j.
 
 A block is held in one of three forms, told by `form`:
   SPARSE  packed columns (indptr, indices, values), means kept apart: r stays uncentred and `shift`
@@ -85,6 +87,7 @@ def _sweep(
     dense: Floats,
     square: Floats,
     bound: float,
+    ridge: float,
     beta: Floats,
     r: Floats,
     shift: float,
@@ -100,9 +103,9 @@ def _sweep(
         push = column_dot(form, indptr, indices, values, mean, dense, r, shift, j)
         push += square[j] * old
         if push > bound:
-            new = (push - bound) / square[j]
+            new = (push - bound) / (square[j] + ridge)
         elif push < -bound:
-            new = (push + bound) / square[j]
+            new = (push + bound) / (square[j] + ridge)
         else:
             new = 0.0
         if new != old:
@@ -180,17 +183,28 @@ def _extrapolate(history: Floats, out: Floats) -> bool:
 
 @numba.njit(cache=True, nogil=True)
 def _half_square(
-    form: int, r: Floats, shift: float, beta: Floats, start: Floats, c0: Floats, square0: float
+    form: int,
+    r: Floats,
+    shift: float,
+    ridge: float,
+    beta: Floats,
+    start: Floats,
+    c0: Floats,
+    square0: float,
 ) -> float:
-    """½‖r‖². In GRAM form ‖r‖² = ‖r₀‖² − (β − β₀)ᵀ(c₀ + c)."""
+    """½‖r‖² + ½μ‖β‖². In GRAM form ‖r‖² = ‖r₀‖² − (β − β₀)ᵀ(c₀ + c)."""
     if form == GRAM:
         total = square0
         for j in range(len(beta)):
             total -= (beta[j] - start[j]) * (c0[j] + r[j])
-        return 0.5 * max(total, 0.0)
-    total = 0.0
-    for i in range(len(r)):
-        total += (r[i] - shift) * (r[i] - shift)
+        total = max(total, 0.0)
+    else:
+        total = 0.0
+        for i in range(len(r)):
+            total += (r[i] - shift) * (r[i] - shift)
+    if ridge > 0.0:
+        for j in range(len(beta)):
+            total += ridge * beta[j] * beta[j]
     return 0.5 * total
 
 
@@ -221,7 +235,7 @@ def _move(
 
 @numba.njit(cache=True, nogil=True)
 def block_gap(half: float, bound: float, top: float, beta_c: float, l1: float) -> float:
-    """Duality gap with the dual point s·r: half = ½‖r‖², top = ‖X̃ᵀr‖∞, beta_c = βᵀX̃ᵀr."""
+    """Duality gap with the dual point s·r: half = ½‖r‖² + ½μ‖β‖², top = ‖c‖∞, beta_c = βᵀc."""
     s = min(1.0, bound / top) if top > 0.0 else 1.0
     primal = half + bound * l1
     dual = s * (2.0 * half + beta_c) - s * s * half
@@ -238,6 +252,7 @@ def solve_block(
     dense: Floats,
     square: Floats,
     bound: float,
+    ridge: float,
     tol: float,
     sweeps_max: int,
     history_length: int,
@@ -265,18 +280,30 @@ def solve_block(
     gap = np.inf
     while True:
         shift, seen = _sweep(
-            form, indptr, indices, values, mean, dense, square, bound, beta, r, shift, False
+            form, indptr, indices, values, mean, dense, square, bound, ridge, beta, r, shift, False
         )
         visits += seen
         history[0] = beta
         for h in range(history_length):
             shift, seen = _sweep(
-                form, indptr, indices, values, mean, dense, square, bound, beta, r, shift, True
+                form,
+                indptr,
+                indices,
+                values,
+                mean,
+                dense,
+                square,
+                bound,
+                ridge,
+                beta,
+                r,
+                shift,
+                True,
             )
             visits += seen
             history[h + 1] = beta
         sweeps += history_length + 1
-        half = _half_square(form, r, shift, beta, start, c0, square0)
+        half = _half_square(form, r, shift, ridge, beta, start, c0, square0)
         l1 = np.abs(beta).sum()
         if history_length == HISTORY and _extrapolate(history, candidate):
             trial[:] = r
@@ -284,7 +311,9 @@ def solve_block(
                 form, indptr, indices, values, mean, dense, beta, candidate, trial, shift
             )
             visits += seen
-            trial_half = _half_square(form, trial, trial_shift, candidate, start, c0, square0)
+            trial_half = _half_square(
+                form, trial, trial_shift, ridge, candidate, start, c0, square0
+            )
             if trial_half + bound * trial_l1 < half + bound * l1:
                 beta[:] = candidate
                 r[:] = trial
@@ -293,6 +322,7 @@ def solve_block(
         beta_c = 0.0
         for j in range(k):
             c = column_dot(form, indptr, indices, values, mean, dense, r, shift, j)
+            c -= ridge * beta[j]
             top = max(top, abs(c))
             beta_c += beta[j] * c
         visits += k

@@ -24,6 +24,7 @@ def step_block(
     dense: Floats,
     square: Floats,
     bound: float,
+    ridge: float,
     sequential: bool,
     beta: Floats,
     r: Floats,
@@ -41,7 +42,7 @@ def step_block(
             continue
         push = column_dot(form, indptr, indices, values, mean, dense, r, shift, j)
         push += square[j] * beta[j]
-        new = np.sign(push) * max(abs(push) - bound, 0.0) / square[j]
+        new = np.sign(push) * max(abs(push) - bound, 0.0) / (square[j] + ridge)
         step[j] = new - beta[j]
         if sequential and step[j] != 0.0:
             beta[j] = new

@@ -34,6 +34,13 @@ _NO_FLOATS = np.empty(0)
 _NO_DENSE = np.empty((0, 0))
 
 
+class Penalty(NamedTuple):
+    """Λ‖β‖₁ + ½μ‖β‖²."""
+
+    bound: float
+    ridge: float
+
+
 class Spent(NamedTuple):
     """What a block cost: column visits, numbers touched, and those of them in the data."""
 
@@ -46,27 +53,27 @@ def solve(
     store: Store,
     products: Products,
     ids: Integers,
-    bound: float,
+    penalty: Penalty,
     tol: float,
     beta: Floats,
     r: Floats,
 ) -> Spent:
-    """Minimise ½‖r‖² + Λ‖β‖₁ over the coefficients of `ids` to a duality gap of `tol`.
+    """Minimise ½‖r‖² + Λ‖β‖₁ + ½μ‖β‖² over the coefficients of `ids` to a duality gap of `tol`.
 
     Args:
         products: inner products of some of the columns (sparse blocks only).
-        ids: stored columns, (k,). bound: Λ. beta: (k,), updated in place.
+        ids: stored columns, (k,). penalty: Λ and μ. beta: (k,), updated in place.
         r: (n,) residual at `beta`; left in an undefined state.
     """
     if store.sparse:
-        return _solve_sparse(store, products, ids, bound, tol, beta, r)
+        return _solve_sparse(store, products, ids, penalty, tol, beta, r)
     slots = store.slots(ids)
     k = len(ids)
     if k * _ROWS_PER_COLUMN_FOR_GRAM <= store.rows:
         square0 = float(r @ r)
         c = store.correlate(slots, r)
         gram = store.gram_block(slots)
-        visits = solve_products(gram, store.square[slots], bound, tol, square0, beta, c)
+        visits = solve_products(gram, store.square[slots], penalty, tol, square0, beta, c)
         return Spent(visits, visits * k, 0)
     _, _, visits, _ = solve_block(
         DENSE,
@@ -76,7 +83,7 @@ def solve(
         _NO_FLOATS,
         store.dense_block(slots),
         store.square[slots],
-        bound,
+        *penalty,
         tol,
         _SWEEPS_MAX,
         HISTORY,
@@ -90,7 +97,7 @@ def solve(
 def solve_products(
     gram: Floats,
     square: Floats,
-    bound: float,
+    penalty: Penalty,
     tol: float,
     square0: float,
     beta: Floats,
@@ -105,7 +112,7 @@ def solve_products(
         _NO_FLOATS,
         gram,
         square,
-        bound,
+        *penalty,
         tol,
         _SWEEPS_MAX,
         HISTORY,
@@ -120,7 +127,7 @@ def _solve_sparse(
     store: Store,
     products: Products,
     ids: Integers,
-    bound: float,
+    penalty: Penalty,
     tol: float,
     beta: Floats,
     r: Floats,
@@ -140,7 +147,9 @@ def _solve_sparse(
             passes.sparse_correlate_some(indptr, indices, values, some, r, c)
             part = beta[some]
             gram = products.block(ids[some])
-            seen = solve_products(gram, square[some], bound, _SHARPER * tol, float(r @ r), part, c)
+            seen = solve_products(
+                gram, square[some], penalty, _SHARPER * tol, float(r @ r), part, c
+            )
             step = part - beta[some]
             passes.sparse_subtract(indptr, indices, values, some, step, r)
             r += float(mean[some] @ step)
@@ -158,7 +167,7 @@ def _solve_sparse(
             mean,
             _NO_DENSE,
             square,
-            bound,
+            *penalty,
             tol,
             sweeps_max,
             0 if covered else HISTORY,

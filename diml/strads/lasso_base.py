@@ -1,10 +1,11 @@
 """What every Lasso program shares: this worker's columns, the certificate, results, the λ grid.
 
-Minimises ½n⁻¹‖y − Xβ − b‖² + λ‖β‖₁ for each λ of a grid, the largest first, each from the one
-before. Owns start, checkpointed state, measuring and recording. Must not know which variables a
-round updates, nor how. Invariants: the certificate is computed from a residual made anew from the
-data; what steers the run (gap, time over, next λ) came out of a collective, so that workers on
-unlike machines do not drift apart.
+Minimises ½n⁻¹‖y − Xβ − b‖² + λ(ρ‖β‖₁ + ½(1−ρ)‖β‖²) for each λ of a grid, the largest first, each
+from the one before. ρ = 1, the default, is the Lasso; below it is the elastic net. Owns start,
+checkpointed state, measuring and recording. Must not know which variables a round updates, nor how.
+Invariants: the certificate is computed from a residual made anew from the data; what steers the run
+(gap, time over, next λ) came out of a collective, so that workers on unlike machines do not drift
+apart.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diml.errors import DimlError
+from diml.errors import DimlError, Misuse
 from diml.kernels.lasso_select import above, unsure
+from diml.strads.block import Penalty
 from diml.strads.columns import Columns, Packed
 from diml.strads.lasso_problem import (
     Certificate,
@@ -60,6 +62,7 @@ class LassoBase(Program):
     Args:
         held: this worker's columns. y: all of the response, (n,) float64.
         grid, stop: which λ, and how well.
+        l1_ratio: ρ, in (0, 1].
         start_from: (ids, coefficients on the scale of X) to begin with.
         copy: all columns, where every worker has them: then none are sent.
         listener: called on every worker after each round (worker 0 writes its log there).
@@ -80,12 +83,15 @@ class LassoBase(Program):
         *,
         intercept: bool = True,
         standardise: bool = False,
+        l1_ratio: float = 1.0,
         start_from: tuple[Integers, Floats] | None = None,
         listener: Callable[[Round], None] | None = None,
         copy: Columns | None = None,
     ) -> None:
         check_shapes(held, y)
         check_grid(grid)
+        if not 0.0 < l1_ratio <= 1.0:
+            raise Misuse(f"the l1 ratio must be above 0 and at most 1, not {l1_ratio:g}")
         self.variables = held.total
         self.solutions: list[Solution] = []
         self.divergences: list[tuple[int, int]] = []
@@ -94,6 +100,7 @@ class LassoBase(Program):
         self._grid = grid
         self._stop = stop
         self._intercept = intercept
+        self._l1_ratio = l1_ratio
         self._listener = listener
         self._sparse = is_sparse(held)
         self._store = Store(held.rows, self._sparse)
@@ -151,7 +158,7 @@ class LassoBase(Program):
         sums = np.array([held.count, int(held.entries().sum())], np.int64)
         self._entries = int(self.job.allreduce(sums, "sum")[1])
         self._flat = flat == 0.0
-        self.lambda_max = top / held.rows
+        self.lambda_max = top / held.rows / self._l1_ratio
         self._lambdas = self._grid.resolve(self.lambda_max)
         self._at = 0
         self._round_of_lambda = 0
@@ -288,18 +295,37 @@ class LassoBase(Program):
 
     def _measure(self) -> Certificate:
         """Correlations and certificate at the present coefficients and λ."""
-        bound = self._bound
+        bound, ridge = self._penalty
         self._correlate(_NEAR * bound)
+        mine = self._mine(self._ids)
+        places, beta = self._ids[mine] - self._own.held.first, self._beta[mine]
+        raw = self._c[places]
+        self._c[places] -= ridge * beta
         self._near, top = above(self._c, _NEAR * bound)
+        off = np.abs(self._c[places] - bound * np.sign(beta))
+        self._c[places] = raw
+        violation = max(0.0, top - bound, float(off.max(initial=0.0)))
         overdue = self.job.rank == 0 and self._late()
-        told = np.array([top, self._violation(top), overdue, 0.0, 0.0, 0.0], np.float64)
-        if self.job.rank == 0:  # one worker's sums for all: they may differ in the last bits
-            r_y = float(self._r @ self._y)
-            told[3:] = 0.5 * float(self._r @ self._r), max(r_y, 0.0), max(-r_y, 0.0)
-        top, kkt, late, half, plus, minus = (float(v) for v in self.job.allreduce(told, "max"))
+        told = np.array([top, violation, overdue, *self._sums()], np.float64)
+        top, violation, late, *sums = (float(v) for v in self.job.allreduce(told, "max"))
         self._out_of_time = late > 0.0
-        self._kkt = kkt / len(self._y)
-        return certify(half, plus - minus, bound, top, float(np.abs(self._beta).sum()))
+        self._kkt = violation / len(self._y)
+        return self._certificate(top, sums)
+
+    def _sums(self) -> list[float]:
+        """What the certificate needs beside ‖c‖∞: none negative, worker 0's and 0 on the others
+        (their sums may differ in the last bits)."""
+        if self.job.rank != 0:
+            return [0.0, 0.0, 0.0]
+        half = 0.5 * float(self._r @ self._r)
+        half += 0.5 * self._penalty.ridge * float(self._beta @ self._beta)
+        r_y = float(self._r @ self._y)
+        return [half, max(r_y, 0.0), max(-r_y, 0.0)]
+
+    def _certificate(self, top: float, sums: list[float]) -> Certificate:
+        half, plus, minus = sums
+        l1 = float(np.abs(self._beta).sum())
+        return certify(half, plus - minus, self._penalty.bound, top, l1)
 
     def _correlate(self, threshold: float) -> None:
         """Bring up to date all correlations that may exceed `threshold`; the others do not."""
@@ -317,20 +343,14 @@ class LassoBase(Program):
         self.work += self._entries
 
     @property
-    def _bound(self) -> float:
-        """Λ = nλ at the present λ."""
-        return float(self._lambdas[self._at]) * len(self._y)
+    def _penalty(self) -> Penalty:
+        """Λ = nλρ and μ = nλ(1 − ρ) at the present λ."""
+        whole = float(self._lambdas[self._at]) * len(self._y)
+        return Penalty(whole * self._l1_ratio, whole * (1.0 - self._l1_ratio))
 
     def _mine(self, ids: Integers) -> NDArray[np.bool_]:
         first = self._own.held.first
         return (ids >= first) & (ids < first + self._own.held.count)
-
-    def _violation(self, top: float) -> float:
-        """This worker's worst violation: |c_j| over Λ anywhere, c_j ≠ Λ sign β_j where β_j ≠ 0."""
-        mine = self._mine(self._ids)
-        c = self._c[self._ids[mine] - self._own.held.first]
-        off = np.abs(c - self._bound * np.sign(self._beta[mine]))
-        return max(0.0, top - self._bound, float(off.max(initial=0.0)))
 
     def _late(self) -> bool:
         limit = self._stop.seconds_max

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from diml.errors import DimlError
 from diml.kernels.lasso_block import DENSE, SPARSE
 from diml.kernels.lasso_step import step_block
+from diml.strads.block import Penalty
 from diml.strads.lasso_base import LassoBase
 from diml.strads.lasso_problem import Floats, Integers, centre
 from diml.strads.policy import Policy
@@ -94,8 +95,12 @@ class LassoBlocks(LassoBase):
         self._visited = 0
         self._residual()
         self._forget()
-        half, l1 = 0.5 * float(self._r @ self._r), float(np.abs(self._beta).sum())
-        objective = float(self.job.broadcast(np.array([half + self._bound_or_zero * l1]))[0])
+        objective = 0.5 * float(self._r @ self._r)
+        if self._at < len(self._lambdas):
+            bound, ridge = self._penalty
+            objective += bound * float(np.abs(self._beta).sum())
+            objective += 0.5 * ridge * float(self._beta @ self._beta)
+        objective = float(self.job.broadcast(np.array([objective]))[0])
         if not objective <= 1.01 * self._ceiling:
             self._retreat()
         elif objective < self._best[0]:
@@ -109,10 +114,6 @@ class LassoBlocks(LassoBase):
     @property
     def whole(self) -> bool:  # type: ignore[override]  # a fact of the data, not of the class
         return self._whole is not None
-
-    @property
-    def _bound_or_zero(self) -> float:
-        return self._bound if self._at < len(self._lambdas) else 0.0
 
     def _retreat(self) -> None:
         """After a divergence: back to the best coefficients, with smaller blocks."""
@@ -130,7 +131,7 @@ class LassoBlocks(LassoBase):
         batch = self._batch(self._own, block[mine])
         beta = self._full[batch.ids]
         r = self._r.copy()
-        shift = _step(batch, self._bound, self._sequential, beta, r)
+        shift = _step(batch, self._penalty, self._sequential, beta, r)
         part = np.zeros(len(block) + len(r))
         part[: len(block)][mine] = beta - self._full[batch.ids]
         part[len(block) :] = r - shift - self._r
@@ -158,7 +159,7 @@ class LassoBlocks(LassoBase):
         return correlation
 
 
-def _step(batch: Batch, bound: float, sequential: bool, beta: Floats, r: Floats) -> float:
+def _step(batch: Batch, penalty: Penalty, sequential: bool, beta: Floats, r: Floats) -> float:
     packed = batch.packed
     indptr = np.concatenate([[0], np.cumsum(packed.lengths)])
     form, dense, values = SPARSE, np.empty((0, 0)), packed.values
@@ -173,7 +174,7 @@ def _step(batch: Batch, bound: float, sequential: bool, beta: Floats, r: Floats)
         batch.mean,
         dense,
         batch.square,
-        bound,
+        *penalty,
         sequential,
         beta,
         r,

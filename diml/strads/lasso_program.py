@@ -79,7 +79,7 @@ class LassoProgram(LassoBase):
             goal = _INNER * self._gap
             goal = goal if goal > _NEAR_END * self._tol else _FINAL * self._tol
             spent = solve(
-                self._store, self._products, block, self._bound, goal, beta, self._r.copy()
+                self._store, self._products, block, self._penalty, goal, beta, self._r.copy()
             )
             answer = np.concatenate([beta, spent])
         answer = self.job.broadcast(answer, 0)

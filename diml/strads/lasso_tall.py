@@ -137,14 +137,17 @@ class LassoTall(LassoBase):
         half = max(half0 - float(step @ self._at_c) + 0.5 * float(step @ moved), 0.0)
         c_y = self._at_c + self._gram @ self._at_beta
         r_y = r_y0 - float(step @ c_y)
-        bound, top = self._bound, float(np.abs(c).max())
-        off = np.abs(c[self._ids] - bound * np.sign(self._beta))
+        bound, ridge = self._penalty
+        optimal = c - ridge * beta
+        top = float(np.abs(optimal).max())
+        off = np.abs(optimal[self._ids] - bound * np.sign(self._beta))
         violation = max(0.0, top - bound, float(off.max(initial=0.0)))
         told = np.array([half, r_y, top, violation, float(self._late())])
         half, r_y, top, violation, late = (float(v) for v in self.job.broadcast(told))
         self._out_of_time = late > 0.0
         self._kkt = violation / len(self._y)
         self._c_all, self._half = c, half
+        half += 0.5 * ridge * float(self._beta @ self._beta)
         return certify(half, r_y, bound, top, float(np.abs(self._beta).sum()))
 
     def schedule(self, policy: Policy) -> Integers:
@@ -161,7 +164,7 @@ class LassoTall(LassoBase):
             square = np.ascontiguousarray(np.diag(self._gram))
             square0 = 2.0 * self._half
             visits = solve_products(
-                self._gram, square, self._bound, _FINAL * self._tol, square0, beta, c
+                self._gram, square, self._penalty, _FINAL * self._tol, square0, beta, c
             )
             answer = np.concatenate([beta, [visits]])
         answer = self.job.broadcast(answer)
