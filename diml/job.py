@@ -175,6 +175,11 @@ class _WithoutServers:
             self._node.close()
 
 
+def current() -> Job | None:
+    """The job of this process, once `init` has returned."""
+    return _current
+
+
 class Job:
     """A worker's view of the job. Made by `init`; used as a context manager."""
 
@@ -191,6 +196,10 @@ class Job:
         self.load_checkpoint = engine.load_checkpoint
         self.parts = Parts(self)
         self._open = True
+
+    def __reduce__(self) -> tuple[Callable[[], Job | None], tuple[()]]:
+        """A copy of a job is the job itself, and a pickled one the job it is unpickled in."""
+        return current, ()
 
     @property
     def rank(self) -> int:

@@ -363,7 +363,7 @@ class LassoBase(Program):
         scale, mean = self._scales_means(self._ids)
         values = self._beta / scale
         rows = len(self._y)
-        intercept = self._y_mean - float(mean @ values)
+        intercept = self._intercept_at(float(mean @ values))
         self.solutions.append(
             Solution(
                 float(self._lambdas[self._at]),
@@ -380,6 +380,10 @@ class LassoBase(Program):
         self._at += 1
         self._round_of_lambda = 0
         self._best_gap, self._stalled = np.inf, 0
+
+    def _intercept_at(self, shift: float) -> float:
+        """b on the scale of X; `shift` is Σ m_j β_j there."""
+        return self._y_mean - shift
 
     def _report(self, certificate: Certificate) -> Round:
         rows = len(self._y)

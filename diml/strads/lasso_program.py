@@ -78,9 +78,7 @@ class LassoProgram(LassoBase):
         if self.job.rank == 0:
             goal = _INNER * self._gap
             goal = goal if goal > _NEAR_END * self._tol else _FINAL * self._tol
-            spent = solve(
-                self._store, self._products, block, self._penalty, goal, beta, self._r.copy()
-            )
+            spent = self._solve_block(block, goal, beta)
             answer = np.concatenate([beta, spent])
         answer = self.job.broadcast(answer, 0)
         self.visits += int(answer[-3])
@@ -94,6 +92,11 @@ class LassoProgram(LassoBase):
         allowed = _STORE_BLOCKS * int(self._store.entries_of(block).sum())
         self._store.trim(block, max(allowed, _STORE_LEAST))
         self._products.retain(self._store)
+
+    def _solve_block(self, block: Integers, goal: float, beta: Floats) -> NDArray[np.int64]:
+        """Minimise over the block to a gap of `goal`, `beta` in place. Returns what it cost."""
+        r = self._r.copy()
+        return np.array(solve(self._store, self._products, block, self._penalty, goal, beta, r))
 
     def _share_products(self) -> None:
         """Compute inner products of the non-zero columns, each worker some, when that pays."""

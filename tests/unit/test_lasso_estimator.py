@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from diml.strads import Lasso
-from diml.strads.lasso import ConvergenceWarning
+from diml.strads import ElasticNet, Lasso, SparseLogistic
+from diml.strads.estimator import ConvergenceWarning
 
 # Checks of scikit-learn that the estimator does not pass, each with its reason.
 EXPECTED_FAILURES: dict[str, str] = {}
@@ -24,11 +24,14 @@ def data(seed: int = 0) -> tuple[Any, Any]:
     return X, X[:, :4] @ [3.0, -2.0, 1.0, 0.5] + 4.0 + 0.1 * rng.normal(size=80)
 
 
-def test_check_estimator_passes() -> None:
+@pytest.mark.parametrize(
+    "model", [Lasso(alpha=0.1), ElasticNet(alpha=0.1), SparseLogistic(alpha=0.01)]
+)
+def test_check_estimator_passes(model: Any) -> None:
     checks = pytest.importorskip("sklearn.utils.estimator_checks")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        checks.check_estimator(Lasso(alpha=0.1), expected_failed_checks=EXPECTED_FAILURES)
+        checks.check_estimator(model, expected_failed_checks=EXPECTED_FAILURES)
 
 
 @pytest.mark.parametrize("intercept", [True, False])
