@@ -48,7 +48,8 @@ class Parts:
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute()` gave the first time; it may call collectives.
 
-        The value is the same on all workers, and such as checkpoints hold.
+        The value is the same on all workers, and such as checkpoints hold. An empty name is
+        made up, as `part` does.
         """
         part = self.part(name)
         if not part.finished:

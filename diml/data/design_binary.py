@@ -39,7 +39,7 @@ def read_npz(path: Path, part: int, parts: int) -> tuple[SparsePart | DensePart,
 
             y = _finite(path, "y", read("y", 0, None)) if "y" in names else None
             if "X" in names:
-                return _dense(path, read("X", 0, None), part, parts), y
+                return _dense(path, archive, part, parts), y
             if not {"data", "indices", "indptr", "shape"} <= names:
                 raise Misuse(f"{path}: neither X nor data, indices, indptr, shape are in it")
             kind = "csc"
@@ -53,28 +53,40 @@ def read_npz(path: Path, part: int, parts: int) -> tuple[SparsePart | DensePart,
 def _member(archive: zipfile.ZipFile, name: str, start: int, end: int | None) -> NDArray[Any]:
     """Entries start … end of a stored array, without reading what follows."""
     with archive.open(f"{name}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0
-        if version >= (2, 0):
-            header = np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(file)
-        if dtype.hasobject:
-            raise ValueError(f"{name} holds Python objects")
+        shape, fortran, dtype = _header(file, name)
         count = int(np.prod(shape))
         if len(shape) == 1:
             count = (shape[0] if end is None else end) - start
             file.seek(start * dtype.itemsize, 1)
-        # Filled in place: an array over bytes would be read-only, which kernels compile anew for.
-        out = np.empty(count, dtype)
-        raw = out.view(np.uint8)
-        at = 0
-        while at < len(raw):
-            got = np.frombuffer(file.read(min(_READ_BYTES, len(raw) - at)), np.uint8)
-            if len(got) == 0:
-                raise ValueError(f"{name} is shorter than its header says")
-            raw[at : at + len(got)] = got
-            at += len(got)
+        out = _fill(file, name, count, dtype)
         return out if len(shape) == 1 else out.reshape(shape, order="F" if fortran else "C")
+
+
+def _header(file: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, whether in Fortran order, dtype) of the array that a file begins with."""
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0
+    if version >= (2, 0):
+        header = np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(file)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects")
+    return shape, fortran, dtype
+
+
+def _fill(file: Any, name: str, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The next `count` items, in an array of their own: one over bytes would be read-only, which
+    kernels compile anew for."""
+    out = np.empty(count, dtype)
+    raw = out.view(np.uint8)
+    at = 0
+    while at < len(raw):
+        got = np.frombuffer(file.read(min(_READ_BYTES, len(raw) - at)), np.uint8)
+        if len(got) == 0:
+            raise ValueError(f"{name} is shorter than its header says")
+        raw[at : at + len(got)] = got
+        at += len(got)
+    return out
 
 
 def read_hdf5(path: Path, part: int, parts: int) -> tuple[SparsePart | DensePart, Floats | None]:
@@ -130,17 +142,31 @@ def _sparse(path: Path, read: _Reader, kind: str, part: int, parts: int) -> Spar
     if len(indices) != end - start or len(data) != end - start:
         raise Misuse(f"{path}: truncated: fewer entries than indptr says")
     own = indptr[first : last + 1] - start
-    part_read = SparsePart(rows, total, first, own, indices.astype(np.int32), data)
+    part_read = SparsePart(rows, total, first, own, indices.astype(np.int32, copy=False), data)
     return canonical(part_read)
 
 
-def _dense(path: Path, X: NDArray[Any], part: int, parts: int) -> DensePart:
-    if X.ndim != 2:
-        raise Misuse(f"{path}: X must have two dimensions, not {X.ndim}")
-    edges = balance(np.full(X.shape[1], X.shape[0], np.int64), parts)
-    first, last = int(edges[part]), int(edges[part + 1])
-    own = _finite(path, "X", X[:, first:last], keep=True)
-    return DensePart(X.shape[1], first, np.asfortranarray(own))
+def _dense(path: Path, archive: zipfile.ZipFile, part: int, parts: int) -> DensePart:
+    """This part's columns of X: read alone in Fortran order, cut out of rows in C order."""
+    with archive.open("X.npy") as file:
+        shape, fortran, dtype = _header(file, "X")
+        if len(shape) != 2:
+            raise Misuse(f"{path}: X must have two dimensions, not {len(shape)}")
+        rows, total = shape
+        edges = balance(np.full(total, rows, np.int64), parts)
+        first, last = int(edges[part]), int(edges[part + 1])
+        if fortran:
+            file.seek(first * rows * dtype.itemsize, 1)
+            own = _fill(file, "X", rows * (last - first), dtype)
+            own = own.reshape(rows, last - first, order="F")
+        else:
+            own = np.empty((rows, last - first), dtype, order="F")
+            step = max(1, _READ_BYTES // max(1, total * dtype.itemsize))
+            for start in range(0, rows, step):
+                count = min(step, rows - start)
+                chunk = _fill(file, "X", count * total, dtype).reshape(count, total)
+                own[start : start + count] = chunk[:, first:last]
+    return DensePart(total, first, np.asfortranarray(_finite(path, "X", own, keep=True)))
 
 
 def read_vector(path: Path, kind: str) -> Floats:

@@ -234,8 +234,28 @@ def _move(
 
 
 @numba.njit(cache=True, nogil=True)
-def block_gap(half: float, bound: float, top: float, beta_c: float, l1: float) -> float:
-    """Duality gap with the dual point s·r: half = ½‖r‖² + ½μ‖β‖², top = ‖c‖∞, beta_c = βᵀc."""
+def _gap(
+    form: int,
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    values: Floats,
+    mean: Floats,
+    dense: Floats,
+    bound: float,
+    ridge: float,
+    half: float,
+    l1: float,
+    beta: Floats,
+    r: Floats,
+    shift: float,
+) -> float:
+    """Duality gap with the dual point s·r; half = ½‖r‖² + ½μ‖β‖²."""
+    top = 0.0
+    beta_c = 0.0
+    for j in range(len(beta)):
+        c = column_dot(form, indptr, indices, values, mean, dense, r, shift, j) - ridge * beta[j]
+        top = max(top, abs(c))
+        beta_c += beta[j] * c
     s = min(1.0, bound / top) if top > 0.0 else 1.0
     primal = half + bound * l1
     dual = s * (2.0 * half + beta_c) - s * s * half
@@ -262,22 +282,15 @@ def solve_block(
 ) -> tuple[float, float, int, int]:
     """Sweep until the block's gap is at most `tol` or `sweeps_max` is reached.
 
-    A cycle is one sweep over all columns, `history_length` over the non-zero ones (HISTORY, or 0
-    for none), an extrapolation, and the gap.
-    `beta` (k,) and `r` ((n,), or (k,) in GRAM form) are updated in place; `square` is ‖x̃_j‖²
-    and `square0` ‖r‖² at the start (used in GRAM form). Returns (gap, shift, visits, sweeps);
-    the caller subtracts `shift` from r.
+    A cycle is a sweep over all columns, `history_length` (HISTORY, or 0) over the non-zero ones, an
+    extrapolation, and the gap. `beta` (k,) and `r` ((n,), in GRAM form (k,)) are updated in place;
+    `square` is ‖x̃_j‖², `square0` ‖r‖² at the start (for GRAM). Returns (gap, shift, visits,
+    sweeps); the caller subtracts `shift` from r.
     """
-    k = len(beta)
-    shift = 0.0
-    visits = 0
-    sweeps = 0
-    start = beta.copy()
+    k, shift, visits, sweeps = len(beta), 0.0, 0, 0
+    start, trial = beta.copy(), np.empty(len(r))
     c0 = r.copy() if form == GRAM else np.empty(0)
-    history = np.empty((HISTORY + 1, k))
-    candidate = np.empty(k)
-    trial = np.empty(len(r))
-    gap = np.inf
+    history, candidate = np.empty((HISTORY + 1, k)), np.empty(k)
     while True:
         shift, seen = _sweep(
             form, indptr, indices, values, mean, dense, square, bound, ridge, beta, r, shift, False
@@ -286,25 +299,13 @@ def solve_block(
         history[0] = beta
         for h in range(history_length):
             shift, seen = _sweep(
-                form,
-                indptr,
-                indices,
-                values,
-                mean,
-                dense,
-                square,
-                bound,
-                ridge,
-                beta,
-                r,
-                shift,
-                True,
-            )
+                form, indptr, indices, values, mean, dense, square, bound, ridge,
+                beta, r, shift, True,
+            )  # fmt: skip
             visits += seen
             history[h + 1] = beta
         sweeps += history_length + 1
-        half = _half_square(form, r, shift, ridge, beta, start, c0, square0)
-        l1 = np.abs(beta).sum()
+        half, l1 = _half_square(form, r, shift, ridge, beta, start, c0, square0), np.abs(beta).sum()
         if history_length == HISTORY and _extrapolate(history, candidate):
             trial[:] = r
             trial_shift, trial_l1, seen = _move(
@@ -315,17 +316,11 @@ def solve_block(
                 form, trial, trial_shift, ridge, candidate, start, c0, square0
             )
             if trial_half + bound * trial_l1 < half + bound * l1:
-                beta[:] = candidate
-                r[:] = trial
+                beta[:], r[:] = candidate, trial
                 shift, half, l1 = trial_shift, trial_half, trial_l1
-        top = 0.0
-        beta_c = 0.0
-        for j in range(k):
-            c = column_dot(form, indptr, indices, values, mean, dense, r, shift, j)
-            c -= ridge * beta[j]
-            top = max(top, abs(c))
-            beta_c += beta[j] * c
         visits += k
-        gap = block_gap(half, bound, top, beta_c, l1)
+        gap = _gap(
+            form, indptr, indices, values, mean, dense, bound, ridge, half, l1, beta, r, shift
+        )
         if gap <= tol or sweeps >= sweeps_max or not np.isfinite(gap):
             return gap, shift, visits, sweeps

@@ -204,6 +204,40 @@ def _newton_step(
 
 
 @numba.njit(cache=True, nogil=True)
+def _search(
+    t: Floats,
+    bound: float,
+    ridge: float,
+    primal: float,
+    beta: Floats,
+    goal: Floats,
+    r: Floats,
+    z: Floats,
+    v: Floats,
+    trial: Floats,
+    ahead: Floats,
+) -> float:
+    """How much of a step to take (Armijo's rule), 0 where none helps; `trial` is z after it."""
+    promised = -(r * v).sum()  # the decrease by first order: below 0 for a step that helps
+    for j in range(len(beta)):
+        promised += bound * (abs(goal[j]) - abs(beta[j]))
+        promised += ridge * beta[j] * (goal[j] - beta[j])
+    # Close to the optimum a step lowers the objective by less than rounding shows.
+    noise = _ROUNDING * primal
+    length = 1.0
+    while length > 1e-9 and promised < noise:
+        trial[:] = z + length * v
+        value = logistic_residual(t, trial, ahead)
+        for j in range(len(beta)):
+            b = beta[j] + length * (goal[j] - beta[j])
+            value += bound * abs(b) + 0.5 * ridge * b * b
+        if value <= primal + _ARMIJO * length * min(promised, 0.0) + noise:
+            return length
+        length *= 0.5
+    return 0.0
+
+
+@numba.njit(cache=True, nogil=True)
 def solve_logistic(
     form: int,
     indptr: NDArray[np.int64],
@@ -252,25 +286,8 @@ def solve_logistic(
             form, indptr, indices, values, dense, bound, ridge, intercept,
             r, weight, c, curve, beta, goal, v,
         )  # fmt: skip
-        promised = -(r * v).sum()  # the decrease by first order: below 0 for a step that helps
-        for j in range(k):
-            promised += bound * (abs(goal[j]) - abs(beta[j]))
-            promised += ridge * beta[j] * (goal[j] - beta[j])
-        # Close to the optimum a step lowers the objective by less than rounding shows.
-        noise = _ROUNDING * primal
-        length = 1.0
-        found = False
-        while length > 1e-9 and promised < noise:
-            trial[:] = z + length * v
-            value = logistic_residual(t, trial, ahead)
-            for j in range(k):
-                b = beta[j] + length * (goal[j] - beta[j])
-                value += bound * abs(b) + 0.5 * ridge * b * b
-            if value <= primal + _ARMIJO * length * min(promised, 0.0) + noise:
-                found = True
-                break
-            length *= 0.5
-        if not found:
+        length = _search(t, bound, ridge, primal, beta, goal, r, z, v, trial, ahead)
+        if length == 0.0:
             break
         z[:] = trial
         for j in range(k):

@@ -7,6 +7,7 @@ diml.strads.Lasso(alpha=0.1).fit(X, y)
 from __future__ import annotations
 
 from diml.strads.lasso import solve_lasso
+from diml.strads.lasso_cv import LassoCV
 from diml.strads.lasso_models import ElasticNet, Lasso, SparseLogistic
 from diml.strads.policy import POLICIES, Policy, policy_by_name
 from diml.strads.program import Alone, Program, run
@@ -16,6 +17,7 @@ __all__ = [
     "Alone",
     "ElasticNet",
     "Lasso",
+    "LassoCV",
     "Policy",
     "Program",
     "SparseLogistic",

@@ -26,7 +26,7 @@ _SWEEPS_MAX = 100_000
 _ROWS_PER_COLUMN_FOR_GRAM = 10
 _SHARPER = 0.1  # the inner minimisation goes to this part of the block's goal
 _COVERED = 0.9  # of the non-zero columns: from here on data are swept only once a cycle
-_CYCLES_MAX = 10_000
+_VISITS_MAX = 100_000  # of each column
 
 _NO_INTS = np.empty(0, np.int64)
 _NO_ROWS = np.empty(0, np.int32)
@@ -42,11 +42,13 @@ class Penalty(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """What a block cost: column visits, numbers touched, and those of them in the data."""
+    """What a block cost: column visits, numbers touched, and those of them in the data; `over` is
+    False where it stopped because more inner products pay now."""
 
     visits: int
     touched: int
     swept: int
+    over: bool = True
 
 
 def solve(
@@ -138,8 +140,11 @@ def _solve_sparse(
     known = products.holds(ids)
     each = len(values) // max(len(ids), 1) + 1
     visits = touched = swept = 0
-    for _ in range(_CYCLES_MAX):
+    over = False
+    while not over:
         live = np.flatnonzero(beta)
+        if len(products.wanted(store, ids[live], swept)):
+            break
         some = live[known[live]]
         covered = len(some) > 0 and len(some) >= _COVERED * len(live)
         if len(some):
@@ -157,8 +162,6 @@ def _solve_sparse(
             visits += seen + 2 * len(some)
             touched += seen * len(some)
             swept += 2 * len(some) * each
-        # Without inner products the kernel goes on by itself until the goal is reached.
-        sweeps_max = 1 if known.any() else _SWEEPS_MAX
         gap, shift, swept_columns, _ = solve_block(
             SPARSE,
             indptr,
@@ -169,7 +172,7 @@ def _solve_sparse(
             square,
             *penalty,
             tol,
-            sweeps_max,
+            1,
             0 if covered else HISTORY,
             0.0,
             beta,
@@ -177,7 +180,6 @@ def _solve_sparse(
         )
         visits += int(swept_columns)
         swept += int(swept_columns) * each
-        if gap <= tol or not np.isfinite(gap) or sweeps_max > 1:
-            break
+        over = gap <= tol or not np.isfinite(gap) or visits > _VISITS_MAX * len(ids)
         r -= shift
-    return Spent(visits, touched + swept, swept)
+    return Spent(visits, touched + swept, swept, over)

@@ -68,7 +68,6 @@ class LassoLogistic(LassoProgram):
             if up > 0.0 and down > 0.0:
                 fresh[ahead] *= min(1.0, down / up)
                 fresh[~ahead] *= min(1.0, up / down)
-        self._drift += float(np.linalg.norm(fresh - self._r))
         self._r = fresh
 
     def _sums(self) -> list[float]:
@@ -101,7 +100,7 @@ class LassoLogistic(LassoProgram):
         _, visits = solve_logistic(
             form, *parts, dense, self._t, *self._penalty, self._intercept, goal, beta, z
         )
-        return np.array([visits, visits * (store.entries // max(len(store.ids), 1) + 1), 0])
+        return np.array([visits, visits * (store.entries // max(len(store.ids), 1) + 1), 0, 1])
 
 
 def check_labels(y: Floats) -> None:

@@ -30,25 +30,24 @@ from diml.strads.lasso_problem import Grid, Solution, Stop
 Floats = NDArray[np.float64]
 
 
-class _Penalised(LinearModel):
+class Penalised(LinearModel):
     """What the models of one λ share. Attributes after `fit` are listed at `Lasso`."""
 
-    alpha: float
     fit_intercept: bool
     tol: float
     max_iter: int
-    warm_start: bool
+    warm_start = False
     job: Any
 
-    def _fit(self, X: Any, y: Floats, **options: Any) -> Solution:
+    def _fit(self, X: Any, y: Floats, alpha: float, **options: Any) -> Solution:
         """Solve for a checked design, (n, p), and response."""
-        if not np.isreal(self.alpha):
-            raise Misuse(f"alpha must be a positive number, not {self.alpha!r}")
+        if not np.isreal(alpha):
+            raise Misuse(f"alpha must be a positive number, not {alpha!r}")
         part, parts = (0, 1) if self.job is None else (self.job.rank, self.job.size)
         program = solve_lasso(
             columns_of(X, part, parts),
             y,
-            Grid(lambdas=(float(self.alpha),)),
+            Grid(lambdas=(float(alpha),)),
             Stop(float(self.tol), int(self.max_iter)),
             job=self.job,
             intercept=bool(self.fit_intercept),
@@ -79,7 +78,7 @@ class _Penalised(LinearModel):
         return ids, coef[ids]
 
 
-class ElasticNet(_Penalised, Regressor):
+class ElasticNet(Penalised, Regressor):
     """Minimises ½n⁻¹‖y − Xβ − b‖² + α(ρ‖β‖₁ + ½(1 − ρ)‖β‖²), with a certificate.
 
     Args:
@@ -125,6 +124,7 @@ class ElasticNet(_Penalised, Regressor):
             solution = self._fit(
                 X,
                 y,
+                self.alpha,
                 policy=self.policy,
                 standardise=bool(self.standardize),
                 l1_ratio=float(self.l1_ratio),
@@ -177,7 +177,7 @@ class Lasso(ElasticNet):
         self.job = job
 
 
-class SparseLogistic(_Penalised, Classifier):
+class SparseLogistic(Penalised, Classifier):
     """Logistic regression of two classes: minimises the mean loss + α(ρ‖β‖₁ + ½(1 − ρ)‖β‖²).
 
     scikit-learn's C is 1/(nα). Stops when the duality gap ≤ tol·log 2.
@@ -219,7 +219,9 @@ class SparseLogistic(_Penalised, Classifier):
             X = matrix(X)
             self.n_features_in_ = int(X.shape[1])
             self.classes_, signs = checked_labels(y, X.shape[0])
-            solution = self._fit(X, signs, loss="logistic", l1_ratio=float(self.l1_ratio))
+            solution = self._fit(
+                X, signs, self.alpha, loss="logistic", l1_ratio=float(self.l1_ratio)
+            )
         except Misuse as error:
             raise ValueError(str(error)) from None
         self.coef_ = solution.dense(self.n_features_in_)[None, :]

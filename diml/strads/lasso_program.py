@@ -44,7 +44,6 @@ class LassoProgram(LassoBase):
             self._store.subtract(self._store.slots(self._ids), self._beta, fresh)
             if self._intercept:
                 centre(fresh)
-        self._drift += float(np.linalg.norm(fresh - self._r))
         self._r = fresh
 
     def push(self, block: Integers) -> NDArray[np.uint8]:
@@ -73,21 +72,25 @@ class LassoProgram(LassoBase):
         self._accept(result)
         beta = np.zeros(len(block))
         beta[np.searchsorted(block, self._ids)] = self._beta
-        answer = np.empty(len(block) + 3)
-        self._share_products()
-        if self.job.rank == 0:
-            goal = _INNER * self._gap
-            goal = goal if goal > _NEAR_END * self._tol else _FINAL * self._tol
-            spent = self._solve_block(block, goal, beta)
-            answer = np.concatenate([beta, spent])
-        answer = self.job.broadcast(answer, 0)
-        self.visits += int(answer[-3])
-        self.work += int(answer[-2])
-        self._products.spend(int(answer[-1]))
-        beta = answer[:-3]
-        live = np.flatnonzero(beta)
-        self._ids, self._beta = block[live], beta[live].copy()
-        self._residual()
+        answer, before = np.empty(len(block) + 4), self._r
+        over = False
+        while not over:
+            self._share_products()
+            if self.job.rank == 0:
+                goal = _INNER * self._gap
+                goal = goal if goal > _NEAR_END * self._tol else _FINAL * self._tol
+                spent = self._solve_block(block, goal, beta)
+                answer = np.concatenate([beta, spent])
+            answer = self.job.broadcast(answer, 0)
+            beta = answer[:-4].copy()
+            self.visits += int(answer[-4])
+            self.work += int(answer[-3])
+            self._products.spend(int(answer[-2]))
+            over = answer[-1] != 0.0
+            live = np.flatnonzero(beta)
+            self._ids, self._beta = block[live], beta[live]
+            self._residual()
+        self._drift += float(np.linalg.norm(self._r - before))
         self._round_of_lambda += 1
         allowed = _STORE_BLOCKS * int(self._store.entries_of(block).sum())
         self._store.trim(block, max(allowed, _STORE_LEAST))

@@ -22,7 +22,7 @@ _COLUMNS_MOST = 4000  # 128 MB of inner products
 # What a number costs, in entries of a sweep: in a product of sparse columns, and in one of the
 # same columns spread out, which BLAS multiplies. Measured; only their order of size matters.
 _GATHERED = 1.4
-_SPREAD = 0.03
+_SPREAD = 0.025
 _CHUNK_NUMBERS = 2_000_000
 
 
@@ -57,15 +57,19 @@ class Products:
         places = self._order[np.searchsorted(self._ids[self._order], ids)]
         return self._matrix[np.ix_(places, places)]
 
-    def wanted(self, store: Store, ids: Integers) -> Integers:
-        """Columns to compute the products of now: none until sweeping has cost as much."""
+    def wanted(self, store: Store, ids: Integers, swept: int = 0) -> Integers:
+        """Columns to compute the products of now: none until sweeping has cost as much.
+
+        Args:
+            ids: the non-zero columns. swept: entries swept over and not noted yet.
+        """
         fresh = ids[~self.holds(ids)]
         total = len(self._ids) + len(fresh)
         if len(fresh) == 0 or not _COLUMNS_LEAST <= total <= _COLUMNS_MOST:
             return fresh[:0]
         entries = int(store.entries_of(np.concatenate([self._ids, fresh])).sum())
         cost = len(fresh) * min(_GATHERED * entries, _SPREAD * total * store.rows)
-        return fresh if self._spent >= cost else fresh[:0]
+        return fresh if self._spent + swept >= cost else fresh[:0]
 
     def rows(self, store: Store, fresh: Integers, part: int, parts: int) -> Floats:
         """This worker's share of the products of `fresh` with all columns: (share, all)."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from diml.strads import ElasticNet, Lasso, SparseLogistic
+from diml.strads import ElasticNet, Lasso, LassoCV, SparseLogistic
 from diml.strads.estimator import ConvergenceWarning
 
 # Checks of scikit-learn that the estimator does not pass, each with its reason.
@@ -25,7 +25,8 @@ def data(seed: int = 0) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(
-    "model", [Lasso(alpha=0.1), ElasticNet(alpha=0.1), SparseLogistic(alpha=0.01)]
+    "model",
+    [Lasso(alpha=0.1), ElasticNet(alpha=0.1), SparseLogistic(alpha=0.01), LassoCV(n_alphas=10)],
 )
 def test_check_estimator_passes(model: Any) -> None:
     checks = pytest.importorskip("sklearn.utils.estimator_checks")
