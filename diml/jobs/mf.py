@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,12 +19,13 @@ import diml
 from diml.data.parse import parse_lines
 from diml.data.stream import warm_up as warm_up_stream
 from diml.errors import Misuse
+from diml.jobs import mf_files
 from diml.jobs.flags import parse, run_job
 from diml.jobs.mf_data import Entries, Facts, Layout, Ratings, choose_layout
 from diml.jobs.mf_flags import Plan, parser, plan_of, servers_of
 from diml.jobs.mf_load import load
 from diml.jobs.mf_model import Rule
-from diml.jobs.mf_output import check_writable, write_factor
+from diml.jobs.mf_output import check_writable
 from diml.jobs.mf_report import Report
 from diml.jobs.mf_rotate import Passes, Rotation
 from diml.jobs.mf_stored import Stored
@@ -59,7 +59,7 @@ def factor_rows(
 
 
 def write_factors(prefix: str, factors: Factors, rule: Rule, facts: Facts) -> None:
-    """Write PREFIX.L and PREFIX.R, whose product is the model.
+    """Write L and R, whose product is the model (see `diml.jobs.mf_files`).
 
     With biases a row of L is (L_i, mean + b_i, 1) and one of R is (R_j, 1, c_j). Without, a row or
     column that has no training entries is written so that its products come as near to the
@@ -78,8 +78,7 @@ def write_factors(prefix: str, factors: Factors, rule: Rule, facts: Facts) -> No
         cold_col = nearest_to(facts.mean, factor_rows(factors.left, facts.n_rows))
         left = (filled(rows, cold_row) for rows in left)
         right = (filled(rows, cold_col) for rows in right)
-    write_factor(Path(f"{prefix}.L"), left)
-    write_factor(Path(f"{prefix}.R"), right)
+    mf_files.write_factors(prefix, left, right)
 
 
 def nearest_to(mean: float, chunks: Iterator[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:

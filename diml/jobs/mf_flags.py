@@ -16,6 +16,7 @@ from diml.data.triplets import FORMATS
 from diml.errors import Misuse
 from diml.jobs.flags import JobParser, at_least, job_parser, real, size
 from diml.jobs.mf_evaluation import Goal
+from diml.jobs.mf_files import factor_files
 from diml.jobs.mf_load import Source
 from diml.jobs.mf_model import INITS, UPDATES, Rule
 
@@ -49,7 +50,8 @@ def parser() -> JobParser:
     )
     add("--K", type=at_least(1), default=100, help="the rank (default 100)")
     add("--num_iterations", type=at_least(1), default=100, help="passes (default 100)")
-    add("--output_prefix", metavar="PREFIX", help="write PREFIX.L, PREFIX.R and PREFIX.loss")
+    outputs = "write PREFIX.L, PREFIX.R (both into PREFIX if it is a .npz or .h5), PREFIX.loss"
+    add("--output_prefix", metavar="PREFIX", help=outputs)
     add("--loss_file", metavar="FILE", help="where the losses go (default PREFIX.loss)")
     add("--lambda", type=real(least=0), default=0.0, help="the regularizer (default 0)")
     add("--staleness", type=at_least(0), default=0, help="clocks that a read may lack (default 0)")
@@ -97,7 +99,7 @@ class Plan:
     @property
     def outputs(self) -> list[Path]:
         """All files that will be written."""
-        factors = [Path(f"{self.prefix}.{name}") for name in "LR"] if self.prefix else []
+        factors = factor_files(self.prefix) if self.prefix else []
         return factors + ([self.loss_file] if self.loss_file else [])
 
 

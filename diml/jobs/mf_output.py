@@ -1,21 +1,17 @@
-"""What matrix factorization writes: the loss file and the factors.
+"""What matrix factorization writes beside its factors: the loss file.
 
-Owns file formats and the check, before any work, that files can be written. Must not know where
+Owns its format and the check, before any work, that files can be written. Must not know where
 the numbers come from.
 
-Invariants: a loss file has one header line and each iteration once, whole lines only; a factor
-file is whole or absent (written beside its place, then renamed).
+Invariant: a loss file has one header line and each iteration once, whole lines only.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TextIO
-
-import numpy.typing as npt
+from typing import TextIO
 
 from diml.errors import Misuse
 from diml.jobs.mf_evaluation import Evaluation
@@ -70,17 +66,3 @@ def _cell(name: str, value: float) -> str:
     if isinstance(value, int):
         return str(value)
     return f"{value:.4f}" if name.endswith("seconds") else f"{value:.9g}"
-
-
-def write_factor(path: Path, chunks: Iterable[npt.NDArray[Any]]) -> None:
-    """Write a factor as Petuum does: a line for each row, 6 digits, spaces between.
-
-    Args:
-        chunks: arrays (rows, k), one after the other.
-    """
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "w", encoding="ascii") as file:
-        for chunk in chunks:
-            line = " ".join(["%.6g"] * chunk.shape[1]) + "\n"
-            file.writelines(line % tuple(row) for row in chunk.tolist())
-    os.replace(beside, path)

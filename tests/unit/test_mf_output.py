@@ -17,7 +17,7 @@ from diml.jobs.mf_data import Facts
 from diml.jobs.mf_evaluation import Evaluation
 from diml.jobs.mf_flags import parser, plan_of
 from diml.jobs.mf_model import Rule
-from diml.jobs.mf_output import LossFile, check_writable, write_factor
+from diml.jobs.mf_output import LossFile, check_writable
 from diml.jobs.mf_report import Report
 from diml.report.progress import Progress
 from tests.unit.mf_cases import run, sample
@@ -56,13 +56,6 @@ def test_a_replaced_worker_0_leaves_each_iteration_once(tmp_path: Path) -> None:
     assert len(files) == 4
     lines = list(csv.DictReader(path.read_text().splitlines()))
     assert [int(line["iteration"]) for line in lines] == list(range(1, 9))
-
-
-def test_factors_are_text_of_six_digits(tmp_path: Path) -> None:
-    path = tmp_path / "out.L"
-    write_factor(path, [np.array([[1 / 3, 2e-7]], np.float32), np.array([[5, -1e6]], np.float32)])
-    assert path.read_text() == "0.333333 2e-07\n5 -1e+06\n"
-    assert [found.name for found in tmp_path.iterdir()] == ["out.L"]
 
 
 def test_unwritable_outputs_are_refused_and_leave_nothing(tmp_path: Path) -> None:
