@@ -16,10 +16,12 @@ from typing import NoReturn
 
 from diml.errors import DimlError, Misuse
 
-# Subcommands with a command line of their own: the module whose `main` takes it, and the help.
+# Subcommands with a command line of their own: the function that takes it, and the help.
 _ELSEWHERE = {
-    "report": ("diml.report.cli", "show an event log as a page to look at"),
-    "convert": ("diml.jobs.convert", "turn known entries into blocks that are read from disk"),
+    "report": ("diml.report.cli:main", "show an event log as a page to look at"),
+    "convert": ("diml.jobs.convert:main", "turn known entries into blocks that are read from disk"),
+    "predict": ("diml.jobs.mf_predict:predict", "score pairs with a factorization"),
+    "recommend": ("diml.jobs.mf_predict:recommend", "the best columns of a row, unknown to it"),
 }
 
 
@@ -44,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=help_, add_help=False)
     try:
         if words and words[0] in _ELSEWHERE:
-            module, _ = _ELSEWHERE[words[0]]
-            status: int = importlib.import_module(module).main(words[1:])
+            module, _, function = _ELSEWHERE[words[0]][0].partition(":")
+            status: int = getattr(importlib.import_module(module), function)(words[1:])
             return status
         flags = parser.parse_args(words)
         if flags.command == "run":

@@ -95,7 +95,8 @@ def convert(order: Order, chunks: Iterable[Triplets] | None = None) -> BlockFile
     except OSError as error:
         raise Misuse(f"{order.target}: cannot write it: {error.strerror or error}") from None
     finally:
-        spool_path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            spool_path.unlink()
     return BlockFile(order.target)
 
 

@@ -4,7 +4,7 @@ Owns the grammar of a line; must not know files, line numbers or what the entrie
 
     line     = blank* (comment | entry)? blank* "\\n"
     comment  = ("#" | "%") anything
-    entry    = id blank+ id blank+ number
+    entry    = id blank+ id blank+ number     (of pairs the number may be missing)
     id       = digit+                         ASCII, no sign, fits int64
     number   = [+-] (digit+ [. digit*] | . digit+) [(e | E) [+-] digit+]
     blank    = space | tab | carriage return
@@ -32,6 +32,7 @@ BAD_VALUE = 7
 INFINITE_VALUE = 8
 
 SHORTEST_LINE = len("0 0 1\n")
+SHORTEST_PAIR = len("0 0\n")
 _POWERS = 10.0 ** np.arange(23)
 _INT64_TENTH = (2**63 - 1) // 10
 
@@ -122,7 +123,9 @@ def _read_number(text: Any, at: int, end: int) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def _read_line(text: Any, at: int, end: int, rows: Any, cols: Any, values: Any, count: int) -> int:
+def _read_line(
+    text: Any, at: int, end: int, rows: Any, cols: Any, values: Any, count: int, pairs: bool
+) -> int:
     """Read the line text[at:end] into place `count`; 0 or what is wrong."""
     row, at = _read_id(text, at, end)
     if row < 0:
@@ -135,7 +138,12 @@ def _read_line(text: Any, at: int, end: int, rows: Any, cols: Any, values: Any, 
         return HUGE_COL if col == -2 else BAD_COL
     at = _skip_blanks(text, at, end)
     if at == end:
-        return FEW_FIELDS
+        if not pairs:
+            return FEW_FIELDS
+        rows[count] = row
+        cols[count] = col
+        values[count] = np.nan
+        return 0
     value, at = _read_number(text, at, end)
     if np.isnan(value):
         return BAD_VALUE
@@ -155,11 +163,14 @@ def parse_lines(
     rows: npt.NDArray[np.int64],
     cols: npt.NDArray[np.int64],
     values: npt.NDArray[np.float32],
+    pairs: bool = False,
 ) -> tuple[int, int, int]:
     """Read whole lines (the last one may lack its newline) into the given arrays.
 
-    The arrays must hold len(text) // SHORTEST_LINE + 1 entries. Returns the number of entries,
-    then where the first bad line starts and what is wrong with it (0, 0 when all are good).
+    The arrays must hold len(text) // SHORTEST_LINE + 1 entries; with `pairs` a line may lack its
+    value, which is NaN then, and they must hold len(text) // SHORTEST_PAIR + 1. Returns the number
+    of entries, then where the first bad line starts and what is wrong with it (0, 0 when all are
+    good).
     """
     at = 0
     count = 0
@@ -170,7 +181,7 @@ def parse_lines(
             end += 1
         first = _skip_blanks(text, at, end)
         if first < end and text[first] != 35 and text[first] != 37:
-            wrong = _read_line(text, first, end, rows, cols, values, count)
+            wrong = _read_line(text, first, end, rows, cols, values, count, pairs)
             if wrong != 0:
                 return count, at, wrong
             count += 1

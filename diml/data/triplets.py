@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,6 +73,16 @@ class _Layout:
     shape: tuple[int, int] | None = None
     entries: int | None = None
     where: str = "the header"
+    pairs: bool = False
+
+
+@dataclass(frozen=True)
+class Within:
+    """The shape of something that entries speak of, and its name."""
+
+    n_rows: int
+    n_cols: int
+    name: str
 
 
 def read_triplets(
@@ -84,6 +94,7 @@ def read_triplets(
     format: str = "auto",
     most: int = 2**63 - 1,
     offsets: Offsets | None = None,
+    within: Within | None = None,
 ) -> Triplets:
     """Read the lines that begin in the part-th of `parts` equal byte ranges of a file.
 
@@ -95,13 +106,23 @@ def read_triplets(
         format: "auto" takes a file for MatrixMarket when it begins with %%MatrixMarket.
         most: ids (0-based) from this one on are refused.
         offsets: Petuum's offsets of this file, which give the shape of a text file.
+        within: what the entries must fit into; they may then lack their value, which is NaN.
 
     Raises:
         Misuse: the file cannot be read, has no entries (see `check_whole`), or has a bad line: one
             line of text with file, line number and what is wrong.
     """
     chunks = list(
-        _read(path, part, parts, one_based=one_based, format=format, most=most, offsets=offsets)
+        _read(
+            path,
+            part,
+            parts,
+            one_based=one_based,
+            format=format,
+            most=most,
+            offsets=offsets,
+            within=within,
+        )
     )
     rows = np.concatenate([chunk.rows for chunk in chunks])
     cols = np.concatenate([chunk.cols for chunk in chunks])
@@ -131,6 +152,7 @@ def _read(
     format: str = "auto",
     most: int = 2**63 - 1,
     offsets: Offsets | None = None,
+    within: Within | None = None,
 ) -> Iterator[Triplets]:
     """The entries of a part, a chunk at a time; at least one chunk, though it be empty."""
     path = Path(name)
@@ -138,6 +160,8 @@ def _read(
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             layout = _layout(path, file, one_based, format, offsets)
+            if within is not None:
+                layout = _inside(path, layout, within)
             if layout.shape is not None and max(layout.shape) > most:
                 raise Misuse(
                     f"{path}: {layout.where} gives a size that is too large: {layout.shape}"
@@ -151,6 +175,14 @@ def _read(
                 yield Triplets(rows, cols, values, *shape, layout.entries)
     except OSError as error:
         raise Misuse(f"{path}: cannot read it: {error.strerror or error}") from None
+
+
+def _inside(path: Path, layout: _Layout, within: Within) -> _Layout:
+    """The layout of a file whose entries must fit. Raises Misuse where its header denies it."""
+    shape = within.n_rows, within.n_cols
+    if layout.shape is not None and (layout.shape[0] > shape[0] or layout.shape[1] > shape[1]):
+        raise Misuse(f"{path}: its size is {layout.shape}, that of {within.name} is {shape}")
+    return replace(layout, shape=shape, where=within.name, pairs=True)
 
 
 def check_whole(path: str | os.PathLike[str], entries: int, promised: int | None) -> None:
@@ -172,13 +204,14 @@ def _parsed(
     path: Path, file: BinaryIO, begin: int, end: int, layout: _Layout, most: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
     """The entries of the lines that begin in [begin, end), a chunk at a time."""
-    room = (_CHUNK_BYTES + 1) // parse.SHORTEST_LINE + 1
+    shortest = parse.SHORTEST_PAIR if layout.pairs else parse.SHORTEST_LINE
+    room = (_CHUNK_BYTES + 1) // shortest + 1
     rows, cols = np.empty(room, np.int64), np.empty(room, np.int64)
     values = np.empty(room, np.float32)
     sizes = layout.shape or (most, most)
     for start, lines in _whole_lines(path, file, begin, end, layout.start):
         text = np.frombuffer(lines, np.uint8)
-        count, bad, wrong = parse.parse_lines(text, rows, cols, values)
+        count, bad, wrong = parse.parse_lines(text, rows, cols, values, layout.pairs)
         if wrong:
             raise _bad_line(path, file, start + bad, _WRONG[wrong])
         for ids, what, size in zip((rows[:count], cols[:count]), _SIDES, sizes, strict=True):

@@ -114,7 +114,8 @@ def check_size(facts: Facts, rule: Rule, workers: int) -> None:
 def warm_up() -> None:
     """Compile what a worker runs, or load it from the cache: a spare too takes over at once."""
     kernels.warm_up()
-    parse_lines(np.frombuffer(b"0 0 1", np.uint8), *(np.empty(1, t) for t in ("i8", "i8", "f4")))
+    ids, values = np.empty(1, np.int64), np.empty(1, np.float32)
+    parse_lines(np.frombuffer(b"0 0 1", np.uint8), ids, ids.copy(), values, False)
     one = np.zeros(1, np.int32)
     entries = Entries(one, one, np.ones(1, np.float32))
     Ratings(entries, entries, 1, 1).share(0, 1, Layout(1, shuffled=True), seed=0)

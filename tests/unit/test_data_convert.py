@@ -96,6 +96,8 @@ def test_bad_input_leaves_nothing(tmp_path: Path) -> None:
         convert(Order(str(tmp_path / "huge"), tmp_path / "out.h5"))
     with pytest.raises(Misuse, match="cannot write it"):
         convert(Order(str(tmp_path / "bad"), tmp_path / "no" / "out.h5"))
+    with pytest.raises(Misuse, match="cannot write it"):
+        convert(Order(str(tmp_path / "bad"), tmp_path / "bad" / "out.h5"))
     assert sorted(found.name for found in tmp_path.iterdir()) == ["bad", "huge"]
 
 
