@@ -1,9 +1,11 @@
 """The recovery drill: kill ranks and watch the job end with the same bits.
 
     mpirun -n 6 python -m diml.jobs.drill --spares 2 --drill 1,1,1,0 --drill 2,1,1,0
+    python -m diml.jobs.drill --chaos 5 --workers 4 --spares 1 -- diml.jobs.mf --generate
 
 Owns the account of a drill: who died where, how it was replaced, how long each step took, read
-from the event log that all processes write. The programs are those of `drill_programs`.
+from the event log that all processes write. The programs are those of `drill_programs`; another
+job's processes are killed at random by `drill_chaos`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diml.drill import Drill
-from diml.jobs.flags import at_least, job_parser, parse, run_job
+from diml.errors import Misuse
+from diml.jobs import drill_chaos
+from diml.jobs.flags import at_least, job_parser, parse, real, run_job
 from diml.world import marker
 
 if TYPE_CHECKING:
@@ -154,13 +158,23 @@ def main(arguments: Sequence[str]) -> int | None:
     )  # fmt: skip
     parser.add_argument("--ndata", type=at_least(1), default=10_000, help="elements of the model")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="checkpoints")
+    add = parser.add_argument_group("another job, its processes killed at random").add_argument
+    add("--chaos", type=real(above=0), metavar="MTBF", help="mean seconds between two kills")
+    add("--for", dest="duration", type=real(above=0), metavar="SECONDS", help="then no more kills")
+    add("--workers", type=at_least(1), help="of that job (the cores)")
+    add("job", nargs="*", metavar="-- JOB ...", help="module or script, its flags")
     flags = parse(parser, arguments)
+    if flags.chaos is not None:
+        return drill_chaos.run(flags)
+    if flags.job:
+        raise Misuse(f"{flags.job[0]!r}: only --chaos takes a job")
     import diml
-    from diml.jobs.drill_programs import PROGRAMS, expected_model
+    from diml.jobs.drill_programs import PROGRAMS, check_exact, expected_model
 
     own_log = _own_log()
     with diml.init(flags=vars(flags), events=own_log) as job:
         job.identify(program=flags.program, ndata=flags.ndata)
+        check_exact(job.size, flags.rounds)
         begun = time.perf_counter()
         model = PROGRAMS[flags.program](job, flags.ndata, flags.rounds)
         seconds = time.perf_counter() - begun

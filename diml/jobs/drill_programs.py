@@ -3,6 +3,10 @@
 Owns the three programs (model, local, lazy) of Rabit's test suite and the arithmetic that says
 what every collective must give. All values are whole numbers below 2^24, so float32 is exact and
 "equal" means the same bits. Must not know who dies.
+
+Rabit's models grow: by the factor P in every sum over P ranks, and in length in every allgather.
+Here a model is taken modulo 2^16 after each sum, and the allgather is of at most 10^7 elements:
+neither shows in Rabit's own cases, and any number of rounds stays exact (`check_exact`).
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from diml.errors import DimlError
+from diml.errors import DimlError, Misuse
 
 if TYPE_CHECKING:
     from diml.job import Job
@@ -23,6 +27,9 @@ Program: TypeAlias = "Callable[[Job, int, int], Floats]"
 
 _MAX_MODULUS, _SUM_MODULUS = 111, 131
 _BROADCASTS = 3
+_WRAP = np.float32(1 << 16)
+_GATHERED = 10_000_000
+_EXACT = 1 << 24
 
 
 class WrongValue(DimlError):
@@ -33,6 +40,25 @@ def _term(length: int, rank: int, modulus: int) -> Floats:
     """(i·(rank+1)) mod modulus for i = 0..length-1, which repeats after `modulus` elements."""
     period = (np.arange(modulus) * (rank + 1) % modulus).astype(np.float32)
     return np.resize(period, length)
+
+
+def check_exact(size: int, rounds: int) -> None:
+    """Raises Misuse where so many rounds on so many ranks would leave float32's whole numbers."""
+    # The largest sum: a wrapped model, the terms of the three collectives, the ranks twice.
+    room = _EXACT // size - int(_WRAP) - 2 * size
+    most = room // 3 - _SUM_MODULUS
+    if rounds > most:
+        raise Misuse(f"--rounds {rounds}: on {size} ranks float32 is exact for {max(most, 0)}")
+
+
+def wrapped(total: Floats) -> Floats:
+    """The model after a sum."""
+    return np.fmod(total, _WRAP)
+
+
+def part(model: Floats, size: int) -> Floats:
+    """What of the model each rank gives to the allgather."""
+    return model[: max(1, _GATHERED // size)]
 
 
 def expected_max(model: Floats, size: int, step: int, local: bool = False) -> Floats:
@@ -54,8 +80,8 @@ def expected_sum(model: Floats, size: int, step: int, local: bool = False) -> Fl
 
 def expected_allgather(model: Floats, size: int, step: int) -> Floats:
     """The parts term(q) + model of all ranks q in a row."""
-    parts = [_term(model.size, q, step + _SUM_MODULUS) + model for q in range(size)]
-    return np.concatenate(parts)
+    mine = part(model, size)
+    return np.concatenate([_term(mine.size, q, step + _SUM_MODULUS) + mine for q in range(size)])
 
 
 def expected_model(program: str, size: int, length: int, rounds: int) -> Floats:
@@ -65,7 +91,7 @@ def expected_model(program: str, size: int, length: int, rounds: int) -> Floats:
     for step in range(rounds):
         if program != "lazy":
             model = expected_max(model, size, step, local)
-        model = expected_sum(model, size, step, local)
+        model = wrapped(expected_sum(model, size, step, local))
         if program == "model":
             model = expected_allgather(model, size, step)
     return model
@@ -101,9 +127,9 @@ def model_program(job: Job, length: int, rounds: int) -> Floats:
         term = _term(model.size, job.rank, step + _SUM_MODULUS)
         total = job.allreduce(term + model, "sum")
         _check("the sum", step, total, expected_sum(model, job.size, step))
-        model = total
-        term = _term(model.size, job.rank, step + _SUM_MODULUS)
-        parts = job.allgather(term + model)
+        model = wrapped(total)
+        mine = part(model, job.size)
+        parts = job.allgather(_term(mine.size, job.rank, step + _SUM_MODULUS) + mine)
         _check("the allgather", step, parts, expected_allgather(model, job.size, step))
         model = parts
         job.checkpoint(model)
@@ -129,7 +155,8 @@ def local_program(job: Job, length: int, rounds: int) -> Floats:
 
             got = job.allreduce(buffer, op, prepare=fill)
             _check(f"the {op}", step, got, expected(model, job.size, step, True))
-            model, local = got, got + np.float32(job.rank)
+            model = wrapped(got) if op == "sum" else got
+            local = model + np.float32(job.rank)
             if op == "max":
                 _broadcasts(job, length, step)
         job.checkpoint(model, local)
@@ -149,7 +176,7 @@ def lazy_program(job: Job, length: int, rounds: int) -> Floats:
         term = _term(length, job.rank, step + _SUM_MODULUS)
         total = job.allreduce(term + model, "sum")
         _check("the sum", step, total, expected_sum(model, job.size, step))
-        model[...] = total
+        model[...] = wrapped(total)
         job.checkpoint(model, lazy=True)
     return model
 
