@@ -84,11 +84,12 @@ class Durability:
         if self._keeper is not None:
             self._keeper.meet(collectives, self._core.rank)
 
-    def fetch(self, collectives: Collectives) -> Restored | None:
+    def fetch(self, collectives: Collectives, any_workers: bool) -> Restored | None:
         """The state to go on from, if there is one; after a load that found nothing."""
         if self._keeper is None:
             return None
-        return self._keeper.restore(collectives, self._core.rank, self._core.size)
+        core = self._core
+        return self._keeper.restore(collectives, core.rank, core.size, any_workers)
 
     def resume(self, restored: Restored, site: Site) -> None:
         """Commit a state that was fetched as the first version of this run."""

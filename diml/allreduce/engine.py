@@ -182,8 +182,12 @@ class Engine:
 
     # Checkpoints -----------------------------------------------------------------------------
 
-    def load_checkpoint(self) -> tuple[int, Any, Any]:
+    def load_checkpoint(self, any_workers: bool = False) -> tuple[int, Any, Any]:
         """Close the part before the first version, and fetch the state if there is one.
+
+        Args:
+            any_workers: go on from a durable checkpoint of another number of workers too: then
+                `local` is, on every worker, the list of all their states.
 
         Returns:
             (version, model, local): (0, None, None) on a fresh start. Arrays are the caller's.
@@ -203,7 +207,7 @@ class Engine:
         if self._world.incarnation:
             seconds = time.perf_counter() - begun
             self._world.event("load", version=held.version, seconds=seconds)
-        if held.version == 0 and (restored := self.durability.fetch(self)) is not None:
+        if held.version == 0 and (restored := self.durability.fetch(self, any_workers)):
             site = request.site
             self._long_call(site, lambda: self.durability.resume(restored, site))
             held = core.store.committed

@@ -29,6 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NamedTuple, Protocol
 
+from diml.checkpoint import codec
 from diml.checkpoint.durable import Candidate, Shelf, Vault, choose, look, next_attempt
 from diml.checkpoint.shard import Bytes, Identity, Manifest, folder_order, local_name
 from diml.config import Settings
@@ -199,22 +200,28 @@ class Keeper:
         if self.stop is not None:
             marker.say("ready")
 
-    def restore(self, collectives: Collectives, rank: int, size: int) -> Restored | None:
+    def restore(
+        self, collectives: Collectives, rank: int, size: int, any_workers: bool = False
+    ) -> Restored | None:
         """The newest checkpoint that is whole and sound, or None for a fresh start.
 
-        Each one that is skipped is named by a line on stderr. Raises Misuse on all workers alike:
-        the directory holds another job's, or there must be one and there is none.
+        With `any_workers` one of another number of workers will do: `local` is then, on every
+        worker, the list of all their states. Each one that is skipped is named by a line on
+        stderr. Raises Misuse on all workers alike: the directory holds another job's, or there
+        must be one and there is none.
         """
         if self._resume == "never":
             return None
         try:
-            candidates, problems = choose(self._shelves, self.identity, size)
+            candidates, problems = choose(
+                self._shelves, self.identity, None if any_workers else size
+            )
         except Misuse as error:
             advice = "use another directory, or --resume never"
             raise Misuse(f"{self._where}: {error} ({advice})") from None
         self._say(rank, problems)
         for candidate in candidates:
-            fetched = self._fetch(collectives, candidate, rank)
+            fetched = self._fetch(collectives, candidate, rank, size)
             bad = [text for text in collectives.allgather(fetched.problem) if text]
             if not bad:
                 for vault in self._vaults:
@@ -232,9 +239,13 @@ class Keeper:
     def _where(self) -> str:
         return str(self._places[0].directory)
 
-    def _fetch(self, collectives: Collectives, candidate: Candidate, rank: int) -> _Fetched:
+    def _fetch(
+        self, collectives: Collectives, candidate: Candidate, rank: int, size: int
+    ) -> _Fetched:
         """Read what this rank needs and hand out what others do."""
         fetched = _Fetched()
+        if candidate.uses_local and candidate.size != size:
+            return self._fetch_all(collectives, candidate, rank)
         fetched.model = self._piece(collectives, candidate, "model", rank, fetched)
         for owner in range(candidate.size if candidate.uses_local else 0):
             name = local_name(owner)
@@ -246,6 +257,16 @@ class Keeper:
             data = self._piece(collectives, candidate, name, rank, fetched)
             if owner == rank:
                 fetched.local = data
+        return fetched
+
+    def _fetch_all(self, collectives: Collectives, candidate: Candidate, rank: int) -> _Fetched:
+        """The model and the local states of all, on every rank."""
+        fetched = _Fetched()
+        fetched.model = self._piece(collectives, candidate, "model", rank, fetched)
+        names = map(local_name, range(candidate.size))
+        pieces = [self._piece(collectives, candidate, name, rank, fetched) for name in names]
+        states = [codec.decode(piece) for piece in pieces if piece is not None]
+        fetched.local = codec.encode(states) if len(states) == candidate.size else None
         return fetched
 
     def _piece(

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from diml.job import Job
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 _TELL_EVERY_S = 0.1
 
 
+class Logs(Protocol):
+    """What has an event log: `diml.Job`."""
+
+    def event(self, what: str, **fields: Any) -> None: ...
+
+
 class Account:
     """Made by every worker when its data are in memory."""
 
-    def __init__(self, job: Job, unit: str) -> None:
+    def __init__(self, job: Logs, unit: str) -> None:
         """`unit` names what is counted, in the plural: "examples", "rows"."""
         self._job, self._unit = job, unit
         self._begun = time.perf_counter()

@@ -22,11 +22,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from diml.jobs.account import Account
 from diml.jobs.mf_data import Facts, Share
 from diml.jobs.mf_evaluation import HALVINGS_MAX, Evaluation, Goal, too_large
 from diml.jobs.mf_model import Columns, Model, Rule, Sums, start_of_right
 
 Floats = npt.NDArray[np.float32]
+# Of a worker's state, what all workers have alike, or nearly so.
+_COMMON = ("halvings", "origin", "eval_seconds", "now")
 
 
 class Ring(Protocol):
@@ -38,7 +41,7 @@ class Ring(Protocol):
     def size(self) -> int: ...
     @property
     def incarnation(self) -> int: ...
-    def load_checkpoint(self) -> tuple[int, Any, Any]: ...
+    def load_checkpoint(self, any_workers: bool = False) -> tuple[int, Any, Any]: ...
     def checkpoint(self, model: Any, local: Any) -> None: ...
     def shift(self, value: Any, by: int = 1) -> Any: ...
     def allreduce(self, array: Any) -> Any: ...
@@ -76,8 +79,10 @@ class Rotation:
         self._rule, self._passes = rule, passes
         self._model = Model(rule, share, facts.mean, facts.n_rows)
         self._held = start_of_right(rule, share.block_at(0).cols, facts.n_cols)
+        self._row_ids = _saved_ids(share.row_ids, facts.row_ids)
+        self._col_ids = _saved_ids(share.block_at(0).cols, facts.col_ids)
         self._origin, self._eval_seconds = origin, 0.0
-        self._computed = self._waited = 0.0
+        self._account = Account(job, "updates")
         self._iteration = 0
         self.evaluations: list[Evaluation] = []
         self.ended = ""
@@ -87,7 +92,7 @@ class Rotation:
 
         Raises DimlError where the model is no longer finite.
         """
-        version, common, local = self._job.load_checkpoint()
+        version, common, local = self._job.load_checkpoint(any_workers=True)
         if version:
             self._restore(common, local)
         report(self.evaluations)
@@ -99,9 +104,8 @@ class Rotation:
                 self._judge(self._evaluate(), before)
                 report(self.evaluations)
             self._job.checkpoint(self._common(), self._state())
-        entries = sum(len(block) for block in self._share.blocks)
-        done = {"units": entries * self._iteration, "unit": "updates"}
-        self._job.event("work", **done, seconds=self._computed, waited_s=self._waited)
+            self._account.tell()
+        self._account.tell(last=True)
 
     def factors(self) -> tuple[Floats, Floats, Floats] | None:
         """(L with biases, R, side) of the whole matrix on worker 0, None elsewhere."""
@@ -124,9 +128,9 @@ class Rotation:
 
     def _descend(self) -> None:
         for turn in range(self._job.size):
-            began = time.perf_counter()
-            self._model.descend(self._share.block_at(turn), self._columns(turn), self._iteration)
-            self._computed += time.perf_counter() - began
+            block = self._share.block_at(turn)
+            self._model.descend(block, self._columns(turn), self._iteration)
+            self._account.units += len(block)
             self._pass_on()
 
     def _evaluate(self) -> Evaluation:
@@ -146,10 +150,8 @@ class Rotation:
 
     def _pass_on(self) -> None:
         """Give the block at hand to the worker before, get that of the worker after."""
-        began = time.perf_counter()
         if self._job.size > 1:
-            self._held = self._job.shift(self._held, -1)
-        self._waited += time.perf_counter() - began
+            self._held = self._account.waiting(self._job.shift, self._held, -1)
 
     def _judge(self, evaluation: Evaluation, before: dict[str, Any] | None) -> None:
         """Go on, end, or go back to the state before this iteration with half the step."""
@@ -173,13 +175,16 @@ class Rotation:
 
     def _state(self) -> dict[str, Any]:
         times = {"origin": self._origin, "eval_seconds": self._eval_seconds, "now": time.time()}
-        return {**self._model.state(), "held": self._held, **times}
+        ids = {"rows": self._row_ids, "cols": self._col_ids}
+        return {**self._model.state(), "held": self._held, **ids, **times}
 
     def _set_state(self, state: dict[str, Any]) -> None:
         self._model.restore(state)
         self._held = np.array(state["held"], np.float32)
 
-    def _restore(self, common: dict[str, Any], local: dict[str, Any]) -> None:
+    def _restore(self, common: dict[str, Any], local: Any) -> None:
+        if isinstance(local, list):
+            local = self._gathered(local)
         self._iteration, self.ended = common["iteration"], common["ended"]
         self.evaluations = [
             Evaluation(int(row[0]), *row[1:]) for row in common["evaluations"].tolist()
@@ -191,6 +196,21 @@ class Rotation:
             # The run goes on after a pause that nobody trained in.
             self._origin += time.time() - local["now"]
 
+    def _gathered(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """This worker's state from those of a run on another number of workers."""
+        mine = {**self._state(), **{name: states[0][name] for name in _COMMON}}
+        columns, width = self._columns(0), self._rule.side_cols
+        for state in states:
+            to, of = meeting(self._row_ids, state["rows"])
+            for name in ("left", "row_bias", "row_sum"):
+                mine[name][to] = state[name][of]
+            to, of = meeting(self._col_ids, state["cols"])
+            count = len(state["cols"])
+            right, side = np.split(state["held"], [count * self._rule.k])
+            columns.right[to] = right.reshape(count, self._rule.k)[of]
+            columns.side[to] = side.reshape(count, width)[of]
+        return mine
+
     def _collect(self, ids: npt.NDArray[np.int64], rows: Floats, total: int) -> Floats | None:
         """All workers' rows by id, on worker 0; they come round the ring one share at a time."""
         whole = np.zeros((total, rows.shape[1]), np.float32) if self._job.rank == 0 else None
@@ -200,3 +220,18 @@ class Rotation:
             if whole is not None:
                 whole[ids] = rows
         return whole
+
+
+def meeting(
+    target: npt.NDArray[np.int32], source: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Places in `target` and in `source` that hold the same id; ids are unique in each."""
+    _, to, of = np.intersect1d(target, source, assume_unique=True, return_indices=True)
+    return to, of
+
+
+def _saved_ids(
+    ids: npt.NDArray[np.int64], names: npt.NDArray[np.int64] | None
+) -> npt.NDArray[np.int32]:
+    """Ids as the user's data have them: those of the model may depend on the workers."""
+    return (ids if names is None else names[ids]).astype(np.int32)

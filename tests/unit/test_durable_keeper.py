@@ -121,6 +121,22 @@ def test_the_newest_version_comes_back_on_every_rank(tmp_path: Path) -> None:
         np.testing.assert_array_equal(codec.decode(got.local), np.full(3, rank))
 
 
+def test_a_job_that_asks_for_it_gets_the_states_of_another_number_of_workers(
+    tmp_path: Path,
+) -> None:
+    write_version(tmp_path, 4, 3)
+
+    def work(rank: int, member: Member) -> Restored | None:
+        one = keeper(tmp_path)
+        one.meet(member, rank)
+        return one.restore(member, rank, 2, any_workers=True)
+
+    for got in on_all(2, work):
+        assert isinstance(got, Restored) and got.version == 4 and got.local is not None
+        states = codec.decode(got.local)
+        assert [state.tolist() for state in states] == [[0] * 3, [1] * 3, [2] * 3]
+
+
 def test_without_local_states_any_number_of_workers_goes_on(tmp_path: Path) -> None:
     write_version(tmp_path, 4, 2, local=False)
     for size in (1, 3):

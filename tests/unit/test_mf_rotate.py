@@ -83,6 +83,20 @@ def test_a_resumed_run_ends_with_the_same_bits() -> None:
     assert [e.loss for e in resumed[0]] == [e.loss for e in calm[0]]
 
 
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_another_number_of_workers_goes_on_from_the_same_model(workers: int) -> None:
+    rule = Rule(k=4, update="adagrad", init_step_size=0.05, biased=True)
+    ring = FakeRing(3)
+    before = rotate(small(), rule, workers=3, iterations=4, ring=ring)
+    same = rotate(small(), rule, workers=workers, iterations=4, ring=ring.resized(workers))
+    for one, two in zip(before[1], same[1], strict=True):
+        assert np.array_equal(one, two)
+    calm = rotate(small(), rule, workers=3, iterations=12)
+    on = rotate(small(), rule, workers=workers, iterations=12, ring=ring.resized(workers))
+    assert [e.iteration for e in on[0]] == list(range(1, 13))
+    assert on[0][-1].test_rmse == pytest.approx(calm[0][-1].test_rmse, rel=0.02)
+
+
 def test_training_ends_at_the_target_or_out_of_patience() -> None:
     rule = Rule(k=4, update="adagrad", init_step_size=0.05, decay=0.01)
     full, _, why = rotate(small(), rule, workers=2, iterations=12)
