@@ -66,6 +66,10 @@ def parser() -> JobParser:
     tune("--tolerance", type=tolerance, help="when to stop: lbfgs (1e-6), admm (1e-4)")
     tune("--memory", type=at_least(1), default=10, help="lbfgs: pairs of differences kept (10)")
     tune("--rho", type=real(above=0), default=1e-3, help="admm: first weight of agreeing (1e-3)")
+    add(
+        "--client_worker_threads", type=at_least(1), default=1,
+        help="SGD: threads that share a worker's minibatch (1)",
+    )  # fmt: skip
     add("--intercept", action="store_true", help="learn a constant term as well")
     add("--output_prefix", metavar="PREFIX", help="write PREFIX.w and PREFIX.loss")
     all_ways = "one table of the three ways, each with and without a death (start it alone)"
@@ -175,6 +179,7 @@ def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | No
         raise Misuse("--staleness 0 is --method sync-sgd")
     batch = min(flags.batch_size, max(1, train.total // job.size))
     per_epoch = math.ceil(math.ceil(train.total / job.size) / batch)
+    job.identify(epoch=f"{per_epoch} clocks", batch_size=batch, rule=flags.rule)
     with job.parameter_server(consistency=model, reject_nonfinite=True) as ps:
         cols = train.X.shape[1]
         options = rule_options(flags, batch * ps.workers if sync else batch)
@@ -185,6 +190,7 @@ def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | No
         training = Training(
             ps, weights, cols, train, test, course, job.settings.seed, Account(job, "examples"),
             lambda examples: share_of(examples, ps.worker, ps.workers),
+            flags.client_worker_threads,
         )  # fmt: skip
         with Progress.of(job, "logistic", flags.num_epochs) as progress:
             last: list[Losses] = []

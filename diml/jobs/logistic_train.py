@@ -9,13 +9,14 @@ replacement repeats it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diml.jobs.account import Account
-from diml.jobs.logistic_data import Examples, Minibatches
+from diml.jobs.logistic_data import Batch, Examples, Minibatches
 from diml.kernels.logistic import gradient_sum, loss_and_hits
 from diml.ps.client import ParameterServer, Table
 from diml.ps.kv import KeyValues
@@ -52,6 +53,39 @@ class Losses:
     test_accuracy: float
 
 
+class Gradient:
+    """The gradient of a minibatch by several threads, each over its share of the rows.
+
+    The parts are added in the order of the rows: the bits depend on the number of threads only.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
+
+    def of(self, batch: Batch, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Summed over the rows of a minibatch, by its keys."""
+        rows = len(batch.y)
+        cuts = [rows * part // self._threads for part in range(self._threads + 1)]
+
+        def part(low: int, high: int) -> NDArray[np.float64]:
+            gradient = np.zeros(len(batch.keys))
+            # `indptr` counts from the first row on, so that the other arrays stay whole.
+            gradient_sum(
+                batch.indptr[low : high + 1], batch.places, batch.data, batch.y[low:high],
+                weights, gradient,
+            )  # fmt: skip
+            return gradient
+
+        if self._pool is None:
+            return part(0, rows)
+        others = [self._pool.submit(part, *cuts[i : i + 2]) for i in range(1, self._threads)]
+        total = part(cuts[0], cuts[1])
+        for other in others:
+            total += other.result()
+        return total
+
+
 class Training:
     """One worker's part."""
 
@@ -66,6 +100,7 @@ class Training:
         seed: int,
         account: Account,
         share_of: Callable[[Examples], Examples],
+        threads: int = 1,
     ) -> None:
         self._ps, self._weights, self._course = ps, weights, course
         self._keys = np.arange(cols)
@@ -74,6 +109,7 @@ class Training:
         self._batches = Minibatches(self._train, course.per_epoch, seed, ps.worker)
         self._losses: Table = ps.table("losses", course.epochs + 1, _COLUMNS + 1, "float64")
         self._reported = 0
+        self._gradient = Gradient(threads)
         self._account = account
 
     def run(self, report: Callable[[Losses], None], first_report: int) -> NDArray[np.float64]:
@@ -89,6 +125,7 @@ class Training:
                 self._account.tell()
             self._step(clock)
             self._account.waiting(ps.clock)
+            self._account.waiting(ps.checkpoint)
         self._account.waiting(ps.barrier)
         if ps.clock_now == course.clocks:
             self._record(course.epochs)
@@ -102,8 +139,7 @@ class Training:
         """One minibatch: pull the keys that it needs, push the gradient summed over it."""
         batch = self._batches.at(clock)
         weights = self._account.waiting(self._weights.pull, batch.keys)
-        gradient = np.zeros(len(batch.keys))
-        gradient_sum(batch.indptr, batch.places, batch.data, batch.y, weights, gradient)
+        gradient = self._gradient.of(batch, weights)
         self._account.units += len(batch.y)
         self._account.waiting(self._weights.push, batch.keys, gradient)
 

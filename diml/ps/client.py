@@ -18,6 +18,7 @@ from diml.errors import Misuse
 from diml.ps.checks import checked_ids, checked_updates
 from diml.ps.consistency import Consistency
 from diml.ps.kv import KeyValues
+from diml.ps.private import ThreadCache
 from diml.ps.rules import rule_of
 from diml.ps.saves import Resumed, Saves
 from diml.ps.session import Session
@@ -80,6 +81,19 @@ class Table:
         with self._session as session:
             session.core.update(self._spec, checked, array)
 
+    def thread_cache(self) -> ThreadCache:
+        """A cache of this table for one compute thread: its updates wait there, without a lock,
+        until `ps.clock()` flushes them; the thread must rest meanwhile. A program that compares
+        bits makes its threads' caches in a fixed order.
+
+        Raises Misuse if the table's rule is another than "add".
+        """
+        if self._spec.rule != "add":
+            raise Misuse(f"table {self.name!r}: threads gather updates of rule 'add' only")
+        cache = ThreadCache(self._spec, self.get, self._server.reject_nonfinite)
+        self._server.thread_caches.append(cache)
+        return cache
+
 
 class ParameterServer:
     """One worker's access to all tables. Made by `job.parameter_server`.
@@ -95,6 +109,7 @@ class ParameterServer:
         local_clock: the clock that `local` is of.
         staleness_seen: how many reads have seen which staleness.
         reject_nonfinite: whether updates with NaN or infinity are refused.
+        thread_caches: those of this worker's threads, flushed at each clock in this order.
     """
 
     def __init__(
@@ -115,6 +130,7 @@ class ParameterServer:
         self.worker, self.workers = session.core.worker, workers
         self.reject_nonfinite = reject_nonfinite
         self.staleness_seen: Counter[int] = Counter()
+        self.thread_caches: list[ThreadCache] = []
         self.local: Any = None
         self.local_clock = 0
 
@@ -228,6 +244,8 @@ class ParameterServer:
         state = None if local is None else encode(local, "local")
         core = self._core
         with self._session as session:
+            for cache in self.thread_caches:
+                cache.flush(core.update)
             session.take_all()
             session.wait(lambda: core.may_clock, "clock()", core.behind)
             session.post(core.finish_clock(state))
@@ -252,7 +270,7 @@ class ParameterServer:
         """
         if self._saves is None:
             return
-        if not self._core.clock_is_empty:
+        if not self._clock_is_empty:
             raise Misuse("checkpoint() while updates wait for a clock(): call it right after one")
         self._saves.checkpoint(local)
 
@@ -270,9 +288,14 @@ class ParameterServer:
         """Have the rows of this clock written to these places; called by the job, on all workers
         at one clock. Whether they are written."""
         assert self._saves is not None
-        if not self._core.clock_is_empty:
+        if not self._clock_is_empty:
             raise Misuse("job.checkpoint() while updates wait for a clock()")
         return self._saves.save_now(write)
+
+    @property
+    def _clock_is_empty(self) -> bool:
+        waiting = any(cache.waiting for cache in self.thread_caches)
+        return self._core.clock_is_empty and not waiting
 
     @property
     def resumed(self) -> Resumed | None:
@@ -284,6 +307,7 @@ class ParameterServer:
         here see all of their updates. Raises Misuse if updates wait for a `clock()`."""
         self._refuse_pending("barrier()")
         with self._session as session:
+            session.post(self._core.send_held())
             request, sends = self._core.synchronise()
             session.ask(request, sends, "barrier()")
             self._core.synchronised(request)
@@ -297,6 +321,7 @@ class ParameterServer:
             return
         self._refuse_pending("the end of the job")
         core = self._core
+        self._session.post(core.send_held())
         self._session.wait(lambda: core.all_acknowledged, "the last clock", core.behind)
         self._closed = True
         seen = {str(staleness): n for staleness, n in sorted(self.staleness_seen.items())}
@@ -305,6 +330,8 @@ class ParameterServer:
 
     def _refuse_pending(self, what: str) -> None:
         names = self._core.has_pending
+        if not names and any(cache.waiting for cache in self.thread_caches):
+            raise Misuse(f"{what} while updates of threads still wait for a clock()")
         if names:
             tables = ", ".join(map(repr, names))
             raise Misuse(f"{what} while updates of {tables} still wait for a clock()")

@@ -58,8 +58,10 @@ class ClientCore:
         servers: int,
         consistency: Consistency,
         cache_rows: int | None = None,
+        significance: float = 0.0,
     ) -> None:
         self._cache_rows = 0 if cache_rows is None and consistency.model == "essp" else cache_rows
+        self._significance = significance
         self.worker, self.servers, self.consistency = worker, servers, consistency
         self.clock = 0
         self.repairs = 0
@@ -109,7 +111,7 @@ class ClientCore:
         if self._cache_rows is not None:
             pushing = self.consistency.model == "essp"
             cache = RowCache(spec, self.servers, self._cache_rows, pushing)
-        self._writing[spec.id] = Writing.of(spec, cache)
+        self._writing[spec.id] = Writing.of(spec, cache, self._significance)
 
     def get(self, spec: TableSpec, ids: Ids) -> tuple[int, list[Send]]:
         """Ask for rows, but for those that are kept."""
@@ -195,7 +197,22 @@ class ClientCore:
     @property
     def has_pending(self) -> list[str]:
         """Names of the tables that have updates of the open clock."""
-        return [writing.spec.name for writing in self._writing.values() if writing.pending]
+        return [writing.spec.name for writing in self._writing.values() if writing.open]
+
+    @property
+    def held_bytes(self) -> int:
+        """What the significance filter has kept from being sent."""
+        return sum(writing.held_bytes for writing in self._writing.values())
+
+    def send_held(self) -> list[Send]:
+        """What the significance filter holds back, at once."""
+        by_server: list[list[Message]] = [[] for _ in range(self.servers)]
+        for key in sorted(self._writing):
+            writing = self._writing[key]
+            if writing.significance > 0:
+                for segment in writing.pending.take():
+                    self._spread(writing.spec, segment, by_server, Flag.ACK)
+        return self._retained_sends(by_server)
 
     @property
     def clock_is_empty(self) -> bool:

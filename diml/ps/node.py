@@ -117,6 +117,7 @@ class Node:
         row_cache_size: int | None = None,
         filters: Sequence[str] = (),
         any_workers: bool = False,
+        significance: float = 0.0,
     ) -> ParameterServer:
         """This worker's parameter server, the same object at every call.
 
@@ -127,6 +128,9 @@ class Node:
             row_cache_size: keep up to so many rows of each table (0: all) from one read to the
                 next, as long as the bound allows. None: none, but all under essp.
             filters: of "keys", "half", and "snappy" or "lz4": see `diml.ps.filters`.
+            significance: rows of tables with rule "add" that have changed by less, in all of their
+                numbers, stay with the worker (which sees them) until they have changed by more,
+                or until `barrier()`. What a worker holds back is lost if it dies. Not under bsp.
             any_workers: this program can go on from a durable checkpoint of another number of
                 workers (see `ParameterServer.resumed`), although they had states of their own.
 
@@ -134,12 +138,14 @@ class Node:
             Misuse: it was opened in another way before, the job has no server, or the durable
                 checkpoint is another job's, of another number of workers, or not there.
         """
-        asked = (staleness, consistency, reject_nonfinite, row_cache_size, tuple(filters))
+        asked = (
+            staleness, consistency, reject_nonfinite, row_cache_size, significance, tuple(filters)
+        )  # fmt: skip
         if self._client is None:
             self._port.filters.wanted = parse_filters(filters)
             alone = self._begin_alone() if not self._servers else {}
             self._refuse_origin(any_workers)
-            self._client = self._new_client(*asked[:4], alone)
+            self._client = self._new_client(*asked[:5], alone)
             self._asked = asked
             self._client.open()
             if self._recorded is not None:
@@ -155,13 +161,16 @@ class Node:
         consistency: str | None,
         reject_nonfinite: bool,
         row_cache_size: int | None,
+        significance: float,
         alone: dict[int, Shard],
     ) -> ParameterServer:
         world = self._world
         model = parse_consistency(consistency, staleness)
         if row_cache_size is not None and row_cache_size < 0:
             raise Misuse(f"a row cache of {row_cache_size} rows cannot be")
-        core = ClientCore(world.rank, max(1, self._servers), model, row_cache_size)
+        if not significance >= 0 or (significance and model.buffered):
+            raise Misuse(f"significance {significance} goes with staleness, and is not negative")
+        core = ClientCore(world.rank, max(1, self._servers), model, row_cache_size, significance)
         self._client_core = core
         port = self._port if self._servers else LocalPort(self._durable, alone)
         session = Session(port, core, world.settings.deadline_s, world.drill, world.calls)
@@ -237,9 +246,9 @@ class Node:
 
     def _tell_traffic(self) -> None:
         sent = self._port.filters
-        self._world.event(
-            "traffic", by="servers", plain_bytes=sent.plain_bytes, wire_bytes=sent.wire_bytes
-        )
+        held = self._client_core.held_bytes if self._client_core is not None else 0
+        plain, wire = sent.plain_bytes + held, sent.wire_bytes
+        self._world.event("traffic", by="servers", plain_bytes=plain, wire_bytes=wire)
 
     # Servers and spares ----------------------------------------------------------------------
 

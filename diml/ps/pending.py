@@ -101,17 +101,25 @@ class Writing:
     """By row, the state that was read with it and goes back with its next update."""
     cache: RowCache | None
     """Rows from earlier reads; only where this worker's own updates can be added to them."""
+    significance: float = 0.0
+    """Rows all of whose numbers have changed by less stay here until they have changed by more."""
+    open: bool = False
+    """Whether the open clock has updates, besides what earlier ones have held back."""
+    held_bytes: int = 0
+    """What has not been sent, of each clock."""
 
     @classmethod
-    def of(cls, spec: TableSpec, cache: RowCache | None) -> Writing:
+    def of(cls, spec: TableSpec, cache: RowCache | None, significance: float = 0.0) -> Writing:
         """Nothing written yet. Raises Misuse if the table's rule is not to be had here."""
         rule = rule_of(spec)
         echo = np.zeros((spec.rows, spec.cols), spec.numpy_dtype) if rule.echo else None
         kept = cache if rule.additive else None
-        return cls(spec, rule, Pending(spec.cols, spec.numpy_dtype), echo, kept)
+        least = significance if rule.additive else 0.0
+        return cls(spec, rule, Pending(spec.cols, spec.numpy_dtype), echo, kept, least)
 
     def add(self, ids: Ids, values: Rows) -> None:
         """An update of the open clock, seen at once by this worker's own reads."""
+        self.open = True
         self.pending.add(ids, values)
         if self.cache is not None:
             self.cache.add(ids, values)
@@ -132,9 +140,23 @@ class Writing:
 
     def segments(self) -> list[Segment]:
         """What is pending, as it goes to the servers: one step of a rule that does not add."""
+        self.open = False
+        if self.pending and self.significance > 0:
+            return self._significant()
         if self.pending and not self.rule.additive:
             self.pending.merge()
         return [self.with_echo(segment) for segment in self.pending.take()]
+
+    def _significant(self) -> list[Segment]:
+        """Of what is pending, the rows that have changed enough; the others stay."""
+        self.pending.merge()
+        (whole,) = self.pending.take()
+        enough = np.abs(whole.values).max(axis=1) >= self.significance
+        self.pending.add(whole.ids[~enough], whole.values[~enough])
+        self.held_bytes += int((~enough).sum()) * (8 + whole.values.itemsize * self.spec.cols)
+        sent = Pending(self.spec.cols, whole.values.dtype)
+        sent.add(whole.ids[enough], whole.values[enough])
+        return sent.take()
 
     def with_echo(self, segment: Segment) -> Segment:
         """A segment as the table's rule wants it."""

@@ -98,6 +98,7 @@ class Saves:
         blob = None if state is None else encode(state, "local")
         with session:
             # After a repair nobody comes to a checkpoint that was decided before it.
+            session.post(core.send_held())
             if core.repairs == repairs and self._meet(decision, blob) and decision & STOP:
                 self._stop_job()
 

@@ -21,7 +21,13 @@ from diml.world.calls import Calls
 def _server(
     staleness: int = 0, model: str | None = None, port: Any = None, **options: Any
 ) -> ParameterServer:
-    core = ClientCore(0, 1, parse_consistency(model, staleness), options.get("row_cache_size"))
+    core = ClientCore(
+        0,
+        1,
+        parse_consistency(model, staleness),
+        options.get("row_cache_size"),
+        options.get("significance", 0.0),
+    )
     session = Session(port or LocalPort(), core, 0.05, lambda clock, calls, point: None, Calls())
     reject = options.get("reject_nonfinite", False)
     ps = ParameterServer(session, 1, 3, reject, lambda what, **fields: None)
@@ -52,6 +58,59 @@ def test_own_writes_are_read_at_once(staleness: int, model: str | None, cache: i
     assert table.get(np.arange(10)) == pytest.approx(twin)
     assert ps.clock_now == 3
     assert max(ps.staleness_seen) <= (2 if model != "asp" else 3)
+
+
+@pytest.mark.parametrize("cache", [None, 0])
+def test_what_has_changed_little_stays_until_it_has_changed_more(cache: int | None) -> None:
+    port = LocalPort()
+    ps = _server(2, port=port, significance=1.0, row_cache_size=cache)
+    table = ps.table("t", 4, 2, "float64")
+
+    def at_server() -> list[float]:
+        assert port._node.server is not None
+        (held,) = port._node.server.shard.tables.values()
+        return [float(x) for x in held.values[:, 0]]
+
+    table.inc([0, 1, 3], [[0.6, 0], [5, 0], [0.1, -2]])
+    ps.clock()
+    assert at_server() == [0, 5, 0, 0.1]
+    assert table.get(np.arange(4))[:, 0].tolist() == [0.6, 5, 0, 0.1], "its own are read"
+    table.inc([0, 2], [[0.6, 0], [0.1, 0]])
+    ps.clock()
+    assert at_server() == [1.2, 5, 0, 0.1]
+    ps.barrier()
+    assert at_server() == [1.2, 5, 0.1, 0.1]
+    table.inc([2], [[0.1, 0]])
+    ps.clock()
+    ps.close()
+    assert at_server() == [1.2, 5, 0.2, 0.1]
+
+
+def test_threads_gather_their_own_updates_until_the_clock() -> None:
+    ps = _server()
+    table = ps.table("t", 50, 2, "int64")
+    caches = [table.thread_cache() for _ in range(3)]
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(40):
+            ids = rng.integers(0, 50, 10)
+            before = caches[seed].get(ids)
+            caches[seed].inc(ids, np.ones((10, 2), np.int64))
+            assert (caches[seed].get(ids) > before).all()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not table.get(np.arange(50)).any()
+    with pytest.raises(Misuse, match="threads still wait"):
+        ps.barrier()
+    ps.clock()
+    assert table.get(np.arange(50)).sum() == 3 * 40 * 20
+    with pytest.raises(Misuse, match="rule 'add' only"):
+        ps.table("u", 4, 2, rule="sgd").thread_cache()
 
 
 def test_what_get_returns_is_the_callers_own() -> None:

@@ -10,7 +10,8 @@ import scipy.sparse as sp
 
 from diml.errors import Misuse
 from diml.jobs.logistic import parser, rule_options
-from diml.jobs.logistic_data import Minibatches, load, share_of, widened
+from diml.jobs.logistic_data import Examples, Minibatches, load, share_of, widened
+from diml.jobs.logistic_train import Gradient
 from diml.kernels.logistic import gradient_sum, loss_and_hits
 
 
@@ -70,6 +71,14 @@ def test_bad_examples_are_refused(text: str, words: str, tmp_path: Path) -> None
         load(path, intercept=False)
     with pytest.raises(Misuse, match="no such file"):
         load(tmp_path / "missing", intercept=False)
+
+
+def test_threads_share_a_minibatch() -> None:
+    X, y, w = _problem()
+    batch = Minibatches(Examples(X, y, 40), 1, 0, 0).at(0)
+    alone, three = (Gradient(threads).of(batch, w[batch.keys]) for threads in (1, 3))
+    assert three == pytest.approx(alone) and np.abs(alone).max() > 0
+    assert (three == Gradient(3).of(batch, w[batch.keys])).all()
 
 
 def test_steps_and_penalties_are_those_of_the_mean() -> None:
