@@ -31,7 +31,7 @@ def checked_ids(spec: TableSpec, ids: ArrayLike) -> Ids:
     bad = first_outside(checked, spec.rows)
     if bad >= 0:
         raise Misuse(f"table {spec.name!r} has rows 0..{spec.rows - 1}, not {array[bad]}")
-    if len(checked) * (8 + 2 * spec.cols * spec.numpy_dtype.itemsize) > _MESSAGE_BYTES_MAX:
+    if len(checked) * (8 + 2 * spec.width * spec.numpy_dtype.itemsize) > _MESSAGE_BYTES_MAX:
         raise Misuse(f"table {spec.name!r}: {len(checked)} rows are too many for one call")
     return checked
 
@@ -41,7 +41,7 @@ def checked_updates(
 ) -> NDArray[Any]:
     """Updates of checked ids as an array (len(ids), cols) for the table. Raises Misuse."""
     array = np.asarray(updates)
-    if array.shape != (len(ids), spec.cols):
+    if array.shape not in ((len(ids), spec.cols), (len(ids), spec.width)):
         raise Misuse(
             f"table {spec.name!r}: updates have shape {array.shape}, "
             f"not {(len(ids), spec.cols)} for {len(ids)} rows of {spec.cols}"

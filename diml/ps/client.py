@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
 from diml.checkpoint.codec import decode, encode
@@ -22,6 +23,7 @@ from diml.ps.private import ThreadCache
 from diml.ps.rules import rule_of
 from diml.ps.saves import Resumed, Saves
 from diml.ps.session import Session
+from diml.ps.sparse import cells_of, matrix_of
 from diml.ps.tables import TableSpec, same_definition, spec_of_init
 
 Event = Callable[..., None]
@@ -61,6 +63,8 @@ class Table:
         whole numbers in 0..rows-1, DeadlineExceeded naming who is late.
         """
         spec, session = self._spec, self._session
+        if spec.sparse:
+            return np.asarray(self.get_sparse(ids).toarray())
         checked = checked_ids(spec, ids)
         with session:
             session.take_all()
@@ -76,10 +80,38 @@ class Table:
 
         Raises Misuse for bad ids, another shape, or numbers that the table's dtype cannot hold.
         """
+        if self._spec.sparse:
+            self.inc_sparse(ids, np.asarray(deltas))
+            return
         checked = checked_ids(self._spec, ids)
         array = checked_updates(self._spec, checked, deltas, self._server.reject_nonfinite)
         with self._session as session:
             session.core.update(self._spec, checked, array)
+
+    def get_sparse(self, ids: ArrayLike) -> sp.csr_array:
+        """As `get`, of a table made with `sparse=True`: a SciPy matrix (len(ids), cols)."""
+        spec, session = self._sparse_spec(), self._session
+        checked = checked_ids(spec, ids)
+        with session:
+            session.take_all()
+            request, sends = session.core.get(spec, np.unique(checked))
+            session.ask(request, sends, f"reading table {spec.name!r}")
+            cells, values, staleness = session.core.cells_of(request)
+            self._server.staleness_seen[staleness] += 1
+        return matrix_of(spec, checked, cells, values)
+
+    def inc_sparse(self, ids: ArrayLike, deltas: Any) -> None:
+        """As `inc`, of a table made with `sparse=True`: `deltas` is a SciPy matrix, or an array,
+        (len(ids), cols); only cells that it stores are sent."""
+        spec = self._sparse_spec()
+        cells, values = cells_of(spec, ids, deltas, self._server.reject_nonfinite)
+        with self._session as session:
+            session.core.update(spec, cells, values)
+
+    def _sparse_spec(self) -> TableSpec:
+        if not self._spec.sparse:
+            raise Misuse(f"table {self.name!r} is dense: it was not made with sparse=True")
+        return self._spec
 
     def thread_cache(self) -> ThreadCache:
         """A cache of this table for one compute thread: its updates wait there, without a lock,
@@ -88,8 +120,8 @@ class Table:
 
         Raises Misuse if the table's rule is another than "add".
         """
-        if self._spec.rule != "add":
-            raise Misuse(f"table {self.name!r}: threads gather updates of rule 'add' only")
+        if self._spec.rule != "add" or self._spec.sparse:
+            raise Misuse(f"table {self.name!r}: threads gather dense updates of rule 'add' only")
         cache = ThreadCache(self._spec, self.get, self._server.reject_nonfinite)
         self._server.thread_caches.append(cache)
         return cache
@@ -168,6 +200,7 @@ class ParameterServer:
         init: Any = "zeros",
         rule: str = "add",
         seed: int | None = None,
+        sparse: bool = False,
         **options: float,
     ) -> Table:
         """The table of that name, made if it is not there; every worker may ask for it.
@@ -177,10 +210,11 @@ class ParameterServer:
                 by seed, table and row, whatever the number of servers and workers.
             rule, options: what the server does with an update (see `diml.ps.rules`).
             seed: default: that of the job.
+            sparse: keep only cells that were updated; see `get_sparse` and `inc_sparse`.
 
         Raises Misuse if it is there with another definition, naming both.
         """
-        spec = self._spec(name, rows, cols, dtype, init, rule, seed, options)
+        spec = self._spec(name, rows, cols, dtype, init, rule, seed, options, sparse)
         found = self._there(spec) or Table(self, self._session, spec)
         if not isinstance(found, Table):
             raise Misuse(f"{name!r} is a key-value vector, not a table")
@@ -211,13 +245,14 @@ class ParameterServer:
 
     def _spec(
         self, name: str, rows: int, cols: int, dtype: Any, init: Any, rule: str,
-        seed: int | None, options: dict[str, float],
+        seed: int | None, options: dict[str, float], sparse: bool = False,
     ) -> TableSpec:  # fmt: skip
         """A definition, checked here before any server hears of it."""
         seed = self._seed if seed is None else seed
         numbers = tuple(sorted(options.items()))
         type_name = str(np.dtype(dtype))
-        spec = TableSpec(name, rows, cols, type_name, spec_of_init(init), seed, rule, numbers)
+        start = spec_of_init(init)
+        spec = TableSpec(name, rows, cols, type_name, start, seed, rule, numbers, sparse)
         rule_of(spec)
         return spec
 

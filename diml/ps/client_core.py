@@ -31,7 +31,7 @@ from diml.ps.message import (
 )
 from diml.ps.pending import Pending, Segment, Writing
 from diml.ps.questions import Questions, Request
-from diml.ps.reading import Reading, assemble
+from diml.ps.reading import Reading, assemble, assemble_cells
 from diml.ps.recovery import Plan
 from diml.ps.tables import TableSpec, split
 
@@ -108,7 +108,7 @@ class ClientCore:
                 raise Misuse(text_of(reply))
         self.specs[spec.id] = spec
         cache = None
-        if self._cache_rows is not None:
+        if self._cache_rows is not None and not spec.sparse:
             pushing = self.consistency.model == "essp"
             cache = RowCache(spec, self.servers, self._cache_rows, pushing)
         self._writing[spec.id] = Writing.of(spec, cache, self._significance)
@@ -162,10 +162,22 @@ class ClientCore:
         assert asked.reading is not None
         writing = self._writing[asked.reading.spec.id]
         rows, slowest = assemble(asked.reading, asked.replies, writing, self.clock)
+        return rows, self._staleness(asked, slowest)
+
+    def cells_of(self, request: int) -> tuple[Ids, Rows, int]:
+        """As `rows_of`, of a sparse table: cells, their values, and the staleness."""
+        asked = self.questions.take(request)
+        assert asked.reading is not None
+        writing = self._writing[asked.reading.spec.id]
+        cells, values, slowest = assemble_cells(asked.reading, asked.replies, writing, self.clock)
+        return cells, values, self._staleness(asked, slowest)
+
+    def _staleness(self, asked: Request, slowest: int) -> int:
+        """How stale a read was, which is never beyond the bound."""
         clock = min((m.clock for m in asked.messages.values()), default=self.clock)
         model, staleness = self.consistency, max(0, clock - slowest)
         assert model.model == "asp" or staleness <= model.staleness, f"a read {staleness} stale"
-        return rows, staleness
+        return staleness
 
     # Updates ---------------------------------------------------------------------------------
 
@@ -176,7 +188,7 @@ class ClientCore:
     def push(self, spec: TableSpec, ids: Ids, values: Rows) -> tuple[tuple[int, int], list[Send]]:
         """Update rows at once, not at the end of the clock; returns the update's (clock, n)."""
         assert not self.consistency.buffered, "a clock's updates are sent as a whole"
-        parcel = Pending(spec.cols, spec.numpy_dtype)
+        parcel = Pending(spec.width, spec.numpy_dtype)
         parcel.add(ids, values)
         stamp = (self.clock, self._n)
         by_server: list[list[Message]] = [[] for _ in range(self.servers)]
@@ -264,7 +276,7 @@ class ClientCore:
         self, spec: TableSpec, segment: Segment, by_server: list[list[Message]], flags: int
     ) -> None:
         """One segment's messages, one a server, under one n."""
-        pieces = split(spec, self.servers, segment.ids)
+        pieces = split(spec, self.servers, segment.ids, cells=spec.sparse)
         mark = self.watermark
         for server, ids, places in pieces:
             whole = len(pieces) == 1

@@ -115,7 +115,7 @@ class Writing:
         echo = np.zeros((spec.rows, spec.cols), spec.numpy_dtype) if rule.echo else None
         kept = cache if rule.additive else None
         least = significance if rule.additive else 0.0
-        return cls(spec, rule, Pending(spec.cols, spec.numpy_dtype), echo, kept, least)
+        return cls(spec, rule, Pending(spec.width, spec.numpy_dtype), echo, kept, least)
 
     def add(self, ids: Ids, values: Rows) -> None:
         """An update of the open clock, seen at once by this worker's own reads."""
@@ -153,8 +153,8 @@ class Writing:
         (whole,) = self.pending.take()
         enough = np.abs(whole.values).max(axis=1) >= self.significance
         self.pending.add(whole.ids[~enough], whole.values[~enough])
-        self.held_bytes += int((~enough).sum()) * (8 + whole.values.itemsize * self.spec.cols)
-        sent = Pending(self.spec.cols, whole.values.dtype)
+        self.held_bytes += int((~enough).sum()) * (8 + whole.values.itemsize * self.spec.width)
+        sent = Pending(self.spec.width, whole.values.dtype)
         sent.add(whole.ids[enough], whole.values[enough])
         return sent.take()
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diml.kernels.rows import scatter_add
 from diml.ps.cache import Found
 from diml.ps.message import Ids, Message, Rows
 from diml.ps.pending import Writing
@@ -23,6 +24,30 @@ class Reading(NamedTuple):
     ids: Ids
     pieces: list[Piece]
     found: Found | None
+
+
+def assemble_cells(
+    reading: Reading, replies: dict[int, Message], writing: Writing, clock: int
+) -> tuple[Ids, Rows, int]:
+    """The cells, ascending, and their values (m, 1) that a worker at `clock` sees of rows of a
+    sparse table; and the clock of the slowest worker as of the oldest of them."""
+    spec, dtype = reading.spec, reading.spec.numpy_dtype
+    cells, values = [np.empty(0, np.int64)], [np.empty((0, 1), dtype)]
+    for piece in reading.pieces:
+        reply = replies[piece.server]
+        cells.append(reply.ids)
+        values.append(reply.values.reshape(-1, 1))
+        # As with dense rows: a server that is ahead has this clock's updates already.
+        if writing.pending and writing.rule.additive and reply.mark <= clock:
+            writing.pending.merge()
+            (own,) = writing.pending.peek()
+            asked = np.isin(own.ids // spec.cols, piece.ids)
+            cells.append(own.ids[asked])
+            values.append(own.values[asked])
+    unique, places = np.unique(np.concatenate(cells), return_inverse=True)
+    sums = np.zeros((len(unique), 1), dtype)
+    scatter_add(sums, 0, places, np.concatenate(values))
+    return unique, sums, min((reply.clock for reply in replies.values()), default=clock)
 
 
 def assemble(

@@ -93,6 +93,8 @@ def rule_of(spec: TableSpec) -> Rule:
             raise Misuse(f"{where}: option {name} = {value!r} is not a number")
     if spec.rule != "add" and not spec.dtype.startswith("float"):
         raise Misuse(f"{where} needs a table of floats, not of {spec.dtype}")
+    if spec.sparse and spec.rule == "adarevision":
+        raise Misuse(f"{where} is not for sparse tables")
     if ":" in spec.rule:
         return _user_rule(where, spec.rule, spec.options)
     if spec.rule not in _RULES:

@@ -282,12 +282,12 @@ class ServerCore:
         if not len(message.ids):
             return reply
         table = self.shard.tables[message.table]
-        if self.shard.push:
+        if self.shard.push and not table.spec.sparse:
             nobody = np.zeros(table.high - table.low, np.bool_)
             flags = self._readers.setdefault((worker, message.table), nobody)
             flags[message.ids - table.low] = True
-        buffer, rows = table.values_frame(message.ids)
-        return reply._replace(values=rows, frame=buffer)
+        buffer, ids, rows = table.answer_frame(message.ids)
+        return reply._replace(ids=ids, values=rows, frame=buffer)
 
     # For those who watch ---------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from diml.kernels import rows as kernels
 from diml.ps.message import Bytes, Kind, Message, blob_rows, text_of, text_rows
+from diml.ps.sparse_shard import SparseShard
 from diml.ps.table_shard import Saved, TableShard
 from diml.ps.tables import TableSpec, row_range, same_definition
 
@@ -77,7 +77,8 @@ class Shard:
         if known is not None:
             same_definition(known.spec, spec)
             return False
-        self.tables[spec.id] = TableShard(spec, *row_range(spec.rows, self.index, self.shards))
+        kind = SparseShard if spec.sparse else TableShard
+        self.tables[spec.id] = kind(spec, *row_range(spec.rows, self.index, self.shards))
         if self.track:
             self._new_tables.append(spec.id)
         return True
@@ -156,8 +157,8 @@ class Shard:
         assert self._undo is not None, f"shard {self.index} cannot take clock {self.closed} back"
         for saved in self._undo:
             table = self.tables[saved.table]
-            kernels.scatter(table.values, table.low, saved.ids, saved.values)
-            kernels.scatter(table.state, table.low, saved.ids, saved.state)
+            table.put(saved.ids, saved.values)
+            table.put_state(saved.ids, saved.state)
             table.steps = saved.steps
         for states in self.locals.values():
             states.pop(self.closed, None)
@@ -223,20 +224,16 @@ class Shard:
         if part.kind is Kind.ROWS:
             if closes and self._undo is not None:
                 self._undo.append(table.saved(part.ids))
-            kernels.scatter(table.values, table.low, part.ids, part.values)
+            table.put(part.ids, part.values)
             table.steps = part.clock
         else:
             assert part.kind is Kind.RULE, f"a replica cannot install {part}"
-            kernels.scatter(table.state, table.low, part.ids, part.values)
+            table.put_state(part.ids, part.values)
 
     # Whole, for a transfer -------------------------------------------------------------------
 
     def to_tree(self) -> Tree:
         """All of it but the undo, as a state tree (see `diml.checkpoint.codec`)."""
-        tables = [
-            {"spec": t.spec.to_json(), "values": t.values, "state": t.state, "steps": t.steps}
-            for t in self.tables.values()
-        ]
         return {
             "place": (self.index, self.shards, self.workers),
             "version": self.version,
@@ -244,7 +241,7 @@ class Shard:
             "ledger": self.ledger,
             "locals": self.locals,
             "resumed": self.resumed,
-            "tables": tables,
+            "tables": [table.tree() for table in self.tables.values()],
         }
 
     @classmethod
@@ -259,8 +256,5 @@ class Shard:
         for item in tree["tables"]:
             spec = TableSpec.from_json(item["spec"])
             shard.define(spec)
-            table = shard.tables[spec.id]
-            table.values[:] = item["values"]
-            table.state[:] = item["state"]
-            table.steps = item["steps"]
+            shard.tables[spec.id].load(item)
         return shard

@@ -30,16 +30,7 @@ class Snapshot(NamedTuple):
 
     def to_tree(self) -> Tree:
         """The piece of this server, as a state tree."""
-        tables = [
-            {
-                "spec": table.spec.to_json(),
-                "low": table.low,
-                "values": table.values,
-                "state": table.state,
-                "steps": table.steps,
-            }
-            for table in self.shard.tables.values()
-        ]
+        tables = [table.tree() for table in self.shard.tables.values()]
         return {"tables": tables, "locals": dict(self.states)}
 
     def outline(self) -> Tree:
@@ -80,18 +71,7 @@ class Assembly:
             spec = TableSpec.from_json(item["spec"])
             if shard.define(spec):
                 self._missing[spec.id] = shard.tables[spec.id].high - shard.tables[spec.id].low
-            table, first = shard.tables[spec.id], item["low"]
-            low = max(table.low, first)
-            high = min(table.high, first + len(item["values"]))
-            table.steps = max(table.steps, item["steps"])
-            if low < high:
-                here, there = (
-                    slice(low - table.low, high - table.low),
-                    slice(low - first, high - first),
-                )
-                table.values[here] = item["values"][there]
-                table.state[here] = item["state"][there]
-                self._missing[spec.id] -= high - low
+            self._missing[spec.id] -= shard.tables[spec.id].load(item)
         for worker, state in tree["locals"].items():
             if worker % shard.shards == shard.index:
                 shard.resumed[worker] = state.copy()

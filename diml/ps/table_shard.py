@@ -5,12 +5,12 @@ Owns rows and the state of their rule. Pure. Must not know ledgers, clocks or wh
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from diml.kernels import rows as kernels
-from diml.ps.message import Bytes, Ids, Kind, Message, Rows, frame
+from diml.ps.message import NO_IDS, Bytes, Ids, Kind, Message, Rows, frame
 from diml.ps.rules import rule_of
 from diml.ps.tables import TableSpec, first_values
 
@@ -74,9 +74,9 @@ class TableShard:
             frame=buffer,
         )  # fmt: skip
 
-    def values_frame(self, ids: Ids) -> tuple[Bytes, Rows]:
+    def answer_frame(self, ids: Ids) -> tuple[Bytes, Ids, Rows]:
         """The rows that a worker reads, with the state that it is to bring back if the rule
-        wants that: gathered straight into the frame of their message."""
+        wants that: gathered straight into the frame of their message. It knows their ids."""
         cols = self.spec.cols
         buffer, _, rows = frame(0, len(ids), self.rule.wire_cols(cols), self.values.dtype)
         if self.rule.echo:
@@ -84,7 +84,7 @@ class TableShard:
             rows[:, cols:] = self.state[ids - self.low, :cols]
         else:
             _take(self.values, self.low, ids, rows)
-        return buffer, rows
+        return buffer, NO_IDS, rows
 
     def saved(self, ids: Ids) -> Saved:
         """A copy of rows as they are now."""
@@ -93,6 +93,14 @@ class TableShard:
         _take(self.values, self.low, ids, values)
         _take(self.state, self.low, ids, state)
         return Saved(self.spec.id, ids, values, state, self.steps)
+
+    def put(self, ids: Ids, values: Rows) -> None:
+        """Set rows."""
+        kernels.scatter(self.values, self.low, ids, values)
+
+    def put_state(self, ids: Ids, state: Rows) -> None:
+        """Set the rule's state of rows."""
+        kernels.scatter(self.state, self.low, ids, state)
 
     def apply(self, ids: Ids, updates: Rows) -> None:
         """One step of the rule."""
@@ -105,7 +113,10 @@ class TableShard:
         if self.rule.additive:
             for message in messages:
                 self.apply(message.ids, message.values)
-            return
+        else:
+            self._apply_sum(messages)
+
+    def _apply_sum(self, messages: list[Message]) -> None:
         ids = np.unique(np.concatenate([message.ids for message in messages]))
         slots = np.zeros(self.high - self.low, np.int64)
         slots[ids - self.low] = np.arange(len(ids))
@@ -119,6 +130,29 @@ class TableShard:
             # All workers of a clock have read the same rows: nothing came between.
             sums[:, cols:] = self.state[ids - self.low, :cols]
         self.apply(ids, sums)
+
+    def tree(self) -> dict[str, Any]:
+        """All of it, as a state tree (see `diml.checkpoint.codec`)."""
+        return {
+            "spec": self.spec.to_json(),
+            "low": self.low,
+            "high": self.high,
+            "values": self.values,
+            "state": self.state,
+            "steps": self.steps,
+        }
+
+    def load(self, tree: dict[str, Any]) -> int:
+        """Take the rows that another shard's tree and this one share; their number."""
+        low, high = max(self.low, int(tree["low"])), min(self.high, int(tree["high"]))
+        self.steps = max(self.steps, tree["steps"])
+        if low >= high:
+            return 0
+        here = slice(low - self.low, high - self.low)
+        there = slice(low - tree["low"], high - tree["low"])
+        self.values[here] = tree["values"][there]
+        self.state[here] = tree["state"][there]
+        return high - low
 
 
 def _take(array: Rows, low: int, ids: Ids, out: Rows) -> None:

@@ -39,6 +39,7 @@ class TableSpec:
         seed: of the first values.
         rule: what the server does with an update (see `diml.ps.rules`).
         options: numbers of the rule, by name.
+        sparse: whether only cells that were updated are kept; all begin as zeros.
     """
 
     name: str
@@ -49,6 +50,7 @@ class TableSpec:
     seed: int = 0
     rule: str = "add"
     options: tuple[tuple[str, float], ...] = ()
+    sparse: bool = False
 
     def __post_init__(self) -> None:
         for what, number in (("rows", self.rows), ("cols", self.cols)):
@@ -66,6 +68,13 @@ class TableSpec:
             )
         if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
             raise Misuse(f"table {self.name!r}: init {self.init!r} has a number that is not finite")
+        if self.sparse and (kind != "zeros" or self.rows * self.cols >= 2**63):
+            raise Misuse(f"table {self.name!r}: a sparse one begins as zeros, of < 2^63 cells")
+
+    @property
+    def width(self) -> int:
+        """Numbers that go over the wire for one id: a row's, or a cell's."""
+        return 1 if self.sparse else self.cols
 
     @cached_property
     def id(self) -> int:
@@ -160,11 +169,12 @@ class Piece(NamedTuple):
     places: slice | Ids
 
 
-def split(spec: TableSpec, servers: int, ids: Ids) -> list[Piece]:
-    """Cut a list of ids into the servers' parts; order within a part is kept."""
+def split(spec: TableSpec, servers: int, ids: Ids, cells: bool = False) -> list[Piece]:
+    """Cut a list of ids (of cells: row·cols + column) into the servers' parts; order within a
+    part is kept."""
     if servers == 1:
         return [Piece(0, ids, slice(0, len(ids)))] if len(ids) else []
-    bounds = row_bounds(spec.rows, servers)
+    bounds = row_bounds(spec.rows, servers) * (spec.cols if cells else 1)
     if len(ids) < 2 or bool((ids[1:] >= ids[:-1]).all()):
         cuts = np.searchsorted(ids, bounds)
         spans = ((server, cuts[server], cuts[server + 1]) for server in range(servers))

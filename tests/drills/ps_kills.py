@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class Killer:
     def __init__(self, running: Running, events: Path, rng: random.Random) -> None:
         self._running, self._events, self._rng = running, events, rng
         self.killed: list[str] = []
+        self.steps: list[int] = []
 
     def _lines(self) -> list[dict[str, Any]]:
         if not self._events.exists():
@@ -47,15 +49,27 @@ class Killer:
         seats = set(self._seats().values())
         return min(epoch for pid, epoch in done.items() if pid in seats)
 
-    def strike(self, roles: tuple[str, ...], progress: str) -> None:
-        """Kill one seat of each role at once, at a random moment; wait for the whole repair."""
+    def wait_until(self, reached: Callable[[], bool]) -> None:
+        """Wait for the moment of a kill."""
+        deadline = time.monotonic() + REPAIR_WITHIN_S
+        while not reached():
+            assert self._running.poll() is None, f"the job ended before a kill; {self.killed}"
+            assert time.monotonic() < deadline, f"no progress after {self.killed}"
+            time.sleep(0.005)
+
+    def strike(self, roles: tuple[str, ...], done: Callable[[], int]) -> None:
+        """Kill one seat of each role at once, at a random moment; wait for the whole repair.
+
+        `done` says how many steps of the job are done.
+        """
         time.sleep(self._rng.random() * 0.05)
-        before = self._repairs()
+        before, step = self._repairs(), done()
         seats = sorted(self._seats().items())
         for role in roles:
             seat, pid = self._rng.choice([entry for entry in seats if entry[0][0] == role])
             assert self._running.kill(pid), f"{seat} at {pid} was gone already"
-            self.killed.append(f"{seat[0]} {seat[1]} at {progress}")
+            self.killed.append(f"{seat[0]} {seat[1]} at {step}")
+            self.steps.append(step)
         deadline = time.monotonic() + REPAIR_WITHIN_S
         while self._repairs() <= before:
             assert self._running.poll() is None, f"the job ended after {self.killed}"

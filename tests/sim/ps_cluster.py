@@ -12,6 +12,8 @@ import random
 from collections import deque
 from collections.abc import Callable, Generator
 
+import numpy as np
+
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import Consistency
 from diml.ps.message import Address, Bytes, Message, Rows, Send, decode, encode
@@ -67,11 +69,21 @@ class Worker:
         self.core.defined(spec, request)
 
     def get(self, spec: TableSpec, ids: Rows) -> Generator[None, None, Rows]:
-        request, sends = self.core.get(spec, ids)
+        request, sends = self.core.get(spec, np.unique(ids) if spec.sparse else ids)
         self._post(sends)
         yield from self._wait(request)
-        rows, _ = self.core.rows_of(request)
-        return rows
+        if not spec.sparse:
+            return self.core.rows_of(request)[0]
+        cells, values, _ = self.core.cells_of(request)
+        dense = np.zeros((spec.rows, spec.cols), spec.numpy_dtype)
+        dense.reshape(-1)[cells] = values[:, 0]
+        return dense[ids]
+
+    def update(self, spec: TableSpec, ids: Rows, values: Rows) -> None:
+        if spec.sparse:
+            places, columns = np.nonzero(values)
+            ids, values = ids[places] * spec.cols + columns, values[places, columns].reshape(-1, 1)
+        self.core.update(spec, ids, values)
 
     def clock(self, local: Bytes) -> Steps:
         while not self.core.may_clock:

@@ -45,6 +45,7 @@ class Shape:
     interrupt: float
     on_wire: bool
     cache_rows: int | None
+    sparse: bool
 
 
 def shape_of(rng: random.Random) -> Shape:
@@ -65,6 +66,7 @@ def shape_of(rng: random.Random) -> Shape:
         interrupt=rng.choice((0.0, 0.0, 0.05)),
         on_wire=rng.random() < 0.1,
         cache_rows=rng.choice((None, None, 0, 3)),
+        sparse=rng.random() < 0.3,
     )
 
 
@@ -91,7 +93,9 @@ class Schedule:
             self.rng, shape.workers, shape.servers, shape.spares, shape.replicas,
             shape.consistency, shape.on_wire, shape.cache_rows,
         )  # fmt: skip
-        self.count = TableSpec("count", shape.rows, shape.workers, "int32", seed=seed)
+        self.count = TableSpec(
+            "count", shape.rows, shape.workers, "int32", seed=seed, sparse=shape.sparse
+        )
         self.model = TableSpec("model", shape.rows, 3, "float32", ("uniform", 0, 1), seed)
         self.touched = self._draw_touched()
         self.sums = np.zeros((shape.workers, shape.clocks + 1, shape.rows), np.int64)
@@ -142,17 +146,17 @@ class Schedule:
         ids = np.unique(np.concatenate([touched, [clock % self.shape.rows]]))
         rows = yield from worker.get(self.model, ids)
         mine += rows.sum(axis=0)
-        worker.core.update(self.model, ids, np.float32(0.1) * rows - np.float32(0.01) * mine)
+        worker.update(self.model, ids, np.float32(0.1) * rows - np.float32(0.01) * mine)
         half = len(touched) // 2
         own = np.zeros((len(touched), self.shape.workers), np.int32)
         own[:, worker.number] = 1
         if half:
-            worker.core.update(self.count, touched[:half], own[:half])
+            worker.update(self.count, touched[:half], own[:half])
         if clock % 2:
             counts = yield from worker.get(self.count, ids[::-1].copy())
             self._judge_reads(worker, ids[::-1], counts, clock, touched[:half])
         if len(touched) > half:
-            worker.core.update(self.count, touched[half:], own[half:])
+            worker.update(self.count, touched[half:], own[half:])
 
     # The judge -------------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ def test_threads_gather_their_own_updates_until_the_clock() -> None:
         ps.barrier()
     ps.clock()
     assert table.get(np.arange(50)).sum() == 3 * 40 * 20
-    with pytest.raises(Misuse, match="rule 'add' only"):
+    with pytest.raises(Misuse, match="of rule 'add' only"):
         ps.table("u", 4, 2, rule="sgd").thread_cache()
 
 

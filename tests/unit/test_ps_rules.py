@@ -94,7 +94,7 @@ def test_adarevision_corrects_for_what_came_between() -> None:
         sums.append(total)
         table.apply(np.array([0]), np.array([[g, read]]))
     assert table.values[0, 0] == pytest.approx(w)
-    assert table.values_frame(np.array([0]))[1].tolist() == [[table.values[0, 0], total]]
+    assert table.answer_frame(np.array([0]))[2].tolist() == [[table.values[0, 0], total]]
 
 
 def momentum(w: Floats, state: Floats, g: Floats, t: int, options: Floats) -> None:
