@@ -38,6 +38,8 @@ from diml.world.world import World
 _PATIENCE_S = 0.05
 # Messages after which a server replicates and acknowledges even though more are waiting.
 _FLUSH_AFTER = 64
+# How long acknowledgements wait for an answer that can carry them.
+_LINGER_S = 50e-6
 
 
 class Node:
@@ -277,6 +279,8 @@ class Node:
         since_flush = 0
         while True:
             found = port.receive(0.0) if since_flush < _FLUSH_AFTER else None
+            if found is None and core.may_linger:
+                found = port.receive(_LINGER_S)
             if found is None:
                 since_flush = 0
                 sends = core.flush()

@@ -74,6 +74,11 @@ class NodeCore:
         """To be called when no message is waiting: start the next commit."""
         return self.server.flush() if self.server else []
 
+    @property
+    def may_linger(self) -> bool:
+        """Whether what a flush would say can wait for the next message (see `ServerCore`)."""
+        return self.server is not None and self.server.may_linger
+
     def _replicate(self, sender: Address, message: Message) -> list[Send]:
         parts = self._parts.setdefault(message.shard, [])
         parts.append(message)

@@ -73,6 +73,8 @@ class ServerCore:
         self._parked: list[Message] = []
         self._replies: list[Send] = []
         self._to_acknowledge: set[int] = set()
+        # Whether a worker has said that it waits for its acknowledgement.
+        self._awaited = False
         self._workers = [Address("worker", worker) for worker in range(shard.workers)]
         # BSP: the open clock's updates by worker, the next n of each, and who has finished it.
         self._buffers: list[list[Message]] = [[] for _ in range(shard.workers)]
@@ -151,6 +153,7 @@ class ServerCore:
         clock, n, _ = self.shard.ledger[worker].tolist()
         if last or message.flags & Flag.ACK:
             self._to_acknowledge.add(worker)
+            self._awaited = self._awaited or bool(message.flags & Flag.ACK)
         if (message.clock, message.n) < (clock, n):
             if not (last and message.clock == clock):
                 return
@@ -259,6 +262,7 @@ class ServerCore:
 
     def _acknowledgements(self) -> list[Send]:
         workers, self._to_acknowledge = sorted(self._to_acknowledge), set()
+        self._awaited = False
         ledger = self.shard.ledger
         return [
             Send(self._workers[worker], Message(Kind.ACK, worker, *ledger[worker, :2].tolist()))
@@ -288,6 +292,12 @@ class ServerCore:
             flags[message.ids - table.low] = True
         buffer, ids, rows = table.answer_frame(message.ids)
         return reply._replace(ids=ids, values=rows, frame=buffer)
+
+    @property
+    def may_linger(self) -> bool:
+        """Whether a flush would only say acknowledgements that nobody is known to wait for: the
+        answer to a question that comes soon says them without a message of their own."""
+        return bool(self._to_acknowledge) and not (self._staged or self._awaited)
 
     # For those who watch ---------------------------------------------------------------------
 
