@@ -51,7 +51,7 @@ def test_the_account_of_a_repair_and_of_a_restart() -> None:
 
 def test_many_rounds_stay_exact_or_are_refused() -> None:
     for program in ("model", "local", "lazy"):
-        model = expected_model(program, size=7, length=50, rounds=12 if program == "model" else 60)
+        model = expected_model(program, size=7, length=3, rounds=5 if program == "model" else 60)
         assert model.dtype == np.float32
         assert (model == np.round(model)).all() and model.max() < 1 << 24
     check_exact(10, 1000)
