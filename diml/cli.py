@@ -22,6 +22,7 @@ _ELSEWHERE = {
     "convert": ("diml.jobs.convert:main", "turn known entries into blocks that are read from disk"),
     "predict": ("diml.jobs.mf_predict:predict", "score pairs with a factorization"),
     "recommend": ("diml.jobs.mf_predict:recommend", "the best columns of a row, unknown to it"),
+    "doc": ("diml.docs.cli:main", "print documents: the API, old names and new ones, events"),
 }
 
 

@@ -107,6 +107,9 @@ class Engine:
 
         Returns:
             A read-only array, or an equal object (the root gets its own back).
+
+        Raises:
+            Misuse: root is no rank.
         """
         site = _site()
         if not 0 <= root < self._core.size:

@@ -89,7 +89,10 @@ class Table:
             session.core.update(self._spec, checked, array)
 
     def get_sparse(self, ids: ArrayLike) -> sp.csr_array:
-        """As `get`, of a table made with `sparse=True`: a SciPy matrix (len(ids), cols)."""
+        """As `get`, of a table made with `sparse=True`: a SciPy matrix (len(ids), cols).
+
+        Raises as `get`, and Misuse for a table that is not sparse.
+        """
         spec, session = self._sparse_spec(), self._session
         checked = checked_ids(spec, ids)
         with session:
@@ -233,7 +236,7 @@ class ParameterServer:
         **options: float,
     ) -> KeyValues:
         """The key-value vector of that name: keys 0..size-1, `width` numbers each; else as
-        `table`."""
+        `table`. Raises Misuse where the name is a table's."""
         spec = self._spec(name, size, width, dtype, init, rule, seed, options)
         found = self._there(spec) or KeyValues(
             self._session, spec, self.reject_nonfinite, self.staleness_seen

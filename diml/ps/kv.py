@@ -68,7 +68,8 @@ class KeyValues:
         return result
 
     def pull_later(self, keys: ArrayLike, callback: Callback | None = None) -> int:
-        """Ask for values; `wait` returns them by the timestamp."""
+        """Ask for the values of keys, whole numbers (n,); `wait` returns them, as `pull` does, by
+        the timestamp."""
         with self._session as session:
             self._settle()
             stamp = self._stamped([self._pulled(keys)], callback)
@@ -78,7 +79,8 @@ class KeyValues:
     def push_pull(
         self, keys: ArrayLike, updates: ArrayLike, callback: Callback | None = None
     ) -> int:
-        """Push, then ask for the same keys: one timestamp, for which `wait` returns the values."""
+        """Push updates, (n, width), to keys, (n,), then ask for the same keys: one timestamp, for
+        which `wait` returns the values."""
         with self._session:
             self._settle()
             parts = [*self._pushed(keys, updates), self._pulled(keys)]

@@ -45,11 +45,20 @@ class Policy(Protocol):
     update: str
     in_flight: Integers
 
-    def next_block(self, program: Answers) -> Integers: ...
-    def moved(self, block: Integers, change: Floats | None) -> None: ...
-    def halve(self) -> bool: ...
-    def state(self) -> dict[str, Any]: ...
-    def restore(self, state: dict[str, Any]) -> None: ...
+    def next_block(self, program: Answers) -> Integers:
+        """The variables to update next, int64 (k,), the same on all workers."""
+
+    def moved(self, block: Integers, change: Floats | None) -> None:
+        """Told after each update: how far each variable of the block moved, float64 (k,)."""
+
+    def halve(self) -> bool:
+        """Take blocks half as large, after a divergence; False if they cannot be smaller."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to keep of the policy."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Be as when `state()` gave this."""
 
 
 class _Blocks:

@@ -118,24 +118,29 @@ class Program:
         return policy.next_block(self)
 
     def push(self, block: Integers) -> NDArray[Any]:
-        """This worker's part of the update of `block`."""
+        """This worker's part of the update of `block`, variables (k,): an array of any shape, the
+        same on all workers, to be summed over them."""
         raise NotImplementedError(f"{type(self).__name__} has no push")
 
     def pull(self, block: Integers, result: NDArray[Any]) -> Any:
-        """Apply the combined result. May return how far each variable moved, (len(block),)."""
+        """Apply the combined result, of the shape that `push` gave. May return how far each
+        variable moved, (len(block),)."""
         raise NotImplementedError(f"{type(self).__name__} has no pull")
 
     def correlations(self, candidates: Integers) -> NDArray[np.float64]:
-        """(k, k) |correlation| of k variables, for policies that avoid dependent ones."""
+        """(k, k) |correlation| of k variables, for policies that avoid dependent ones. Raises
+        Misuse where the program has none."""
         raise Misuse(f"{type(self).__name__} tells no correlations: choose another policy")
 
     def support(self) -> Integers:
-        """The variables that are not zero, rising. For policies that grow a working set."""
+        """The variables that are not zero, rising. For policies that grow a working set. Raises
+        Misuse where the program has none."""
         raise Misuse(f"{type(self).__name__} tells no support: choose another policy")
 
     def violations(self, most: int) -> tuple[Integers, NDArray[np.float64]]:
         """(other variables that violate optimality, by how much each); the worst `most` of them
-        must be there. For policies that grow a working set."""
+        must be there. For policies that grow a working set. Raises Misuse where the program has
+        none."""
         raise Misuse(f"{type(self).__name__} tells no violations: choose another policy")
 
     def finished(self) -> bool:

@@ -18,7 +18,7 @@ PACKAGE = CHECKOUT / "diml"
 # not know each other. The public face (`import diml`) hides the three ways from the jobs above.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
-    ("jobs", "report"),
+    ("jobs", "report", "docs"),
     ("diml", "job"),
     ("ps", "strads"),
     ("allreduce",),

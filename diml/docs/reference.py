@@ -1,0 +1,105 @@
+"""The API reference: what a program may call, from the docstrings.
+
+Owns which names are public. Must not start MPI: everything is read, nothing is run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from diml.errors import Misuse
+
+# A module, then its public names; of a class all public members belong to it.
+PUBLIC: dict[str, tuple[str, ...]] = {
+    "diml": ("init", "Job", "Shrunk"),
+    "diml.allreduce.engine": ("Engine",),
+    "diml.allreduce.rabit": (
+        "init", "finalize", "get_rank", "get_world_size", "tracker_print", "get_processor_name",
+        "broadcast", "allreduce", "load_checkpoint", "checkpoint", "lazy_checkpoint",
+        "version_number",
+    ),
+    "diml.ps.client": ("ParameterServer", "Table"),
+    "diml.ps.kv": ("KeyValues",),
+    "diml.strads": (
+        "run", "Program", "Policy", "policy_by_name", "solve_lasso", "Lasso", "ElasticNet",
+        "LassoCV", "SparseLogistic",
+    ),
+    "diml.config": ("Settings",),
+    "diml.errors": (
+        "DimlError", "Misuse", "Mismatch", "DeadlineExceeded", "CorruptState", "GaveUp",
+        "Resumable",
+    ),
+}  # fmt: skip
+# Members that a program does not call: the framework and the jobs do.
+INTERNAL = {
+    "diml.allreduce.engine.Engine": ("finish", "version"),
+    "diml.ps.client.ParameterServer": ("close", "go_to", "open", "save_now"),
+    "diml.Job": ("world",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One public name: its full name, what it is, its signature ("" where it has none), its
+    docstring ("" where it has none)."""
+
+    name: str
+    thing: Any
+    signature: str
+    text: str
+
+
+def entries() -> Iterator[Entry]:
+    """All public names in the order of the reference."""
+    for module_name, names in PUBLIC.items():
+        module = importlib.import_module(module_name)
+        for name in names:
+            thing = getattr(module, name)
+            yield _entry(f"{module_name}.{name}", thing)
+            if inspect.isclass(thing):
+                yield from _members(f"{module_name}.{name}", thing)
+
+
+def _members(owner: str, kind: type) -> Iterator[Entry]:
+    skipped = INTERNAL.get(owner, ())
+    for name, member in vars(kind).items():
+        if name.startswith("_") or name in skipped:
+            continue
+        if isinstance(member, property) or inspect.isfunction(member):
+            yield _entry(f"{owner}.{name}", member)
+
+
+def _entry(name: str, thing: Any) -> Entry:
+    signature = ""
+    called = thing.__init__ if inspect.isclass(thing) else thing
+    if inspect.isfunction(called):
+        found = inspect.signature(called)
+        kept = [p for p in found.parameters.values() if p.name != "self"]
+        signature = str(found.replace(parameters=kept)).replace("'", "")
+        if inspect.isclass(thing):
+            signature = signature.removesuffix(" -> None")
+    return Entry(name, thing, signature, inspect.getdoc(thing) or "")
+
+
+def markdown(wanted: str = "") -> str:
+    """The reference, or the part of it whose names end with (or lie below) `wanted`.
+
+    Raises Misuse where nothing is called so.
+    """
+    found = [entry for entry in entries() if _fits(entry.name, wanted)]
+    if not found:
+        raise Misuse(f"diml doc: nothing public is called {wanted!r}")
+    parts = []
+    for entry in found:
+        kind = "property " if isinstance(entry.thing, property) else ""
+        kind = "class " if inspect.isclass(entry.thing) else kind
+        parts.append(f"### {kind}`{entry.name}{entry.signature}`\n\n{entry.text}\n")
+    return "\n".join(parts)
+
+
+def _fits(name: str, wanted: str) -> bool:
+    return f".{name}".endswith(f".{wanted}") or f".{wanted}." in f".{name}." or not wanted
