@@ -1,6 +1,6 @@
 """`diml doc`: the documents that come with the package, on the terminal.
 
-Owns the topics. Starts no MPI.
+Owns the topics. Runs no job.
 """
 
 from __future__ import annotations

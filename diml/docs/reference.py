@@ -1,6 +1,7 @@
 """The API reference: what a program may call, from the docstrings.
 
-Owns which names are public. Must not start MPI: everything is read, nothing is run.
+Owns which names are public. Everything is read, nothing is run; importing some of it makes this
+process an MPI process of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from diml.errors import Misuse
 # A module, then its public names; of a class all public members belong to it.
 PUBLIC: dict[str, tuple[str, ...]] = {
     "diml": ("init", "Job", "Shrunk"),
+    "diml.allreduce.reduce": ("Allreduce",),
     "diml.allreduce.engine": ("Engine",),
     "diml.allreduce.rabit": (
         "init", "finalize", "get_rank", "get_world_size", "tracker_print", "get_processor_name",
@@ -36,6 +38,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # Members that a program does not call: the framework and the jobs do.
 INTERNAL = {
+    "diml.allreduce.reduce.Allreduce": ("sit_down",),
     "diml.allreduce.engine.Engine": ("finish", "version"),
     "diml.ps.client.ParameterServer": ("close", "go_to", "open", "save_now"),
     "diml.Job": ("world",),

@@ -14,7 +14,9 @@ from diml.docs.reference import Entry, entries
 
 ENTRIES = list(entries())
 _ARRAYS = re.compile(r"NDArray|ArrayLike|Array\b|Floats|Integers")
-_SHAPE = re.compile(r"\(len\(|\(\w[^()]*,[^()]*\)|0-d|shape|array|dtype|float(32|64)|int64|rows?\b", re.I)
+_SHAPE = re.compile(
+    r"\(len\(|\(\w[^()]*,[^()]*\)|0-d|shape|array|dtype|float(32|64)|int64|rows?\b", re.I
+)
 
 
 def _function(entry: Entry) -> ast.FunctionDef | None:
