@@ -3,6 +3,8 @@
 Owns the command line (STRADS's names of flags are accepted), the order of the steps and what worker
 0 reports. Files in are `diml.data.design`'s, files out `lasso_output`'s, the rest `diml.strads`'s.
 
+With --cv F the λ is chosen first: folds are shared out over the workers, then all fit the answer.
+
 λ is on scikit-learn's scale: ½n⁻¹‖y − Xβ − b‖² + λ‖β‖₁. STRADS minimises ½(‖y − Xβ‖² + λ‖β‖₁), so
 its λ divided by 2n is this one.
 """
@@ -22,11 +24,12 @@ from diml.data import design_planted, fingerprint
 from diml.data.design import read_design
 from diml.errors import Misuse
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
-from diml.jobs.lasso_output import Log, check_writable, write_coefficients, write_path
+from diml.jobs.lasso_output import Log, check_writable, write_coefficients, write_cv, write_path
 from diml.strads import POLICIES, Policy, policy_by_name, solve_lasso
 from diml.strads.columns import Columns, SparseColumns, columns_from, columns_of
 from diml.strads.lasso import warm_up
 from diml.strads.lasso_base import LassoBase
+from diml.strads.lasso_cv import contiguous_folds, cross_validate, lambda_grid
 from diml.strads.lasso_problem import Grid, Stop
 
 GENERATED: dict[str, Callable[..., design_planted.Planted]] = {
@@ -52,7 +55,19 @@ def parser() -> JobParser:
     add("--lambda", type=real(above=0), help="λ, on scikit-learn's scale")
     add("--lambda_ratio", type=real(above=0), help="λ as a part of λmax (default 0.1)")
     add("--path", type=at_least(2), metavar="N", help="N values from λmax down to that λ")
-    add("--tol", type=real(above=0), default=1e-6, help="gap ≤ tol·‖y‖²/n (default 1e-6)")
+    add("--cv", type=at_least(2), metavar="F",
+        help="choose λ by F-fold cross-validation on a path of --path (100) values from λmax down "
+        "to --lambda_ratio (0.001) of it; each worker then reads all of X")  # fmt: skip
+    add("--loss", choices=("squared", "logistic"), default="squared",
+        help="logistic: y holds two classes, the larger number is the one predicted")  # fmt: skip
+    add("--l1_ratio", type=real(above=0, most=1), default=1.0, metavar="R",
+        help="elastic net: λ(R‖β‖₁ + ½(1−R)‖β‖²) (default 1)")  # fmt: skip
+    add(
+        "--tol",
+        type=real(above=0),
+        default=1e-6,
+        help="gap ≤ tol·‖y‖²/n, logistic: tol·log 2 (default 1e-6)",
+    )
     add("--no_intercept", action="store_true", help="no b")
     add("--standardize", action="store_true", help="penalise by columns' standard deviations")
     add(
@@ -62,6 +77,7 @@ def parser() -> JobParser:
         help="coefficients: .npz, else MatrixMarket",
     )
     add("--path_output", metavar="FILE", help="the path, .npz")
+    add("--cv_output", metavar="FILE", help="λ and the error of each fold at it, .npz")
     add("--log", metavar="FILE", help="a CSV line for each measurement")
     add("--max_seconds", type=real(above=0), help="stop with what there is by then")
     add("--policy", choices=list(POLICIES), help="who is updated next (default working-set)")
@@ -79,7 +95,7 @@ def parser() -> JobParser:
     tune("--logfreq", type=at_least(1), default=1, help="rounds between lines of the log")
     tune("--samples", type=at_least(0), default=0, help="rows that X must have (0: any)")
     tune("--columns", type=at_least(0), default=0, help="columns that X must have (0: any)")
-    tune("--algorithm", choices=("lasso",), default="lasso", help="STRADS: only lasso")
+    tune("--algorithm", choices=("lasso", "logistic"), help="STRADS: logistic is --loss logistic")
     tune("--checkpoint_work", type=at_least(1), default=2_000_000_000,
          help="entries visited between two checkpoints")  # fmt: skip
     for name in _WITHOUT_EFFECT:
@@ -106,13 +122,23 @@ def policy_name(flags: Namespace) -> str:
 
 def check(flags: Namespace) -> None:
     """Check the flags against each other and the outputs. Raises Misuse."""
+    if flags.algorithm == "logistic":
+        flags.loss = "logistic"
     if (flags.data_xfile is None) == (flags.generate is None):
         raise Misuse("give either --data_xfile FILE or --generate NAME")
     if vars(flags)["lambda"] is not None and flags.lambda_ratio is not None:
         raise Misuse("give --lambda or --lambda_ratio, not both")
     if flags.path_output is not None and flags.path is None:
         raise Misuse("--path_output goes with --path")
-    for name in (flags.output, flags.path_output, flags.log):
+    if flags.cv is not None and vars(flags)["lambda"] is not None:
+        raise Misuse("--cv chooses lambda: give --lambda_ratio for the end of its path")
+    if flags.cv is not None and policy_name(flags) != "working-set":
+        raise Misuse("--cv goes with the policy working-set")
+    if flags.cv_output is not None and flags.cv is None:
+        raise Misuse("--cv_output goes with --cv")
+    if flags.path_output is not None and flags.cv is not None:
+        raise Misuse("--cv ends with one lambda: there is no path to write")
+    for name in (flags.output, flags.path_output, flags.cv_output, flags.log):
         check_writable(None if name is None else Path(name))
 
 
@@ -127,15 +153,20 @@ def grid_of(flags: Namespace) -> Grid:
     return Grid(ratios=tuple(np.geomspace(1.0, min(ratio, 1.0), flags.path)))
 
 
+def needs_all(flags: Namespace) -> bool:
+    """Whether each worker reads all of X."""
+    return flags.data == "replicated" or flags.cv is not None
+
+
 def load(
     flags: Namespace, rank: int, size: int, seed: int
 ) -> tuple[Columns, Columns | None, NDArray[np.float64]]:
-    """(this worker's columns, all columns where they are replicated, y)."""
+    """(this worker's columns, all columns where each worker needs them, y)."""
     if flags.generate is not None:
         planted = GENERATED[flags.generate](seed=seed)
         held, y = columns_of(planted.X, rank, size), planted.y
-        copy = columns_of(planted.X) if flags.data == "replicated" else None
-    elif flags.data == "replicated":
+        copy = columns_of(planted.X) if needs_all(flags) else None
+    elif needs_all(flags):
         part, y = read_design(flags.data_xfile, flags.data_yfile)
         copy = columns_from(part)
         held = copy.part(rank, size)
@@ -146,7 +177,36 @@ def load(
         asked = vars(flags)[name]
         if asked and asked != found:
             raise Misuse(f"--{name} says {asked}, but X has {found}")
-    return held, copy, y
+    return held, copy, signs(y) if flags.loss == "logistic" else y
+
+
+def signs(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Two classes as −1 (the smaller number) and 1. Raises Misuse for any other number of them."""
+    classes = np.unique(y)
+    if len(classes) != 2:
+        raise Misuse(f"--loss logistic needs two classes in y, which has {len(classes)} values")
+    return np.where(y == classes[1], 1.0, -1.0)
+
+
+def validated(job: diml.Job, flags: Namespace, held: Columns, y: NDArray[np.float64],
+              penalty: dict[str, Any]) -> Grid:  # fmt: skip
+    """The λ of least error over the folds, all of whose columns this worker holds."""
+    X = held.matrix()
+    ratios = np.geomspace(1.0, flags.lambda_ratio or 1e-3, flags.path or 100)
+    lambdas = lambda_grid(X, y, ratios, **penalty)
+    folds = contiguous_folds(len(y), flags.cv)
+    stop = Stop(flags.tol, flags.max_iter, flags.max_seconds)
+    errors = job.parts.once(
+        "cv", lambda: cross_validate(X, y, lambdas, folds, stop, job=job, **penalty)
+    )
+    means = errors.mean(axis=0)
+    best = int(np.argmin(means))
+    if job.rank == 0:
+        job.log(f"{flags.cv} folds: least error {means[best]:.6g} at lambda {lambdas[best]:.6g}, "
+                f"{best + 1} of {len(lambdas)}")  # fmt: skip
+        if flags.cv_output:
+            write_cv(Path(flags.cv_output), lambdas, errors)
+    return Grid(lambdas=(float(lambdas[best]),))
 
 
 def _fingerprint(job: diml.Job, held: Columns, y: NDArray[np.float64]) -> str:
@@ -201,19 +261,27 @@ def main(arguments: Sequence[str]) -> int:
             policy=policy_name(flags),
         )
         listener = Log(Path(flags.log), flags.logfreq) if flags.log and job.rank == 0 else None
+        penalty = {
+            "loss": flags.loss,
+            "intercept": not flags.no_intercept,
+            "standardise": flags.standardize,
+            "l1_ratio": flags.l1_ratio,
+        }
+        grid = grid_of(flags)
+        if flags.cv is not None:
+            grid = validated(job, flags, copy or held, y, penalty)
         program = solve_lasso(
             held,
             y,
-            grid_of(flags),
+            grid,
             Stop(flags.tol, flags.max_iter, flags.max_seconds),
             job=job,
             policy=_policy(flags, held.total, seed),
             pipeline=flags.pipeline,
             checkpoint_work=flags.checkpoint_work,
-            intercept=not flags.no_intercept,
-            standardise=flags.standardize,
             listener=listener,
-            copy=copy,
+            copy=copy if flags.data == "replicated" else None,
+            **penalty,
         )
         if program.flat:
             raise Misuse("X is all zero (or constant, with an intercept): there is nothing to fit")

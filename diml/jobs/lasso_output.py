@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import scipy.io
 import scipy.sparse
+from numpy.typing import NDArray
 
 from diml.errors import Misuse
 from diml.strads.lasso_base import Round
@@ -104,6 +105,11 @@ def write_path(path: Path, answers: Sequence[Solution], count: int) -> None:
         "intercept": np.array([a.intercept for a in answers]),
     }
     _whole(path, _npz(coefs | numbers | {"nonzeros": np.diff(coefs["indptr"])}))
+
+
+def write_cv(path: Path, lambdas: NDArray[np.float64], errors: NDArray[np.float64]) -> None:
+    """`.npz` with lambda (N,) and errors (folds, N)."""
+    _whole(path, _npz({"lambda": lambdas, "errors": errors}))
 
 
 def _npz(fields: dict[str, Any]) -> bytes:

@@ -81,6 +81,11 @@ class SparseColumns:
         kernels.sparse_take(self.indptr, self.indices, self.data, columns, indices, values)
         return Packed(lengths, indices, values)
 
+    def matrix(self) -> Any:
+        """(rows, count) SciPy CSC over the same arrays."""
+        parts = (self.data, self.indices, self.indptr)
+        return scipy.sparse.csc_matrix(parts, shape=(self.rows, self.count))
+
     def part(self, part: int, parts: int) -> SparseColumns:
         """The range that `part` of `parts` answers for, as a view; all columns must be held."""
         edges = balance(self.entries(), parts)
@@ -128,6 +133,10 @@ class DenseColumns:
     def take(self, columns: Integers) -> Packed:
         values = self.X.T[columns].astype(np.float64, copy=False)
         return Packed(np.full(len(columns), self.rows, np.int64), None, values)
+
+    def matrix(self) -> NDArray[np.floating[Any]]:
+        """(rows, count), the array itself."""
+        return self.X
 
     def part(self, part: int, parts: int) -> DenseColumns:
         """The range that `part` of `parts` answers for, as a view; all columns must be held."""

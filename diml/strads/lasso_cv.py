@@ -112,15 +112,24 @@ def _errors(X: Any, y: Floats, solutions: Sequence[Solution], loss: str) -> Floa
 
 
 def lambda_grid(
-    X: Any, y: Floats, ratios: Floats, *, intercept: bool, l1_ratio: float = 1.0
+    X: Any,
+    y: Floats,
+    ratios: Floats,
+    *,
+    loss: str = "squared",
+    intercept: bool = True,
+    standardise: bool = False,
+    l1_ratio: float = 1.0,
 ) -> Floats:
     """λmax times `ratios`; λmax is the smallest λ at which all coefficients are 0.
 
-    Args:
-        y: centred already where a model without coefficients would predict its mean.
+    Raises:
+        Misuse: no column can be used.
     """
-    response = y - y.mean() if intercept else y
-    first = Standard(columns_of(X), response, intercept, False).first
+    response = 0.5 * y if loss == "logistic" else y
+    if intercept:
+        response = response - response.mean()
+    first = Standard(columns_of(X), response, intercept, standardise).first
     top = float(np.abs(first).max(initial=0.0)) / len(y) / l1_ratio
     if top == 0.0:
         raise Misuse("X is all zero (or constant, with an intercept): there is nothing to fit")

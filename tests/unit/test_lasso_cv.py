@@ -65,9 +65,7 @@ def test_two_workers_find_what_one_finds(loss: str) -> None:
     X = rng.normal(size=(90, 30))
     y = X[:, 0] - X[:, 1] + rng.normal(size=90)
     y = np.sign(y) if loss == "logistic" else y
-    lambdas = lambda_grid(X, y, np.geomspace(1.0, 0.05, 12), intercept=True) * (
-        0.5 if loss == "logistic" else 1.0
-    )
+    lambdas = lambda_grid(X, y, np.geomspace(1.0, 0.05, 12), loss=loss)
     folds = contiguous_folds(90, 3)
     one = cross_validate(X, y, lambdas, folds, Stop(1e-9), loss=loss)
     both = []

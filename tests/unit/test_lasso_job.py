@@ -11,7 +11,7 @@ import scipy.io
 
 from diml.errors import Misuse
 from diml.jobs.flags import parse
-from diml.jobs.lasso import check, grid_of, load, parser, policy_name
+from diml.jobs.lasso import check, grid_of, load, parser, policy_name, signs
 from diml.jobs.lasso_output import LOG_HEADER, Log, write_coefficients, write_path
 from diml.strads.lasso_base import Round
 from diml.strads.lasso_problem import Solution
@@ -37,6 +37,11 @@ def flags_of(*arguments: str) -> Any:
         ([*FILE, "--path", "1"], "not a whole number from 2 on"),
         ([*FILE, "--weight_sampling", "perhaps"], "not true or false"),
         ([*FILE, "--lamda", "1"], "--lamda"),
+        ([*FILE, "--cv", "5", "--lambda", "1"], "--cv chooses lambda"),
+        ([*FILE, "--cv", "5", "--policy", "cyclic"], "policy working-set"),
+        ([*FILE, "--cv_output", "x.npz"], "goes with --cv"),
+        ([*FILE, "--cv", "1"], "not a whole number from 2 on"),
+        ([*FILE, "--l1_ratio", "1.5"], "above 1"),
     ],
 )
 def test_bad_flags_are_refused(arguments: list[str], words: str) -> None:
@@ -109,3 +114,10 @@ def test_a_resumed_log_has_each_round_once(tmp_path: Path) -> None:
     assert lines[0] == LOG_HEADER
     assert [part.split(",")[0] for part in lines[1:]] == ["0", "1", "2", "3", "4"]
     assert [float(part.split(",")[1]) for part in lines[1:]] == [0.0, 1.0, 12.0, 13.0, 14.0]
+
+
+def test_two_classes_become_signs_and_others_are_refused() -> None:
+    np.testing.assert_array_equal(signs(np.array([0.0, 1.0, 0.0])), [-1.0, 1.0, -1.0])
+    for labels in ([1.0, 1.0], [0.0, 1.0, 2.0]):
+        with pytest.raises(Misuse, match="two classes in y"):
+            signs(np.array(labels))
