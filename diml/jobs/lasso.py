@@ -23,14 +23,16 @@ import diml
 from diml.data import design_planted, fingerprint
 from diml.data.design import read_design
 from diml.errors import Misuse
+from diml.jobs.account import Account
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
 from diml.jobs.lasso_output import Log, check_writable, write_coefficients, write_cv, write_path
+from diml.report.progress import Progress
 from diml.strads import POLICIES, Policy, policy_by_name, solve_lasso
 from diml.strads.columns import Columns, SparseColumns, columns_from, columns_of
 from diml.strads.lasso import warm_up
 from diml.strads.lasso_base import LassoBase
 from diml.strads.lasso_cv import contiguous_folds, cross_validate, lambda_grid
-from diml.strads.lasso_problem import Grid, Stop
+from diml.strads.lasso_problem import Grid, Round, Stop
 
 GENERATED: dict[str, Callable[..., design_planted.Planted]] = {
     "text": design_planted.text_like,
@@ -229,6 +231,35 @@ def _policy(flags: Namespace, variables: int, seed: int) -> Policy:
     return policy_by_name(name, variables, **options)
 
 
+class Watch:
+    """What becomes of each measurement: the log, the progress, and this worker's account."""
+
+    def __init__(self, job: diml.Job, flags: Namespace, progress: Progress, total: int) -> None:
+        self._total = total
+        self._last: Round | None = None
+        self._workers = job.size
+        self._progress = progress
+        self._account = Account(job, "columns")
+        self._log = None
+        if flags.log and job.rank == 0:
+            self._log = Log(Path(flags.log), flags.logfreq)
+
+    def __call__(self, line: Round) -> None:
+        if self._log is not None:
+            self._log(line)
+        self._progress.update(line.solved, gap=line.gap, nonzeros=line.nonzeros)
+        self._last = line
+        self._account.units = line.visits // self._workers
+        self._account.tell()
+
+    def close(self) -> None:
+        """Say that all is done, and write the last of the account."""
+        if self._last is not None:
+            last = self._last
+            self._progress.update(self._total, gap=last.gap, nonzeros=last.nonzeros)
+        self._account.tell(last=True)
+
+
 def report(program: LassoBase, say: Any) -> None:
     """Say what was found, at the last λ."""
     last = program.solutions[-1]
@@ -253,36 +284,39 @@ def main(arguments: Sequence[str]) -> int:
         seed = job.settings.seed
         held, copy, y = load(flags, job.rank, job.size, seed)
         warm_up(held)
-        job.identify(
-            data=f"{held.rows}x{held.total} {_fingerprint(job, held, y)}",
-            grid=grid_of(flags),
-            intercept=not flags.no_intercept,
-            standardize=flags.standardize,
-            policy=policy_name(flags),
-        )
-        listener = Log(Path(flags.log), flags.logfreq) if flags.log and job.rank == 0 else None
         penalty = {
             "loss": flags.loss,
             "intercept": not flags.no_intercept,
             "standardise": flags.standardize,
             "l1_ratio": flags.l1_ratio,
         }
+        job.identify(
+            data=f"{held.rows}x{held.total} {_fingerprint(job, held, y)}",
+            grid=grid_of(flags),
+            folds=flags.cv,
+            policy=policy_name(flags),
+            **penalty,
+        )
         grid = grid_of(flags)
         if flags.cv is not None:
             grid = validated(job, flags, copy or held, y, penalty)
-        program = solve_lasso(
-            held,
-            y,
-            grid,
-            Stop(flags.tol, flags.max_iter, flags.max_seconds),
-            job=job,
-            policy=_policy(flags, held.total, seed),
-            pipeline=flags.pipeline,
-            checkpoint_work=flags.checkpoint_work,
-            listener=listener,
-            copy=copy if flags.data == "replicated" else None,
-            **penalty,
-        )
+        total = 1 if flags.cv is not None else flags.path or 1
+        with Progress.of(job, "lambdas", total) as progress:
+            watch = Watch(job, flags, progress, total)
+            program = solve_lasso(
+                held,
+                y,
+                grid,
+                Stop(flags.tol, flags.max_iter, flags.max_seconds),
+                job=job,
+                policy=_policy(flags, held.total, seed),
+                pipeline=flags.pipeline,
+                checkpoint_work=flags.checkpoint_work,
+                listener=watch,
+                copy=copy if flags.data == "replicated" else None,
+                **penalty,
+            )
+            watch.close()
         if program.flat:
             raise Misuse("X is all zero (or constant, with an intercept): there is nothing to fit")
         if job.rank == 0:

@@ -18,8 +18,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from diml.errors import Misuse
-from diml.strads.lasso_base import Round
-from diml.strads.lasso_problem import Solution
+from diml.strads.lasso_problem import Round, Solution
 
 LOG_HEADER = "round,seconds,lambda,gap,objective,nonzeros,column_visits,bytes"
 

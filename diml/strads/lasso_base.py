@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from diml.strads.lasso_problem import (
     Floats,
     Grid,
     Integers,
+    Round,
     Solution,
     Standard,
     Stop,
@@ -40,20 +40,6 @@ from diml.strads.store import Batch, Store, decode, encode
 
 _MOST = 0.7  # of the columns: from here on all are correlated in one pass
 _NEAR = 0.8  # columns with |c_j| above this part of Λ are told to the policy
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """What one round looked like, for logs: all totals count from the start of the run."""
-
-    round: int
-    seconds: float
-    lam: float
-    gap: float
-    objective: float
-    nonzeros: int
-    visits: int
-    bytes: int
 
 
 class LassoBase(Program):
@@ -328,7 +314,14 @@ class LassoBase(Program):
         return certify(half, plus - minus, self._penalty.bound, top, l1)
 
     def _correlate(self, threshold: float) -> None:
-        """Bring up to date all correlations that may exceed `threshold`; the others do not."""
+        """Bring up to date all correlations that may exceed `threshold`; the others do not.
+
+        What is left out is proven to be below it at the present residual, from how far that has
+        moved (`unsure`). This takes the place of gap-safe screening (Fercoq, Gramfort & Salmon
+        2015), whose ball of radius √(2·gap) around the residual holds the optimal one, and is at
+        least as safe: a column is never dropped, only not visited this time, so the certificate is
+        that of the whole problem in each round, and the last one visits every column anyway.
+        """
         own = self._own
         slack = threshold * (1.0 - 1e-9)
         places = unsure(self._c, self._seen, own.square, self._drift, slack)
@@ -396,4 +389,5 @@ class LassoBase(Program):
             len(self._ids),
             self.visits,
             self.bytes,
+            self._at,
         )

@@ -88,6 +88,21 @@ class Solution:
 
 
 @dataclass(frozen=True, slots=True)
+class Round:
+    """What one round looked like, for logs: all totals count from the start of the run."""
+
+    round: int
+    seconds: float
+    lam: float
+    gap: float
+    objective: float
+    nonzeros: int
+    visits: int
+    bytes: int
+    solved: int = 0  # values of λ
+
+
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """Unscaled by n: gap = P − D and P for ½‖r‖² + Λ‖β‖₁."""
 

@@ -13,8 +13,7 @@ from diml.errors import Misuse
 from diml.jobs.flags import parse
 from diml.jobs.lasso import check, grid_of, load, parser, policy_name, signs
 from diml.jobs.lasso_output import LOG_HEADER, Log, write_coefficients, write_path
-from diml.strads.lasso_base import Round
-from diml.strads.lasso_problem import Solution
+from diml.strads.lasso_problem import Round, Solution
 
 FILE = ["--x", "some"]
 ANSWER = Solution(0.5, 1e-9, 1e-8, 2.0, np.array([1, 4]), np.array([0.1, -2.5]), 3.25, True, 7)
