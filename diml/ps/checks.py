@@ -46,7 +46,8 @@ def checked_updates(
             f"table {spec.name!r}: updates have shape {array.shape}, "
             f"not {(len(ids), spec.cols)} for {len(ids)} rows of {spec.cols}"
         )
-    if not np.can_cast(array.dtype, spec.numpy_dtype, "same_kind"):
+    same = array.dtype == spec.numpy_dtype
+    if not same and not np.can_cast(array.dtype, spec.numpy_dtype, "same_kind"):
         raise Misuse(f"table {spec.name!r}: {array.dtype} updates for rows of {spec.dtype}")
     if reject_nonfinite and not np.isfinite(array).all():
         rows = np.unique(ids[~np.isfinite(array).all(axis=1)])

@@ -280,18 +280,18 @@ class ServerCore:
         worker = message.worker
         self._to_acknowledge.discard(worker)
         clock, n, _ = self.shard.ledger[worker].tolist()
-        reply = Message(
-            Kind.VALUES, worker, self.shard.closed, n, mark=clock, request=message.request
-        )
+        closed, request = self.shard.closed, message.request
         if not len(message.ids):
-            return reply
+            return Message(Kind.VALUES, worker, closed, n, mark=clock, request=request)
         table = self.shard.tables[message.table]
         if self.shard.push and not table.spec.sparse:
             nobody = np.zeros(table.high - table.low, np.bool_)
             flags = self._readers.setdefault((worker, message.table), nobody)
             flags[message.ids - table.low] = True
         buffer, ids, rows = table.answer_frame(message.ids)
-        return reply._replace(ids=ids, values=rows, frame=buffer)
+        return Message(
+            Kind.VALUES, worker, closed, n, 0, ids, rows, mark=clock, request=request, frame=buffer
+        )
 
     @property
     def may_linger(self) -> bool:

@@ -92,6 +92,8 @@ class Shard:
     def _forget(self) -> None:
         """Drop the states that no replacement can need."""
         for worker, states in self.locals.items():
+            if len(states) < 2:
+                continue
             acknowledged = self.ledger[worker, ACKNOWLEDGED]
             newest = max((clock for clock in states if clock <= acknowledged), default=-1)
             for clock in [clock for clock in states if clock < newest]:
