@@ -28,6 +28,7 @@ from diml.ps.message import (
     blob_rows,
     text_of,
     text_rows,
+    update_key,
 )
 from diml.ps.pending import Pending, Segment, Writing
 from diml.ps.questions import Questions, Request
@@ -37,8 +38,6 @@ from diml.ps.tables import TableSpec, split
 
 # A checkpoint that a repair interrupts is left out.
 _OF_CHECKPOINTS = frozenset({Kind.CHECK, Kind.SAVE})
-# More than any n.
-_END = 2**32
 
 
 class ClientCore:
@@ -75,6 +74,9 @@ class ClientCore:
         self._writing: dict[int, Writing] = {}
         self._retained: list[deque[Message]] = [deque() for _ in range(servers)]
         self._acknowledged = [(0, 0)] * servers
+        # Whether a server had updates of this clock, from a former life, that are done again now:
+        # rows of this clock that are kept may have them twice.
+        self._doubtful = False
 
     # Questions -------------------------------------------------------------------------------
 
@@ -270,6 +272,7 @@ class ClientCore:
         sends = self._retained_sends(by_server)
         self.clock += 1
         self._n = 0
+        self._drop_doubtful()
         return sends
 
     def _spread(
@@ -316,12 +319,26 @@ class ClientCore:
             self._trim()
             return
         if message.kind is Kind.PUSHED:
+            self._doubt(message)
             self._take_push(server, message)
             return
         self.questions.answer(server, message)
         if message.kind is Kind.VALUES:
+            self._doubt(message)
             self._acknowledged[server] = (message.mark, message.n)
             self._trim()
+
+    def _doubt(self, message: Message) -> None:
+        if (message.mark, message.n) > (self.clock, self._n):
+            self._doubtful = True
+
+    def _drop_doubtful(self) -> None:
+        """At the end of a clock: keep no rows that may have an update twice."""
+        if self._doubtful and not any(asked.reading for asked in self.questions.open.values()):
+            self._doubtful = False
+            for writing in self._writing.values():
+                if writing.cache is not None:
+                    writing.cache.drop()
 
     def _take_push(self, server: int, message: Message) -> None:
         """Rows that the server pushes, without the own updates that it had not applied yet."""
@@ -357,7 +374,7 @@ class ClientCore:
             self._acknowledged[server] = ledger[self.worker]
             to = Address("server", server)
             for message in self._retained[server]:
-                if _key(message) >= ledger[self.worker]:
+                if update_key(message) >= ledger[self.worker]:
                     sends.append(Send(to, message))
         self.questions.give_up(_OF_CHECKPOINTS)
         for number, asked in self.questions.open.items():
@@ -376,12 +393,3 @@ class ClientCore:
         messages, asked.reading = self._reading(asked.reading.spec, asked.reading.ids, None)
         asked.messages = {s: m._replace(request=request) for s, m in messages.items()}
         asked.replies = {}
-
-
-def _key(message: Message) -> tuple[int, int]:
-    """Until when an update is needed, to be compared with a ledger's (clock, n).
-
-    The end of a clock counts whatever its n: a replacement may need fewer updates for a clock
-    than the ledger has of it.
-    """
-    return message.clock, _END if message.flags & Flag.LAST else message.n

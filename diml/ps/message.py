@@ -58,6 +58,8 @@ HEADER_BYTES = 64
 # bytes for `diml.ps.filters`, request
 _HEADER = struct.Struct("<4sBBBBiqqqqIIIHHI")
 _MAGIC = b"DMPS"
+# More than any n.
+_END = 2**32
 _FORMAT = 1
 DTYPES = tuple(np.dtype(name) for name in ("uint8", "float32", "float64", "int32", "int64"))
 _CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
@@ -169,6 +171,15 @@ def blob_rows(blob: Bytes) -> Rows:
 def text_of(message: Message) -> str:
     """The text that a message carries."""
     return message.values.tobytes().decode()
+
+
+def update_key(message: Message) -> tuple[int, int]:
+    """Until when an update is needed, to be compared with a ledger's (clock, n).
+
+    The end of a clock counts whatever its n: a replacement may need fewer updates for a clock
+    than the ledger has of it.
+    """
+    return message.clock, _END if message.flags & Flag.LAST else message.n
 
 
 def frame(ids: int, rows: int, width: int, dtype: np.dtype[Any]) -> tuple[Bytes, Ids, Rows]:

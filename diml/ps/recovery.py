@@ -64,7 +64,7 @@ class Plan:
         transfers: copies to be sent, after the taking back.
         ledgers: by shard, the ledger that its source has after the taking back.
         resume: by worker, the clock where a replacement goes on.
-        not_before: the first clock that no worker's program has reached.
+        not_before: the first clock that all workers will come to the end of once more.
     """
 
     placed: tuple[tuple[int, ...], ...]
@@ -118,7 +118,8 @@ def make_plan(reports: Sequence[Report], replicas: int) -> Plan:
         new if shard in fresh else _ledger(held[shard][1], closed) for shard in range(servers)
     )
     resume = tuple(min(ledger[worker][0] for ledger in ledgers) for worker in range(workers))
-    not_before = 1 + max(report.clock for report in reports)
+    # A replacement goes on behind what its former life did at the end of that clock.
+    not_before = 1 + max(*(report.clock for report in reports), *resume, 0)
     return Plan(placed, closed, fresh, tuple(transfers), ledgers, resume, not_before)
 
 

@@ -86,6 +86,9 @@ class Saving:
             reply = Message(Kind.RECALLED)
             return [(message, reply if blob is None else reply._replace(values=blob_rows(blob)))]
         self._come[message.worker] = message
+        saved = Message(Kind.SAVED, ids=self._storage.written())
+        if passed := self._passed():
+            return [(question, saved) for question in passed]
         if len(self._come) < self._shard.workers:
             return []
         questions, self._come = self._come, {}
@@ -93,8 +96,16 @@ class Saving:
         # Workers that do clocks again, the updates of which are here already, have no rows to keep.
         if message.clock == self._shard.closed:
             self._storage.store(message.n, self._snapshot(message.clock, questions))
-        saved = Message(Kind.SAVED, ids=self._storage.written())
         return [(question, saved) for question in questions.values()]
+
+    def _passed(self) -> list[Message]:
+        """Those who wait at a clock that another worker has left behind: nobody will come there.
+        They are told to go on; what other servers may have written of that clock is not whole."""
+        newest = max(question.clock for question in self._come.values())
+        passed = [question for question in self._come.values() if question.clock < newest]
+        for question in passed:
+            del self._come[question.worker]
+        return passed
 
     def _decide(self, message: Message) -> int:
         clock, decided = message.clock, self._decided

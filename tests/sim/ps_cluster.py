@@ -14,12 +14,16 @@ from collections.abc import Callable, Generator
 
 import numpy as np
 
+from diml.checkpoint.codec import decode as decode_tree
+from diml.checkpoint.codec import encode as encode_tree
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import Consistency
-from diml.ps.message import Address, Bytes, Message, Rows, Send, decode, encode
+from diml.ps.message import Address, Bytes, Kind, Message, Rows, Send, blob_rows, decode, encode
 from diml.ps.node_core import NodeCore
 from diml.ps.recovery import Plan, Report, make_plan
+from diml.ps.saving import Nowhere
 from diml.ps.shard import Shard
+from diml.ps.snapshot import Snapshot, Tree
 from diml.ps.tables import TableSpec
 
 Steps = Generator[None, None, None]
@@ -90,11 +94,44 @@ class Worker:
             yield
         self._post(self.core.finish_clock(local))
 
+    def checkpoint(self) -> Steps:
+        """Come to a durable checkpoint, as `diml.ps.saves` does."""
+        core = self.core
+        ask = Message(Kind.CHECK, self.number, core.clock, request=core.questions.next)
+        request, sends = core.questions.ask({0: ask})
+        self._post(sends)
+        yield from self._wait(request)
+        replies, repairs = core.questions.take(request).replies, core.repairs
+        decision = replies[0].n if replies else 0
+        # A pause: a repair may come between the decision and the meeting.
+        yield
+        if not decision or core.repairs != repairs:
+            return
+        about = blob_rows(encode_tree({"facts": {}, "local": None}))
+        save = Message(Kind.SAVE, self.number, core.clock, decision, values=about)
+        request, sends = core.questions.ask_all(save)
+        self._post(sends)
+        yield from self._wait(request)
+        core.questions.take(request)
+
     def barrier(self) -> Steps:
         request, sends = self.core.synchronise()
         self._post(sends)
         yield from self._wait(request)
         self.core.synchronised(request)
+
+
+class Disk(Nowhere):
+    """Durable storage of one process: remembers what it was given."""
+
+    def __init__(self, rng: random.Random, kept: list[tuple[int, Tree]]) -> None:
+        self._rng, self._kept = rng, kept
+
+    def due(self, stop: bool) -> int:
+        return 2 if self._rng.random() < 0.5 else 0
+
+    def store(self, decision: int, snapshot: Snapshot) -> None:
+        self._kept.append((snapshot.clock, decode_tree(encode_tree(snapshot.to_tree()))))
 
 
 class Cluster:
@@ -119,8 +156,12 @@ class Cluster:
         places = [Address("worker", i) for i in range(workers)]
         places += [Address("server", i) for i in range(servers)]
         places += [Address("spare", i) for i in range(spares)]
+        self.kept: list[tuple[int, Tree]] = []
         self.seats = {
-            place: Process(uid, NodeCore(place, workers, servers, spares, replicas))
+            place: Process(
+                uid,
+                NodeCore(place, workers, servers, spares, replicas, storage=Disk(rng, self.kept)),
+            )
             for uid, place in enumerate(places)
         }
         self.channels: dict[tuple[Address, Address], deque[Message]] = {}

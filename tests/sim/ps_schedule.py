@@ -46,6 +46,7 @@ class Shape:
     on_wire: bool
     cache_rows: int | None
     sparse: bool
+    durable: bool
 
 
 def shape_of(rng: random.Random) -> Shape:
@@ -67,6 +68,7 @@ def shape_of(rng: random.Random) -> Shape:
         on_wire=rng.random() < 0.1,
         cache_rows=rng.choice((None, None, 0, 3)),
         sparse=rng.random() < 0.3,
+        durable=rng.random() < 0.3,
     )
 
 
@@ -131,6 +133,8 @@ class Schedule:
             self.begun[worker.number] = max(self.begun[worker.number], clock + 1)
             yield from self._one_clock(worker, clock, mine)
             yield from worker.clock(mine.copy().view(np.uint8))
+            if self.shape.durable:
+                yield from worker.checkpoint()
         yield from worker.barrier()
         everything = np.arange(self.shape.rows)
         counts = yield from worker.get(self.count, everything)
@@ -206,10 +210,27 @@ class Schedule:
                     f"seed {self.seed}: given up although all rows have holders"
                 ) from None
             return Outcome(None, Counter(cluster.deaths), gave_up=True)
+        self._judge_snapshots()
         workers = [process.worker for process in cluster.seats.values() if process.worker]
         if not all(worker.finished for worker in workers):
             raise Failure(f"seed {self.seed}: nothing moves and not all have finished")
         return Outcome(self.final, Counter(cluster.deaths))
+
+    def _judge_snapshots(self) -> None:
+        """A durable checkpoint of a clock has all updates of the clocks before it, and no other."""
+        for clock, tree in self.cluster.kept:
+            for item in tree["tables"]:
+                if TableSpec.from_json(item["spec"]).id != self.count.id:
+                    continue
+                wanted = self.sums[:, clock, item["low"] : item["high"]].T
+                found = np.zeros(wanted.shape, np.int64)
+                if self.count.sparse:
+                    first = item["low"] * self.count.cols
+                    found.reshape(-1)[item["keys"] - first] = item["values"][:, 0]
+                else:
+                    found[:] = item["values"]
+                if not np.array_equal(found, wanted):
+                    raise Failure(f"seed {self.seed}: a checkpoint of clock {clock} has {found}")
 
     def _nobody_holds(self) -> bool:
         held = {

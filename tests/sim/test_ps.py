@@ -7,9 +7,11 @@ from collections import Counter
 import pytest
 
 from diml.ps import client_core, server_core
-from diml.ps.message import NO_IDS, NO_ROWS, Message, Send
+from diml.ps.message import NO_IDS, NO_ROWS, Kind, Message, Send
 from diml.ps.recovery import Plan
+from diml.ps.saving import Saving, Storage
 from diml.ps.shard import Shard
+from tests.sim import ps_schedule
 from tests.sim.ps_schedule import POINTS, Schedule, check
 
 SCHEDULES = 600
@@ -85,10 +87,32 @@ def test_a_worker_that_forgets_what_another_server_lacks_is_caught(
     def hasty(self: client_core.ClientCore) -> None:
         for server, retained in enumerate(self._retained):
             needed = self._acknowledged[server]
-            while retained and client_core._key(retained[0]) < needed:
+            while retained and client_core.update_key(retained[0]) < needed:
                 retained.popleft()
 
     monkeypatch.setattr(client_core.ClientCore, "_trim", hasty)
+    assert _caught()
+
+
+def test_a_meeting_that_forgets_former_lives_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(self: Saving, shard: Shard, storage: Storage, not_before: int) -> None:
+        init(self, shard, storage, 0)
+
+    init = Saving.__init__
+    monkeypatch.setattr(Saving, "__init__", forgetful)
+    monkeypatch.setattr(Saving, "_passed", lambda self: [])
+    monkeypatch.setattr(ps_schedule, "STEPS_MAX", 3000)
+    assert _caught()
+
+
+def test_a_server_that_keeps_a_shard_too_early_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def early(self: Saving, message: Message) -> list[tuple[Message, Message]]:
+        if message.kind is Kind.SAVE:
+            self._storage.store(2, self._snapshot(message.clock, {message.worker: message}))
+        return handle(self, message)
+
+    handle = Saving.handle
+    monkeypatch.setattr(Saving, "handle", early)
     assert _caught()
 
 
