@@ -200,7 +200,7 @@ def rotate(
 
 def servers_for(arguments: Sequence[str]) -> int:
     """How many servers the job takes where it is not told."""
-    return 1
+    return servers_of(parse(parser(), arguments))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -176,6 +176,7 @@ _SHOW = 'echo "$2 ${DIML_SERVERS:--} ${DIML_ON_FAILURE:--}"; echo 0 > $DIML_SUPE
         ("Open MPI", ["-n", "2", "--spares", "1", "--servers", "2", "--", "a.b"], "5 2 -"),
         ("Open MPI", ["-n", "2", "--", "diml.jobs.mf", "--K", "3"], "3 1 -"),
         ("Open MPI", ["-n", "1", "diml.jobs.mf"], "1 - -"),
+        ("Open MPI", ["-n", "2", "diml.jobs.mf", "--engine", "rotate"], "2 - -"),
         ("Open MPI", ["-n", "2", "diml.jobs.logistic", "--datafile", "x"], "3 1 -"),
         ("Open MPI", ["-n", "2", "diml.jobs.logistic", "--datafile=x", "--method=admm"], "2 - -"),
         ("HYDRA build details", ["-n", "2", "diml.jobs.mf"], "3 1 stop"),
