@@ -7,8 +7,8 @@ and replayed like the program's own, so a replacement comes to the same choice.
 
 There are two places. The disk (`--checkpoint-dir`) gets a version now and then: rank 0 writes the
 model, each rank its local state. The memory of the nodes, under `diml run`, gets each version that
-finds the one before written: one rank a node writes the model, each rank the local states that it
-holds, its own and its neighbours' replicas. So after a lost job the memory of the nodes that are
+finds the one before written: one rank a node writes the model, each rank its own local state and
+the replicas that it holds for other nodes. So after a lost job the memory of the nodes that are
 left has it all; `diml run` removes it at the end.
 
 Invariants: a decision is taken from what all workers have said, so all take it; one that was
@@ -327,7 +327,9 @@ class Keeper:
             writes_model = rank == (hosts.index(hosts[rank]) if in_memory else 0)
             states = {"model": state.model()} if writes_model else {}
             for owner, local in state.locals.items():
-                if in_memory or owner == rank:
+                # A neighbour on this host writes its own, and would be lost with the same host.
+                elsewhere = in_memory and hosts[owner] != hosts[rank]
+                if owner == rank or elsewhere:
                     states[local_name(owner)] = local
             about = (self.identity, self._attempt, self._run, state.version)
             vault.offer(Manifest(*about, rank, len(hosts), state.uses_local), states)
