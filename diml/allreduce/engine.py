@@ -20,14 +20,14 @@ import numpy as np
 from diml.allreduce import exchange
 from diml.allreduce.driver import Driver
 from diml.allreduce.durability import Durability
-from diml.allreduce.log import Log, Pool, Result, Site
+from diml.allreduce.log import COMPARE_EVERY, Log, Pool, Result, Site
 from diml.allreduce.operation import (
     Kind,
     Request,
     signature,
 )
 from diml.allreduce.recovery import Core
-from diml.allreduce.reduce import COMPARE_EVERY, Allreduce
+from diml.allreduce.reduce import Allreduce
 from diml.allreduce.wire import pickled, travels_as_array, value_of
 from diml.checkpoint import codec
 from diml.checkpoint.memory import Checkpoint, Store
@@ -67,7 +67,7 @@ class Engine:
     @property
     def version(self) -> int:
         """Number of committed checkpoints (0 until load_checkpoint has returned)."""
-        return self._core.coordinates[0]
+        return self._core.version if self._core.loaded else 0
 
     @property
     def inherited(self) -> dict[int, Any]:

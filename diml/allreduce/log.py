@@ -15,12 +15,14 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from diml.allreduce.protocol import HASH_MASK
 
+# Failure-free, histories are compared at every checkpoint, at exit, and so often.
+COMPARE_EVERY = 64
 _HELD_MAX = 64
 _FOLD = 64
 
@@ -69,6 +71,16 @@ class Result:
             self.value.flags.writeable = False
 
 
+class Planned(Protocol):
+    """What the log must know of the plan of a short call."""
+
+    signature: int
+
+
+Quick: TypeAlias = "tuple[Planned, Result, CodeType, int]"
+"""A finished short call: its plan, its result, and its call site as in `Site`."""
+
+
 @dataclass(slots=True)
 class Record:
     """A finished collective as it is sent to the one that asks for it."""
@@ -82,27 +94,73 @@ class Log:
     """The results of the current version (or of the time before `load_checkpoint`).
 
     Attributes:
-        signatures, sites: of every collective since the stage began.
+        quick: short calls whose entries have not been made yet; see `Quick`. Whoever reads
+            anything else of the log finds them entered.
+        room: so many short calls may stand there before the histories are to be compared.
         shifts: by sequence, how far each shift went; their results are not alike on all ranks.
-        results: by sequence; None where one was dropped.
-        nbytes: memory of the results that are held.
-        barrier: the last collective that could not end before all had begun it.
-        gone_bytes: of those that were held before, in earlier versions too.
+        gone_bytes: memory of results that were held before, in earlier versions too.
+        entered: collectives in this log, and in those of earlier versions.
     """
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
-        self.signatures: list[int] = []
-        self.sites: list[Site] = []
-        self.results: list[Result | None] = []
+        self.quick: list[Quick] = []
+        self.room = COMPARE_EVERY - 1
+        self._signatures: list[int] = []
+        self._sites: list[Site] = []
+        self._results: list[Result | None] = []
         self.shifts: dict[int, int] = {}
-        self.nbytes = 0
+        self._nbytes = 0
         self.gone_bytes = 0
+        self.entered = 0
         self.forgotten = 0
         self._swept = 0
-        self.barrier = 0
+        self._barrier = 0
         self._folded = self._trace = 0
         self._held: list[Result] = []
+
+    def _enter(self) -> None:
+        """Make the entries of the short calls."""
+        for plan, result, code, at in self.quick:
+            self._signatures.append(plan.signature)
+            self._sites.append(Site((code, at)))
+            self._results.append(result)
+            self._nbytes += result.nbytes
+        self.entered += len(self.quick)
+        self.quick.clear()
+        self._barrier = max(0, len(self._results) - 1)
+        self._count()
+
+    def _count(self) -> None:
+        self.room = COMPARE_EVERY - 1 - len(self._results) % COMPARE_EVERY
+
+    @property
+    def signatures(self) -> list[int]:
+        """What was agreed on in each collective since the stage began."""
+        if self.quick:
+            self._enter()
+        return self._signatures
+
+    @property
+    def sites(self) -> list[Site]:
+        """Where each was called."""
+        if self.quick:
+            self._enter()
+        return self._sites
+
+    @property
+    def results(self) -> list[Result | None]:
+        """By sequence; None where one was dropped."""
+        if self.quick:
+            self._enter()
+        return self._results
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the results that are held."""
+        if self.quick:
+            self._enter()
+        return self._nbytes
 
     def append(self, signature: int, site: Site, result: Result, synchronising: bool) -> bool:
         """Record the next collective. Returns whether the budget is now exceeded.
@@ -110,12 +168,14 @@ class Log:
         `synchronising`: no rank could finish it before all had begun it.
         """
         if synchronising:
-            self.barrier = len(self.results)
+            self._barrier = len(self.results)
         self.signatures.append(signature)
-        self.sites.append(site)
-        self.results.append(result)
-        self.nbytes += result.nbytes
-        return self.nbytes > self.budget_bytes
+        self._sites.append(site)
+        self._results.append(result)
+        self._nbytes += result.nbytes
+        self.entered += 1
+        self._count()
+        return self._nbytes > self.budget_bytes
 
     def trace(self, *more: int) -> int:
         """Hash of all signatures since the stage began and `more`: equal histories, equal traces.
@@ -158,11 +218,11 @@ class Log:
         """
         copies = min(copies, size)
         stride = size // copies
-        for sequence in range(self._swept, self.barrier):
+        for sequence in range(self._swept, self._barrier):
             kept = (rank - sequence) % size in range(0, copies * stride, stride)
             if not kept and sequence not in self.shifts:
                 self._drop(sequence)
-        self._swept = max(self._swept, self.barrier)
+        self._swept = max(self._swept, self._barrier)
         # The newest one stays: it is what a death right now would need.
         while self.nbytes > self.budget_bytes and self.forgotten < len(self.results) - 1:
             self._drop(self.forgotten)
@@ -179,17 +239,18 @@ class Log:
             if result is not None and result.home is not None and not _recycle(result, result.home):
                 held.append(result)
         self._held = held[-_HELD_MAX:]
-        self.gone_bytes += self.nbytes
-        self.signatures, self.sites, self.results, self.shifts = [], [], [], {}
-        self.nbytes = self.forgotten = self._swept = self.barrier = 0
+        self.gone_bytes += self._nbytes
+        self._signatures, self._sites, self._results, self.shifts = [], [], [], {}
+        self._nbytes = self.forgotten = self._swept = self._barrier = 0
         self._folded = self._trace = 0
+        self._count()
 
     def _drop(self, sequence: int) -> None:
         result = self.results[sequence]
         if result is None:
             return
         self.results[sequence] = None
-        self.nbytes -= result.nbytes
+        self._nbytes -= result.nbytes
         self.gone_bytes += result.nbytes
         if result.home is not None:
             _recycle(result, result.home)
@@ -210,11 +271,14 @@ class Pool:
     """Buffers for results, by dtype and shape, so that a collective need not touch fresh pages."""
 
     def __init__(self) -> None:
-        self._free: dict[tuple[Any, tuple[int, ...]], list[Result]] = {}
+        self._free: dict[tuple[Any, tuple[int, ...], bool], list[Result]] = {}
 
-    def shelf(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> list[Result]:
-        """The free buffers of one kind; pop one, or make one with `fresh`."""
-        return self._free.setdefault((dtype, shape), [])
+    def shelf(
+        self, dtype: np.dtype[Any], shape: tuple[int, ...], shown: bool = False
+    ) -> list[Result]:
+        """The free buffers of one kind; pop one, or make one with `fresh`. Those of short calls
+        are kept apart: they know how MPI is to be shown them."""
+        return self._free.setdefault((dtype, shape, shown), [])
 
     def take(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Result:
         """A buffer whose content is undefined."""

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import CodeType
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diml.allreduce import exchange
 from diml.allreduce.driver import Driver
-from diml.allreduce.log import Pool, Result, Site, fresh
+from diml.allreduce.log import COMPARE_EVERY, Pool, Result, Site, fresh
 from diml.allreduce.operation import (
     Array,
     Kind,
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
     from diml.world.calls import Calls
     from diml.world.link import Link
 
-# Failure-free, histories are compared at every checkpoint, at exit, and so often.
-COMPARE_EVERY = 64
-# Longer arrays go to MPI in pieces.
-_PLANNED_MAX = 1 << 30
 _NDARRAY = np.ndarray
 
 
@@ -47,36 +43,39 @@ class Plan:
 
     Attributes:
         op, dtype, shape: what it is for.
+        flat: MPI refuses such an array by itself if its elements do not lie side by side.
         signature: what the ranks must agree on.
-        shelf: the free buffers for its results.
-        reduce: the MPI call, of an array and a buffer's `shown`.
-        code, at, site: where it was called from last, and the same as a Site.
+        ready: free buffers for its results.
+        count, call, kind, mpi_op: the MPI call; see `Link.reducer`.
     """
 
-    __slots__ = ("at", "code", "dtype", "op", "reduce", "shape", "shelf", "signature", "site")
+    __slots__ = (
+        "call",
+        "count",
+        "dtype",
+        "flat",
+        "kind",
+        "mpi_op",
+        "op",
+        "ready",
+        "shape",
+        "signature",
+    )
 
     def __init__(
-        self, op: str, array: Array, how: Reduction, link: Link, shelf: list[Result]
+        self, op: str, array: Array, how: Reduction, link: Link, ready: list[Result]
     ) -> None:
         assert how.mpi_op is not None
-        self.op, self.dtype, self.shape = op, array.dtype, array.shape
+        self.op, self.dtype, self.shape, self.count = op, array.dtype, array.shape, array.size
+        self.flat = array.ndim <= 1
         self.signature = signature(Kind.ALLREDUCE, how.code, array.shape)
-        self.shelf = shelf
-        self.reduce: Callable[[Array, Any], None]
-        self.reduce = link.reducer(how.mpi_op, array.dtype, array.size)
-        self.code: CodeType | None = None
-        self.at = -1
-        self.site: Site
-
-    def called_from(self, code: CodeType, at: int) -> None:
-        """Note another call site."""
-        self.code, self.at, self.site = code, at, Site((code, at))
+        self.ready = ready
+        self.call, self.kind, self.mpi_op = link.reducer(how.mpi_op, array.dtype, array.size)
 
     def buffer(self, shown: Callable[[Array], Any]) -> Result:
-        """Memory for a result, where there is none on the shelf or it was used otherwise."""
-        result = self.shelf.pop() if self.shelf else fresh(self.dtype, self.shape, self.shelf)
-        if result.shown is None:
-            result.shown = shown(result.owner)
+        """Memory for one more result."""
+        result = fresh(self.dtype, self.shape, self.ready)
+        result.shown = shown(result.owner)
         return result
 
 
@@ -98,6 +97,7 @@ class Allreduce:
         self._core, self._driver, self._pool, self._calls = core, driver, pool, calls
         self._collective = collective
         self._may_plan = plans
+        calls.short = self.short
         self.sit_down(None)
 
     def sit_down(self, link: Link | None) -> None:
@@ -132,42 +132,61 @@ class Allreduce:
             GaveUp: more was lost at once than there are copies.
         """
         frame = sys._getframe(1)
-        core = self._core
         if prepare is not None or out is not None or type(array) is not _NDARRAY:
             return self._by_script(array, op, prepare, out, _site(frame))
-        shape, plan = array.shape, self._last
-        if plan is None or plan.shape != shape or plan.dtype is not array.dtype or plan.op != op:
-            known = type(op) is str
-            plan = self._last = self._plans.get((op, array.dtype, shape)) if known else None
+        plan, core = self._last, self._core
+        if (
+            plan is None
+            or plan.dtype is not array.dtype
+            or plan.shape != array.shape
+            or plan.op != op
+        ):
+            plan = self._known(array, op)
         log = core.steps if core.loaded else core.boot
-        sequence = len(log.results)
-        compares = sequence % COMPARE_EVERY == COMPARE_EVERY - 1
-        if plan is None or compares or core.recovering or not array.flags.c_contiguous:
+        quick = log.quick
+        if plan is None or len(quick) >= log.room or not (plan.flat or array.flags.c_contiguous):
             return self._by_script(array, op, None, None, _site(frame))
-        if frame.f_lasti != plan.at or frame.f_code is not plan.code:
-            plan.called_from(frame.f_code, frame.f_lasti)
-        shelf, calls, site = plan.shelf, self._calls, plan.site
-        result = shelf.pop() if shelf and shelf[-1].shown else plan.buffer(self._link.shown)
-        # As `Calls.begin`, `Calls.end` and `Log.append` do: calls would be felt here.
-        calls.site, calls.inside = site, True
-        calls.serial += 1
+        result = plan.ready.pop() if plan.ready else plan.buffer(self._link.shown)
+        # The watchdogs make a call site of it if they have to, and the log does so later: here
+        # every step is felt.
+        self._calls.inside = frame
         try:
-            plan.reduce(array, result.shown)
-        except PeerFailed as error:
-            self._driver.keep(array, result)
-            self._driver.fail(error)
-            return self._by_script(array, op, None, None, site)
+            plan.call([array, plan.count, plan.kind], result.shown, plan.mpi_op)
+        except Exception as error:
+            return self._failed(error, array, op, result, _site(frame))
         finally:
-            calls.inside = False
-        log.barrier = sequence
-        log.signatures.append(plan.signature)
-        log.sites.append(site)
-        log.results.append(result)
-        log.nbytes += result.nbytes
-        if log.nbytes > log.budget_bytes:
-            core.tighten()
+            self._calls.inside = False
+        quick.append((plan, result, frame.f_code, frame.f_lasti))
         value: Array = result.value
         return value
+
+    def _known(self, array: Array, op: Reducer) -> Plan | None:
+        """The plan of a call of another kind than the last one, if there is one."""
+        self._last = self._plans.get((op, array.dtype, array.shape)) if type(op) is str else None
+        return self._last
+
+    def short(self, inside: object) -> tuple[int, object]:
+        """Of the short calls, for the watchdogs: see `Calls.short`."""
+        core, site = self._core, None
+        log = core.steps if core.loaded else core.boot
+        count = core.boot.entered + core.steps.entered + len(log.quick)
+        if isinstance(inside, FrameType):
+            return count + 1, _site(inside)
+        for _, _, code, at in log.quick[-1:]:
+            site = Site((code, at))
+        return count, site
+
+    def _failed(
+        self, error: Exception, array: Array, op: Reducer, result: Result, site: Site
+    ) -> Array:
+        """A short call has not come to its end: somebody died, or MPI did not take the array."""
+        failure = self._link.failure(error)
+        if isinstance(failure, PeerFailed):
+            self._driver.keep(array, result)
+            self._driver.fail(failure)
+        elif not isinstance(error, BufferError):
+            raise failure or error
+        return self._by_script(array, op, None, None, site)
 
     def _by_script(
         self,
@@ -179,7 +198,12 @@ class Allreduce:
     ) -> Array:
         source = native(array)
         how = reduction(op, source.dtype)
-        if type(op) is str and how.view == source.dtype and self._may_plan:
+        if (
+            type(op) is str
+            and how.view == source.dtype
+            and self._may_plan
+            and not self._core.recovering
+        ):
             self._plan(op, source, how)
         if out is not None and (out.shape != source.shape or out.dtype != source.dtype):
             raise Misuse(
@@ -206,13 +230,17 @@ class Allreduce:
 
     def _plan(self, op: str, array: Array, how: Reduction) -> None:
         """Let the next call like this one be a short one."""
-        key = (op, array.dtype, array.shape)
-        if how.mpi_op is not None and key not in self._plans and 0 < array.size <= _PLANNED_MAX:
-            shelf = self._pool.shelf(array.dtype, array.shape)
-            self._plans[key] = Plan(op, array, how, self._link, shelf)
+        if not self._may_plan or self._core.recovering:
+            return
+        key, most = (op, array.dtype, array.shape), self._core.boot.budget_bytes // 4
+        # Until the log looks at its budget again.
+        small = 0 < array.nbytes * COMPARE_EVERY <= most
+        if how.mpi_op is not None and small and key not in self._plans:
+            ready = self._pool.shelf(array.dtype, array.shape, shown=True)
+            self._plans[key] = Plan(op, array, how, self._link, ready)
 
 
-def _site(frame: Any) -> Site:
+def _site(frame: FrameType) -> Site:
     return Site((frame.f_code, frame.f_lasti))
 
 

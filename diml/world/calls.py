@@ -47,13 +47,22 @@ class Standing:
 class Calls:
     """The call that this process is in; written by its main thread, read by its watchdog."""
 
-    __slots__ = ("busy_ticks", "inside", "serial", "site")
+    __slots__ = ("busy_ticks", "inside", "serial", "short", "site")
 
     def __init__(self) -> None:
         self.serial = 0
-        self.inside = False
+        self.inside: object = False
         self.busy_ticks = 0
         self.site: object = ""
+        # Of calls so short that they only set `inside`, and that to something of their own: how
+        # many there were, this one included, and the site of the last if nothing came after it.
+        self.short: Callable[[object], tuple[int, object]] = lambda inside: (0, None)
+
+    def now(self) -> tuple[int, bool, str]:
+        """Number of calls that were begun, whether one is under way, and the site of the last."""
+        inside = self.inside
+        count, site = self.short(inside)
+        return self.serial + count, bool(inside), str(site or self.site)
 
     def begin(self, site: object) -> None:
         """The main thread enters a call that may wait for others; `site` is shown by `str`."""
@@ -80,7 +89,7 @@ class Activity:
         self._waiting += inside
         if self._ticks == _TICKS_AN_EVENT:
             self._event(
-                "activity", ticks=self._ticks, waiting=self._waiting, calls=self._calls.serial
+                "activity", ticks=self._ticks, waiting=self._waiting, calls=self._calls.now()[0]
             )
             self._ticks = self._waiting = 0
 
@@ -115,10 +124,9 @@ class Board:
 
     def publish(self, slot: int, heartbeat: int, calls: Calls) -> None:
         """Write this process's record."""
-        site = str(calls.site).encode()[:_SITE_BYTES]
-        record = _RECORD.pack(
-            heartbeat, calls.serial, int(calls.inside), calls.busy_ticks, len(site)
-        )
+        serial, inside, text = calls.now()
+        site = text.encode()[:_SITE_BYTES]
+        record = _RECORD.pack(heartbeat, serial, int(inside), calls.busy_ticks, len(site))
         start = slot * _STRIDE
         self._memory[start : start + len(record) + len(site)] = record + site
 

@@ -26,7 +26,6 @@ from diml.errors import CallFailed, DimlError, PeerFailed
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
-Shown = list[Any]
 
 ANY = MPI.ANY_SOURCE
 # The world's own tags; users of a link keep below 1 << 14.
@@ -119,27 +118,27 @@ class Link:
         except MPI.Exception as error:
             raise _translated(error) from None
 
-    def reducer(self, op: str, dtype: np.dtype[Any], count: int) -> Callable[[Array, Shown], None]:
-        """`allreduce` of C-contiguous arrays of one dtype and size (at most 2^30 elements).
+    def reducer(
+        self, op: str, dtype: np.dtype[Any], count: int
+    ) -> tuple[Callable[..., None], object, object]:
+        """MPI's own allreduce for arrays of one dtype and size, its type and its operation.
 
-        Takes the array to send, and `shown` of the one to receive in. To be told count and type
-        spares MPI's Python layer a look at each array: half the cost of a short call.
+        To be called as `call([array, count, type], shown(result), operation)`: to be told count
+        and type spares MPI's Python layer a look at each array, half the cost of a short call.
+        What it raises is for `failure`. At most 2^30 elements.
         """
         assert count <= _PIECE
-        call, mpi_op, kind = self.comm.Allreduce, _OPS[op], MPI.Datatype.fromcode(dtype.char)
-
-        def reduce(send: Array, recv: Shown) -> None:
-            try:
-                call([send, count, kind], recv, mpi_op)
-            except MPI.Exception as error:
-                raise _translated(error) from None
-
-        return reduce
+        return self.comm.Allreduce, MPI.Datatype.fromcode(dtype.char), _OPS[op]
 
     @staticmethod
-    def shown(array: Array) -> Shown:
+    def shown(array: Array) -> list[Any]:
         """An array as MPI is to be shown it: memory, number of elements, type."""
         return [array, array.size, MPI.Datatype.fromcode(array.dtype.char)]
+
+    @staticmethod
+    def failure(error: Exception) -> DimlError | None:
+        """What an error of MPI's means, or None if it is none of MPI's."""
+        return _translated(error) if isinstance(error, MPI.Exception) else None
 
     def allreduce_custom(self, send: Array, recv: Array, fn: Callable[[Array, Array], Any]) -> None:
         """Reduction with a function of two arrays, folded in rank order at rank 0.

@@ -114,7 +114,7 @@ class Watchdog:
                 entry.ticks_left -= 1
                 if entry.ticks_left <= 0:
                     self._give_up(entry)
-            self._watch.beat(calls.inside)
+            self._watch.beat(bool(calls.inside))
             self._fence_frozen()
             self._fence_late()
 
