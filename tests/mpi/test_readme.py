@@ -12,7 +12,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (CHECKOUT / "README.md").read_text
 
 
 def test_the_readme_has_an_example_of_each_way() -> None:
-    for call in ("job.allreduce", "job.parameter_server", "run(job, program"):
+    for call in ("job.checkpoint(total)  #", "job.parameter_server", "run(job, program"):
         assert sum(call in example for example in EXAMPLES) == 1
 
 
