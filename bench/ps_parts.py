@@ -111,14 +111,14 @@ def stragglers(staleness: int) -> None:
             _say(seconds=time.perf_counter() - begun)
 
 
-def compute(seconds: int) -> None:
+def compute(seconds: int, tables: int = 0) -> None:
     """Pure compute by every worker: how much of it a waiting server or spare takes away."""
     values = np.zeros((2000, WIDTH), np.float32)
     ids, deltas = np.arange(2000), np.ones((2000, WIDTH), np.float32)
     from diml.kernels.rows import scatter_add
 
     with diml.init(servers=1) as job:
-        if len(sys.argv) > 3:
+        if tables:
             job.parameter_server().table("R", 10, 2)
         scatter_add(values, 0, ids, deltas)
         job.barrier()

@@ -150,6 +150,9 @@ class Node:
             self._client = self._new_client(*asked[:5], alone)
             self._asked = asked
             self._client.open()
+            origin = self._client.resumed
+            if origin is not None and not self._world.incarnation:
+                self._world.event("resume", version=origin.clock)
             if self._recorded is not None:
                 self.go_to(self._recorded)
             self._warn_unreplicated()
