@@ -1,18 +1,22 @@
 """What a durable checkpoint costs: against a plain write of the same bytes, and to the job.
 
-    python bench/checkpoint.py [--mb 1024] [--rounds 3] [--directory DIR]
+    python bench/checkpoint.py [--mb 1024] [--rounds 3] [--directory DIR] [--mf ENGINE]
 
 Prints a table: seconds and rate of a plain write (one file, fsync), of a durable checkpoint (shard,
 manifest, all syncs), their ratio; and by how much a loop of computing in the main thread was held
 up while the background thread wrote, as a part of the time that the write took. Paired rounds
-take turns; the table gives the best of each.
+take turns; the table gives the best of each. With `--mf` only: what matrix factorization on two
+workers loses to a checkpoint in the memory of the node after every pass.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,9 +26,12 @@ import numpy as np
 from diml.checkpoint import codec
 from diml.checkpoint.durable import Vault
 from diml.checkpoint.shard import Bytes, Identity, Manifest
+from diml.world import marker, node_memory
 
 # What is promised: the rate of a plain write, and what the training loop may lose.
 RATE_LEAST, HELD_MOST = 0.80, 0.10
+MF_MOST = 0.03
+MF = "--generate --K 32 --update adagrad --lambda 0.02 --num_iterations 30 --quiet --loss_file loss"
 
 
 def plain_write(path: Path, data: Bytes) -> float:
@@ -75,13 +82,48 @@ def held_up(directory: Path, data: Bytes, work: Bytes) -> float:
     return max(0.0, 1.0 - steps / (free * seconds))
 
 
+def factorize(engine: str, in_memory: bool) -> float:
+    """Seconds of training of one run, as its loss file tells them."""
+    mpirun = str(Path(sys.executable).with_name("mpirun"))
+    servers = "0" if engine == "rotate" else "1"
+    with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+        memory = node_memory.new_folder()
+        if in_memory:
+            env[marker.MEMORY] = str(memory)
+        program = [sys.executable, "-m", "diml.jobs.mf", *MF.split(), "--engine", engine]
+        command = [mpirun, "-n", str(2 + int(servers)), *program, "--servers", servers]
+        try:
+            subprocess.run(command, env=env, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        finally:
+            shutil.rmtree(memory, ignore_errors=True)
+        *_, last = csv.DictReader(Path(folder, "loss").read_text().splitlines())
+    return float(last["seconds"])
+
+
+def mf_cost(engine: str, rounds: int) -> None:
+    """Measure and print what checkpoints in memory cost matrix factorization."""
+    plain, kept = [], []
+    for _ in range(rounds):
+        plain.append(factorize(engine, False))
+        kept.append(factorize(engine, True))
+    print(f"{'MF, engine ' + engine:34} {'seconds':>9}")
+    print(f"{'without checkpoints':34} {min(plain):9.2f}")
+    print(f"{'in memory after every pass':34} {min(kept):9.2f}")
+    print(f"cost: {min(kept) / min(plain) - 1:.1%} (at most {MF_MOST:.0%})")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mb", type=int, default=1024, help="size of the state")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--directory", type=Path, default=Path("."))
+    parser.add_argument("--mf", metavar="ENGINE", help="what MF loses to checkpoints in memory")
     flags = parser.parse_args()
+    if flags.mf is not None:
+        mf_cost(flags.mf, flags.rounds)
+        return
     state = np.random.default_rng(0).integers(0, 255, flags.mb << 20, dtype=np.uint8)
     data = codec.encode({"w": state})
     work = np.ones(8 << 20, np.uint8)

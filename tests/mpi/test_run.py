@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import signal
 import textwrap
+import time
 from pathlib import Path
+
+import pytest
 
 from tests.helpers.mpi import Finished, Running, start_mpi
 from tests.mpi.test_durable import PROGRAM, answer
@@ -70,6 +73,39 @@ def test_what_a_killed_run_has_left_in_memory_is_removed_by_the_next(tmp_path: P
     with start(tmp_path, 0.0) as running:
         done = running.wait(timeout_s=90).expect(0)
     assert f"removed {memory}" in done.stderr and not memory.exists()
+
+
+FACTORIZE = ["diml.jobs.mf", "--generate", "--K", "8", "--lambda", "0.02", "--quiet"]
+
+
+@pytest.mark.parametrize("engine", ["rotate"])
+def test_factorization_goes_on_from_the_memory_of_the_node(tmp_path: Path, engine: str) -> None:
+    iterations = 12
+
+    def factorize(name: str) -> Running:
+        (tmp_path / name).mkdir()
+        flags = ["--engine", engine, "--num_iterations", str(iterations), "--update", "adagrad"]
+        command = ["run", "-n", "2", "--", *FACTORIZE, *flags, "--output_prefix", f"{name}/out"]
+        return start_mpi(None, ["-m", "diml.cli", *command], cwd=tmp_path)
+
+    def told(name: str) -> list[str]:
+        path = tmp_path / name / "out.loss"
+        return path.read_text().splitlines()[1:] if path.exists() else []
+
+    with factorize("calm") as running:
+        running.wait(timeout_s=150).expect(0)
+    with factorize("lost") as running:
+        deadline = time.monotonic() + 90
+        while len(told("lost")) < iterations // 2:
+            assert time.monotonic() < deadline, told("lost")
+            time.sleep(0.01)
+        kill_mpirun(running)
+        done = running.wait(timeout_s=150).expect(0)
+    assert done.stderr.count("started again") == 1, done.report()
+    for name in ("out.L", "out.R"):
+        assert (tmp_path / "lost" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
+    # Every iteration stands there once, in its order.
+    assert [int(line.split(",")[0]) for line in told("lost")] == list(range(1, iterations + 1))
 
 
 def test_a_signal_ends_it_in_good_order_and_the_next_run_goes_on(tmp_path: Path) -> None:
