@@ -20,7 +20,9 @@ from diml.data.parse import parse_lines
 from diml.data.stream import warm_up as warm_up_stream
 from diml.errors import Misuse
 from diml.jobs import mf_files
+from diml.jobs.account import Account
 from diml.jobs.flags import parse, run_job
+from diml.jobs.mf_course import Course
 from diml.jobs.mf_data import Entries, Facts, Layout, Ratings, choose_layout
 from diml.jobs.mf_flags import Plan, parser, plan_of, servers_of
 from diml.jobs.mf_load import load
@@ -29,7 +31,7 @@ from diml.jobs.mf_output import check_writable
 from diml.jobs.mf_report import Report
 from diml.jobs.mf_rotate import Passes, Rotation
 from diml.jobs.mf_stored import Stored
-from diml.jobs.mf_train import Course, Tables, Training
+from diml.jobs.mf_train import Tables, Training
 from diml.kernels import mf as kernels
 from diml.report.progress import Progress
 
@@ -163,7 +165,7 @@ def with_servers(
     """Train with R on the parameter server; why it ended early, or nothing."""
     flags, rule = plan.flags, plan.rule
     origin = time.time()
-    ps = job.parameter_server(staleness=flags.staleness)
+    ps = job.parameter_server(staleness=flags.staleness, any_workers=True)
     wanted = flags.num_clocks_per_iter
     cut = wanted, ratings.most_blocks
     layout = choose_layout(ps.workers, flags.staleness, ratings.col_entries, rule.eta(0), *cut)
@@ -171,7 +173,8 @@ def with_servers(
     del ratings
     course = Course(flags.num_iterations, layout.blocks, flags.staleness, flags.eval_every)
     tables = Tables.of(ps.table, rule, facts, course, keep_left=plan.prefix is not None)
-    training = Training(ps, tables, course, facts, share, rule, origin, plan.goal)
+    account = Account(job, "updates")
+    training = Training(ps, tables, course, facts, share, rule, origin, plan.goal, account)
     training.run(report.tell if report is not None else None)
     if report is not None and plan.prefix is not None:
         factors = Factors(tables.left, tables.right, tables.side)

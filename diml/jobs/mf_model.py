@@ -195,6 +195,14 @@ class Model:
         return bias, total
 
 
+def meeting(
+    target: npt.NDArray[np.int32], source: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Places in `target` and in `source` that hold the same id; ids are unique in each."""
+    _, to, of = np.intersect1d(target, source, assume_unique=True, return_indices=True)
+    return to, of
+
+
 def start_of_right(rule: Rule, cols: npt.NDArray[np.int64], n_cols: int) -> npt.NDArray[np.float32]:
     """Start values of these rows of R, then what stands beside them: float32, flat."""
     flat = np.zeros(len(cols) * (rule.k + rule.side_cols), np.float32)

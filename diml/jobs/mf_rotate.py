@@ -25,7 +25,7 @@ import numpy.typing as npt
 from diml.jobs.account import Account
 from diml.jobs.mf_data import Facts, Share
 from diml.jobs.mf_evaluation import HALVINGS_MAX, Evaluation, Goal, too_large
-from diml.jobs.mf_model import Columns, Model, Rule, Sums, start_of_right
+from diml.jobs.mf_model import Columns, Model, Rule, Sums, meeting, start_of_right
 
 Floats = npt.NDArray[np.float32]
 # Of a worker's state, what all workers have alike, or nearly so.
@@ -79,8 +79,8 @@ class Rotation:
         self._rule, self._passes = rule, passes
         self._model = Model(rule, share, facts.mean, facts.n_rows)
         self._held = start_of_right(rule, share.block_at(0).cols, facts.n_cols)
-        self._row_ids = _saved_ids(share.row_ids, facts.row_ids)
-        self._col_ids = _saved_ids(share.block_at(0).cols, facts.col_ids)
+        self._row_ids = share.row_ids.astype(np.int32)
+        self._col_ids = share.block_at(0).cols.astype(np.int32)
         self._origin, self._eval_seconds = origin, 0.0
         self._account = Account(job, "updates")
         self._iteration = 0
@@ -220,18 +220,3 @@ class Rotation:
             if whole is not None:
                 whole[ids] = rows
         return whole
-
-
-def meeting(
-    target: npt.NDArray[np.int32], source: npt.NDArray[np.int32]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Places in `target` and in `source` that hold the same id; ids are unique in each."""
-    _, to, of = np.intersect1d(target, source, assume_unique=True, return_indices=True)
-    return to, of
-
-
-def _saved_ids(
-    ids: npt.NDArray[np.int64], names: npt.NDArray[np.int64] | None
-) -> npt.NDArray[np.int32]:
-    """Ids as the user's data have them: those of the model may depend on the workers."""
-    return (ids if names is None else names[ids]).astype(np.int32)

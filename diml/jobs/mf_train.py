@@ -1,34 +1,32 @@
-"""The course of matrix factorization on the parameter server, clock by clock.
+"""Training of matrix factorization on the parameter server, clock by clock.
 
-Owns what a worker does in which clock, and what it keeps for a replacement. Must not know files,
-flags or MPI: it talks to `ps` only.
+Owns what a worker does in a clock, what it keeps for a replacement, and what goes into a durable
+checkpoint. Must not know files, flags or MPI: it talks to `ps` only. Which clock has which work
+is `mf_course`'s.
 
-What is done in a clock follows from the clock's number alone, so a replacement that starts anew
-goes on at `ps.clock_now` with `ps.local`. For T = iterations x blocks and staleness s:
-
-    0 .. T - 1      a block each; where an iteration begins, the one before is evaluated first
-    T .. T + s - 1  nothing, so that every update of the training is in what is read next
-    T + s           the last evaluation; L goes into a table where it is asked for
-    .. T + 2 s      nothing, for the same reason
-
-Nobody waits at a barrier: after clock T + 2 s a `get` has everything.
+A checkpoint is made where an iteration begins, so a run on another number of workers, cut into
+other clocks, can go on from it: R and the evaluations stand on the servers, and each worker's
+state names its rows of L.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from diml.jobs.account import Account
+from diml.jobs.mf_course import Course
 from diml.jobs.mf_data import Block, Facts, Share
 from diml.jobs.mf_evaluation import Evaluation, Goal, too_large
-from diml.jobs.mf_model import Columns, Model, Rule, Sums
+from diml.jobs.mf_model import Columns, Model, Rule, Sums, meeting
 
 _ROWS_AT_ONCE = 1 << 16
+_SUMS_ROWS = 4096
 _FIELDS = ("squares", "held_out", "penalty", "workers", "seconds", "eval_seconds")
 
 
@@ -50,58 +48,19 @@ class Server(Protocol):
     def clock_now(self) -> int: ...
     @property
     def local(self) -> Any: ...
+    @property
+    def resumed(self) -> Any: ...
     def clock(self, local: Any = None) -> None: ...
-
-
-@dataclass(frozen=True)
-class Course:
-    """How long it goes, and when it is evaluated. See the module's text for the clocks."""
-
-    iterations: int
-    blocks: int
-    staleness: int
-    eval_every: int = 1
-
-    @property
-    def trained(self) -> int:
-        """The first clock after the training."""
-        return self.iterations * self.blocks
-
-    @property
-    def last_evaluation(self) -> int:
-        """The clock in which the result is evaluated and handed over."""
-        return self.trained + self.staleness
-
-    @property
-    def end(self) -> int:
-        """The clock from which on every read has everything."""
-        return self.last_evaluation + self.staleness + 1
-
-    def ending(self, clock: int) -> Course:
-        """The course that ends with the iteration that is under way in this clock."""
-        iterations = min(-(-clock // self.blocks), self.iterations)
-        return replace(self, iterations=max(iterations, 1))
-
-    def evaluated(self, clock: int) -> int | None:
-        """The iteration (1-based) that is evaluated at the start of this clock, if one is."""
-        if clock == self.last_evaluation:
-            return self.iterations
-        iteration, block = divmod(clock, self.blocks)
-        due = block == 0 and iteration % self.eval_every == 0
-        return iteration if due and 0 < iteration < self.iterations else None
-
-    def readable(self, clock: int, after: int) -> list[int]:
-        """The iterations above `after` whose evaluations who reads in this clock has whole."""
-        whole = min((clock - self.staleness - 1) // self.blocks, self.iterations - 1)
-        first = after // self.eval_every + 1
-        due = [i * self.eval_every for i in range(first, whole // self.eval_every + 1)]
-        return due + [self.iterations] * (clock >= self.end and after < self.iterations)
+    def checkpoint(self, local: Any = None) -> None: ...
 
 
 @dataclass(frozen=True)
 class Tables:
     """The job's tables: right (n_cols, k), side (n_cols, side_cols) where there are any, sums
-    (iterations, fields) float64, left (n_rows, k and bias) where L is to be handed over."""
+    (at least iterations, fields) float64, left (n_rows, k and bias) where L is to be handed over.
+
+    A run that goes on for more iterations must find the same tables, so sums has rows to spare.
+    """
 
     right: Table
     side: Table | None
@@ -114,10 +73,11 @@ class Tables:
     ) -> Tables:
         """Make or look up the tables. `make` is `ps.table`."""
         rows, cols, width = facts.n_rows, facts.n_cols, rule.side_cols
+        spare = max(_SUMS_ROWS, 1 << course.iterations.bit_length())
         return cls(
             make("R", rows=cols, cols=rule.k, dtype="float32", init=rule.right_start),
             make("R_side", rows=cols, cols=width, dtype="float32", init="zeros") if width else None,
-            make("sums", rows=course.iterations, cols=len(_FIELDS), dtype="float64", init="zeros"),
+            make("sums", rows=spare, cols=len(_FIELDS), dtype="float64", init="zeros"),
             make("L", rows=rows, cols=rule.k + rule.biased, dtype="float32", init="zeros")
             if keep_left
             else None,
@@ -142,21 +102,48 @@ class Training:
         rule: Rule,
         origin: float,
         goal: Goal,
+        account: Account,
     ) -> None:
         """`origin` is the wall-clock time (s since the epoch) from which `seconds` counts."""
         self._ps, self._tables, self._course = ps, tables, course
         self._model = Model(rule, share, facts.mean, facts.n_rows)
         self._share, self._rule = share, rule
         self._facts, self._goal = facts, goal
-        self._origin = origin
+        self._origin, self._account = origin, account
         self._eval_seconds = 0.0
         self._read_up_to = 0
         self.evaluations: list[Evaluation] = []
         self.ended = ""
-        if ps.local is not None:
-            self._model.restore(ps.local)
-            self._origin = ps.local["origin"]
-            self._eval_seconds = ps.local["eval_seconds"]
+        self._rows = share.row_ids.astype(np.int32)
+        state = self._found_state()
+        if state is not None:
+            self._go_on_from(state)
+
+    def _found_state(self) -> dict[str, Any] | None:
+        """This worker's state as it was kept: by its predecessor, or by the run before, maybe on
+        another number of workers."""
+        local, resumed = self._ps.local, self._ps.resumed
+        if local is not None or resumed is None:
+            found: dict[str, Any] | None = local
+            return found
+        states = resumed.locals
+        mine = {**states[0], **self._model.state(), "halvings": states[0]["halvings"]}
+        for state in states:
+            to, of = meeting(self._rows, state["rows"])
+            for name in ("left", "row_bias", "row_sum"):
+                mine[name][to] = state[name][of]
+        return mine
+
+    def _go_on_from(self, state: dict[str, Any]) -> None:
+        self._model.restore(state)
+        self._origin, self._eval_seconds = state["origin"], state["eval_seconds"]
+        start = state["start"]
+        if "iteration" in state:
+            # From a durable checkpoint: nobody has trained in the meantime.
+            start = self._ps.clock_now, state["iteration"]
+            self._origin += time.time() - state["now"]
+        self._course = self._course.resumed(*start)
+        self._read_up_to = self._course.start_clock
 
     def run(self, report: Callable[[Sequence[Evaluation]], None] | None) -> None:
         """Train from `ps.clock_now` to the end. `report` (worker 0's) is told of all evaluations
@@ -171,15 +158,20 @@ class Training:
             if watches and self._read(clock) and report is not None:
                 report(self.evaluations)
             if clock >= self._course.end:
+                self._account.tell(last=True)
                 return
             iteration = self._course.evaluated(clock)
             if iteration is not None:
                 self._evaluate(iteration)
             if clock < self._course.trained:
-                self._descend(self._share.block_at(clock), clock // self._course.blocks)
+                block = self._share.block_at(clock - self._course.start_clock)
+                self._descend(block, self._course.iteration(clock))
             elif clock == self._course.last_evaluation:
                 self._hand_over()
             ps.clock(local=self._state())
+            if self._course.begins(ps.clock_now):
+                ps.checkpoint(self._durable_state)
+            self._account.tell()
 
     def _read(self, clock: int) -> bool:
         """Take what has become readable; end early where that reaches the goal.
@@ -188,8 +180,11 @@ class Training:
         that of the others.
         """
         before = len(self.evaluations)
+        if not before and self._course.start_iteration:
+            self._recall()
         for past in range(self._read_up_to, clock + 1):
-            after = self.evaluations[-1].iteration if self.evaluations else 0
+            last = self.evaluations[-1].iteration if self.evaluations else 0
+            after = max(last, self._course.start_iteration - 1)
             for evaluation in self._found(self._course.readable(past, after)):
                 if not evaluation.finite:
                     raise too_large(evaluation)
@@ -199,29 +194,42 @@ class Training:
         self._read_up_to = clock + 1
         return len(self.evaluations) > before
 
+    def _recall(self) -> None:
+        """The evaluations of the run that this one goes on from."""
+        earlier = self._tables.sums.get(np.arange(self._course.start_iteration - 1))
+        for iteration, row in enumerate(earlier, 1):
+            sums = dict(zip(_FIELDS, map(float, row), strict=True))
+            if sums["workers"]:
+                self.evaluations.append(self._evaluation(iteration, sums))
+
     def _found(self, iterations: list[int]) -> list[Evaluation]:
         """Read the evaluations of these iterations, which must be readable by now."""
         if not iterations:
             return []
         rows = self._tables.sums.get(np.array(iterations, np.int64) - 1)
-        return [
-            self._evaluation(iteration, dict(zip(_FIELDS, map(float, row), strict=True)))
-            for iteration, row in zip(iterations, rows, strict=True)
-        ]
+        read = [dict(zip(_FIELDS, map(float, row), strict=True)) for row in rows]
+        early = [sums for sums in read if sums["workers"] != self._ps.workers]
+        assert not early, "an evaluation was read before its time"
+        return [self._evaluation(n, sums) for n, sums in zip(iterations, read, strict=True)]
 
     def _evaluation(self, iteration: int, sums: dict[str, float]) -> Evaluation:
-        assert sums["workers"] == self._ps.workers, "an evaluation was read before its time"
         found = Sums(sums["squares"], sums["held_out"], sums["penalty"])
         times = sums["seconds"], sums["eval_seconds"]
         return Evaluation.of(iteration, found, self._facts, self._rule.decay, times)
 
     def _state(self) -> dict[str, Any]:
         clock = {"origin": self._origin, "eval_seconds": self._eval_seconds}
-        return {**self._model.state(), **clock}
+        start = self._course.start_clock, self._course.start_iteration
+        return {**self._model.state(), **clock, "start": start}
+
+    def _durable_state(self) -> dict[str, Any]:
+        """What another run needs, perhaps on other workers."""
+        iteration = self._course.iteration(self._ps.clock_now)
+        return {**self._state(), "rows": self._rows, "iteration": iteration, "now": time.time()}
 
     def _columns(self, block: Block) -> Columns:
         """The block's columns as they stand on the servers, for this worker to change."""
-        right = np.array(self._tables.right.get(block.cols))
+        right = np.array(self._account.waiting(self._tables.right.get, block.cols))
         if self._tables.side is None:
             return Columns(right, np.empty((len(block.cols), 0), np.float32))
         return Columns(right, np.array(self._tables.side.get(block.cols)))
@@ -232,6 +240,7 @@ class Training:
         columns = self._columns(block)
         before = Columns(columns.right.copy(), columns.side.copy())
         self._model.descend(block, columns, iteration)
+        self._account.units += len(block)
         self._tables.right.inc(block.cols, columns.right - before.right)
         if self._tables.side is not None:
             self._tables.side.inc(block.cols, columns.side - before.side)

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from diml.jobs.account import Account
+from diml.jobs.mf_course import Course
 from diml.jobs.mf_data import Layout, Ratings, choose_layout
 from diml.jobs.mf_evaluation import Evaluation, Goal
 from diml.jobs.mf_load import Source, load
 from diml.jobs.mf_model import Rule
 from diml.jobs.mf_stored import Stored
-from diml.jobs.mf_train import Course, Tables, Training
+from diml.jobs.mf_train import Tables, Training
 from tests.unit.mf_fake import Death, FakeClient, FakeServers
 
 CHECKOUT = Path(__file__).parents[2]
@@ -31,6 +33,13 @@ def sample_matrix() -> npt.NDArray[np.float64]:
     """The three-block sample as a full matrix."""
     blocks = np.arange(9) // 3
     return np.where(blocks[:, None] == blocks, blocks + 1.0, 0.0)
+
+
+class Silent:
+    """What has no event log."""
+
+    def event(self, what: str, **fields: object) -> None:
+        """Say nothing."""
 
 
 @dataclass
@@ -56,6 +65,7 @@ def run(
     deaths: tuple[tuple[int, int], ...] = (),
     reporter: Callable[[], Callable[[Sequence[Evaluation]], None]] | None = None,
     goal: Goal | None = None,
+    servers: FakeServers | None = None,
 ) -> Run:
     """Train on the fake server. `deaths` are (worker, clock): it dies once as that clock ends.
 
@@ -65,7 +75,7 @@ def run(
         workers, staleness, ratings.col_entries, rule.eta(0), blocks, ratings.most_blocks
     )
     course = Course(iterations, layout.blocks, staleness, eval_every)
-    servers = FakeServers(workers, staleness, rule.seed)
+    servers = servers if servers is not None else FakeServers(workers, staleness, rule.seed)
     due = set(deaths)
     facts = ratings.facts()
     found: list[Evaluation] = []
@@ -74,7 +84,8 @@ def run(
         share = ratings.share(ps.worker, ps.workers, layout, rule.seed)
         tables = Tables.of(ps.table, rule, facts, course, keep_left=True)
         goal_of = goal if goal is not None else Goal()
-        training = Training(ps, tables, course, facts, share, rule, 0.0, goal_of)
+        account = Account(Silent(), "updates")
+        training = Training(ps, tables, course, facts, share, rule, 0.0, goal_of, account)
         report = reporter() if reporter is not None and ps.worker == 0 else None
 
         def tell(evaluations: Sequence[Evaluation]) -> None:

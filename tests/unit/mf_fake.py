@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,18 @@ _DEADLINE_S = 30.0
 
 class Death(Exception):
     """Ends a worker's thread as SIGKILL would."""
+
+
+class Stop(Exception):
+    """Ends a worker's thread for good, once its checkpoint is kept."""
+
+
+@dataclass
+class Resumed:
+    """The checkpoint that a run goes on from."""
+
+    clock: int
+    locals: list[Any]
 
 
 class FakeTable:
@@ -57,6 +70,21 @@ class FakeServers:
         self.locals: list[Any] = [None] * workers
         self.changed = threading.Condition()
         self.failed: BaseException | None = None
+        self.resumed: Resumed | None = None
+        self.stop_at = -1
+        self.kept: dict[int, Any] = {}
+
+    def again(self, workers: int, staleness: int) -> FakeServers:
+        """Servers that go on from the checkpoint at which these were stopped."""
+        after = FakeServers(workers, staleness, self.seed)
+        after.tables, clock = copy.deepcopy(self.tables), self.stop_at
+        for table in after.tables.values():
+            table.fold(clock + 1)
+        after.clocks = [clock] * workers
+        after.resumed = Resumed(clock, [self.kept[worker] for worker in range(self.workers)])
+        if workers == self.workers:
+            after.locals = copy.deepcopy(after.resumed.locals)
+        return after
 
     def run(self, main: Callable[[FakeClient], None]) -> None:
         """Run `main` on every worker, anew after each of its deaths."""
@@ -80,6 +108,8 @@ class FakeServers:
                     return main(client)
                 except Death:
                     continue
+                except Stop:
+                    return None
         except BaseException as error:  # handed to the test
             with self.changed:
                 self.failed = self.failed or error
@@ -123,6 +153,16 @@ class FakeClient:
         assert deltas.shape == (len(ids), spec.cols)
         assert deltas.dtype == spec.dtype
         self._pending.setdefault(name, []).append((ids.copy(), deltas.copy()))
+
+    @property
+    def resumed(self) -> Any:
+        return self._servers.resumed
+
+    def checkpoint(self, local: Any = None) -> None:
+        servers = self._servers
+        if self.clock_now == servers.stop_at:
+            servers.kept[self.worker] = copy.deepcopy(local())
+            raise Stop
 
     def clock(self, local: Any = None) -> None:
         servers = self._servers

@@ -9,12 +9,13 @@ import pytest
 
 from diml.data.planted import Planted
 from diml.errors import DimlError
+from diml.jobs.mf_course import Course
 from diml.jobs.mf_data import Ratings
 from diml.jobs.mf_evaluation import Goal
 from diml.jobs.mf_load import Source, load
 from diml.jobs.mf_model import Rule
-from diml.jobs.mf_train import Course
 from tests.unit.mf_cases import REAL, Run, run, sample, sample_matrix
+from tests.unit.mf_fake import FakeServers
 
 real_data = pytest.mark.skipif(not REAL.exists(), reason="the shared data are not here")
 
@@ -106,6 +107,34 @@ def test_replacements_end_with_the_same_bits(staleness: int, update: str) -> Non
     assert np.array_equal(calm.right, stormy.right)
     found = [(e.iteration, e.loss, e.test_rmse) for e in stormy.evaluations]
     assert found == [(e.iteration, e.loss, e.test_rmse) for e in calm.evaluations]
+
+
+@pytest.mark.parametrize(("workers", "staleness"), [(3, 0), (2, 0), (4, 1), (1, 0)])
+def test_a_run_goes_on_from_a_checkpoint_on_any_number_of_workers(
+    workers: int, staleness: int
+) -> None:
+    ratings = load(Source(None, Planted(60, 40, 2000, seed=1), test_fraction=0.1, seed=1))
+    rule = Rule(k=4, update="adagrad", decay=0.01, init_step_size=0.05, biased=True)
+    calm = run(ratings, rule, workers=3, iterations=8, blocks=3)
+    first = FakeServers(3, 0, rule.seed)
+    first.stop_at = 4 * 3
+    run(ratings, rule, workers=3, iterations=8, blocks=3, servers=first)
+    after = first.again(workers, staleness)
+    blocks = 3 if workers == 3 else None
+    on = run(
+        ratings, rule, workers=workers, iterations=8, staleness=staleness, blocks=blocks,
+        servers=after, deaths=((0, 12), (0, 14)),
+    )  # fmt: skip
+    assert [e.iteration for e in on.evaluations] == list(range(1, 9))
+    assert [e.loss for e in on.evaluations[:3]] == [e.loss for e in calm.evaluations[:3]]
+    assert on.evaluations[3].loss == pytest.approx(calm.evaluations[3].loss, rel=1e-6)
+    if workers == 3:
+        assert np.array_equal(on.left, calm.left)
+        assert np.array_equal(on.right, calm.right)
+    else:
+        assert on.evaluations[-1].test_rmse == pytest.approx(
+            calm.evaluations[-1].test_rmse, rel=0.02
+        )
 
 
 def test_planted_data_reach_the_noise_floor_on_four_workers() -> None:

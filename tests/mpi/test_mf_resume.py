@@ -1,0 +1,79 @@
+"""Factorizations that were stopped: killed whole, gone on with, on other workers, refused."""
+
+from __future__ import annotations
+
+import csv
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.mpi import Finished, Running, run_mpi
+
+JOB = ["-m", "diml.jobs.mf"]
+SMALL = ("--generate", "400x300x20000", "--K", 5, "--seed", 3, "--bias", "--update", "adagrad")
+ENGINES = pytest.mark.parametrize("engine", ["rotate", "ps"])
+
+
+def mf(engine: str, workers: int, *args: object) -> Finished:
+    n = workers + (engine == "ps")
+    return run_mpi(n, JOB, args=("--engine", engine, *args), timeout_s=120)
+
+
+def held_out(finished: Finished) -> float:
+    found = re.search(r"^held-out RMSE +([0-9.]+)$", finished.stdout, re.MULTILINE)
+    assert found, finished.report()
+    return float(found[1])
+
+
+def losses(path: Path) -> list[dict[str, str]]:
+    """The lines of a loss file without their times."""
+    lines = csv.DictReader(path.read_text().splitlines())
+    return [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in lines]
+
+
+@ENGINES
+def test_a_job_that_is_killed_whole_is_resumed_to_the_same_end(tmp_path: Path, engine: str) -> None:
+    args = (*SMALL, "--num_iterations", 300, "--eval_every", 20, "--loss_file")
+    calm = mf(engine, 2, *args, tmp_path / "calm").expect()
+    kept = ("--checkpoint-dir", tmp_path / "kept", "--checkpoint-every", "0.05")
+    events = tmp_path / "events"
+    # In clocks of the parameter server an iteration is two.
+    stop_at = {"rotate": 200, "ps": 400}
+    # Rank 1 stops in its tracks, so that the job is there to be killed.
+    stop = ("--drill", f"1,{stop_at[engine]},0,0,entry,STOP", "--events", events)
+    again = ("--engine", engine, *args, tmp_path / "loss", *kept, *stop)
+    with Running(2 + (engine == "ps"), JOB, args=again) as running:
+        while not (events.exists() and '"what":"drill"' in events.read_text()):
+            assert running.poll() is None
+            time.sleep(0.02)
+        running.kill(running.pid, signal.SIGKILL)
+        for rank in running.ranks().values():
+            running.kill(rank.pid, signal.SIGKILL)
+        running.wait(timeout_s=30, allow_hang=True)
+    assert len(losses(tmp_path / "loss")) == 10
+    assert list((tmp_path / "kept").glob("*/rank-*.json"))
+    resumed = mf(engine, 2, *args, tmp_path / "loss", *kept, "--resume", "must").expect()
+    assert held_out(resumed) == held_out(calm)
+    assert losses(tmp_path / "loss") == losses(tmp_path / "calm")
+
+
+@ENGINES
+def test_another_number_of_workers_goes_on_and_other_data_are_refused(
+    tmp_path: Path, engine: str
+) -> None:
+    kept = ("--checkpoint-dir", tmp_path / "kept", "--checkpoint-every", "0.001")
+    first = mf(
+        engine, 3, *SMALL, "--num_iterations", 5, *kept, "--loss_file", tmp_path / "three"
+    ).expect()
+    more = ("--num_iterations", 6, *kept, "--resume", "must", "--loss_file", tmp_path / "two")
+    second = mf(engine, 2, *SMALL, *more).expect()
+    assert losses(tmp_path / "two")[:3] == losses(tmp_path / "three")[:3]
+    assert len(losses(tmp_path / "two")) == 6
+    assert held_out(second) == pytest.approx(held_out(first), rel=0.05)
+    other = ("--generate", "400x300x20001", *SMALL[2:])
+    refused = mf(engine, 2, *other, *more).expect(2)
+    assert "its data is" in refused.stderr
+    assert refused.stderr.count("\n") == 1, refused.report()
