@@ -22,8 +22,8 @@ from diml.errors import Misuse
 from diml.jobs import mf_files
 from diml.jobs.account import Account
 from diml.jobs.flags import parse, run_job
-from diml.jobs.mf_course import Course
-from diml.jobs.mf_data import Entries, Facts, Layout, Ratings, choose_layout
+from diml.jobs.mf_course import Course, blocks_within
+from diml.jobs.mf_data import Entries, Facts, Layout, Ratings, Share, choose_layout
 from diml.jobs.mf_flags import Plan, parser, plan_of, servers_of
 from diml.jobs.mf_load import load
 from diml.jobs.mf_model import Rule
@@ -159,6 +159,24 @@ def train(job: diml.Job, plan: Plan) -> None:
         print(report.summary(job.size, facts.noise, job.repairs, ended), flush=True)
 
 
+def tell_balance(job: diml.Job, share: Share) -> None:
+    """Write into the event log how evenly the entries are dealt out: over workers, and over the
+    clocks of an iteration, in which all wait for the one that has most."""
+    if job.settings.events is None:
+        return
+    clocks = range(len(share.blocks))
+    mine = np.array([[len(share.block_at(clock)) for clock in clocks]])
+    counts = job.allgather(mine)
+    if job.rank == 0:
+        mean = max(float(counts.sum()) / job.size, 1.0)
+        workers = counts.sum(axis=1)
+        slowest = float(counts.max(axis=0).sum())
+        job.event(
+            "balance", entries=workers, imbalance=float(workers.max()) / mean,
+            clocks_imbalance=slowest / mean,
+        )  # fmt: skip
+
+
 def with_servers(
     job: diml.Job, plan: Plan, ratings: Ratings | Stored, facts: Facts, report: Report | None
 ) -> str:
@@ -167,9 +185,18 @@ def with_servers(
     origin = time.time()
     ps = job.parameter_server(staleness=flags.staleness, any_workers=True)
     wanted = flags.num_clocks_per_iter
+    if flags.ps_row_cache_size:
+        least = ps.workers * (flags.staleness + 1) if ps.workers > 1 else 1
+        wanted = blocks_within(flags.ps_row_cache_size, ratings.col_entries, least)
+        if ratings.most_blocks is not None and wanted > ratings.most_blocks:
+            raise Misuse(
+                f"--ps_row_cache_size {flags.ps_row_cache_size} takes {wanted} blocks of columns, "
+                f"the file has {ratings.most_blocks}"
+            )
     cut = wanted, ratings.most_blocks
     layout = choose_layout(ps.workers, flags.staleness, ratings.col_entries, rule.eta(0), *cut)
     share = ratings.share(ps.worker, ps.workers, layout, rule.seed)
+    tell_balance(job, share)
     del ratings
     course = Course(flags.num_iterations, layout.blocks, flags.staleness, flags.eval_every)
     tables = Tables.of(ps.table, rule, facts, course, keep_left=plan.prefix is not None)
@@ -190,6 +217,7 @@ def rotate(
     origin = time.time()
     layout = Layout(job.size, shuffled=True, whole=True)
     share = ratings.share(job.rank, job.size, layout, rule.seed)
+    tell_balance(job, share)
     del ratings
     passes = Passes(flags.num_iterations, flags.eval_every, plan.goal, flags.auto_step)
     training = Rotation(job, facts, share, rule, passes, origin)

@@ -16,6 +16,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
+from diml.data.partition import balanced
+
 
 @dataclass(frozen=True)
 class Course:
@@ -79,3 +84,16 @@ class Course:
         first = after // self.eval_every + 1
         due = [i * self.eval_every for i in range(first, whole // self.eval_every + 1)]
         return due + [self.iterations] * (clock >= self.end and after < self.iterations)
+
+
+def blocks_within(rows_max: int, col_entries: npt.NDArray[np.int64], least: int) -> int:
+    """Into how many blocks columns must be cut so that none has more than `rows_max` of them.
+
+    Args:
+        col_entries: int64 (n_cols,), by which blocks are balanced.
+        least: as many blocks at least.
+    """
+    blocks = max(least, -(-len(col_entries) // rows_max))
+    while np.bincount(balanced(col_entries, blocks)).max() > rows_max:
+        blocks += blocks // 4 + 1
+    return blocks

@@ -75,6 +75,8 @@ def parser() -> JobParser:
     add("--one_based", action="store_true", help="ids in text files begin at 1")
     tune("--eval_every", type=at_least(1), default=1, help="iterations between evaluations")
     tune("--num_clocks_per_iter", type=at_least(1), help="column blocks (default: by the data)")
+    held = "rows of R that a worker holds at a time (default 0: those of its share of an iteration)"
+    tune("--ps_row_cache_size", type=at_least(0), default=0, help=held)
     tune("--planted_rank", type=at_least(1), default=8, help="of generated data (default 8)")
     tune("--planted_noise", type=real(least=0), default=0.5, help="its noise (default 0.5)")
     tune("--planted_skew", type=real(least=0), default=0.0, help="its power law (default 0)")
@@ -135,6 +137,8 @@ def plan_of(flags: Namespace, seed: int) -> Plan:
 
 def _check_engine(flags: Namespace) -> None:
     """Refuse flags that mean nothing to the engine. Raises Misuse."""
+    if flags.ps_row_cache_size and flags.num_clocks_per_iter:
+        raise Misuse("--ps_row_cache_size sets --num_clocks_per_iter: give one of them")
     if flags.engine == "ps":
         if flags.auto_step:
             raise Misuse("--auto_step goes with --engine rotate")
@@ -143,6 +147,8 @@ def _check_engine(flags: Namespace) -> None:
         raise Misuse("--engine rotate has no servers: leave out --servers")
     if flags.staleness or flags.num_clocks_per_iter:
         raise Misuse("--staleness and --num_clocks_per_iter go with --engine ps")
+    if flags.ps_row_cache_size:
+        raise Misuse("--ps_row_cache_size goes with --engine ps: more workers hold smaller blocks")
     if flags.auto_step and flags.eval_every != 1:
         raise Misuse("--auto_step evaluates every iteration: leave out --eval_every")
 

@@ -7,9 +7,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from diml.data.partition import balanced
 from diml.data.planted import Planted
 from diml.errors import DimlError
-from diml.jobs.mf_course import Course
+from diml.jobs.mf_course import Course, blocks_within
 from diml.jobs.mf_data import Ratings
 from diml.jobs.mf_evaluation import Goal
 from diml.jobs.mf_load import Source, load
@@ -203,3 +204,25 @@ def test_each_evaluation_is_made_once_and_readable_once(
         read += found
         assert course.readable(clock, 0) == read
     assert read == list(made)
+
+
+def test_blocks_are_cut_until_each_is_small_enough() -> None:
+    counts = np.random.default_rng(1).zipf(1.3, 500).clip(0, 10_000)
+    for most in (1, 7, 100, 500):
+        blocks = blocks_within(most, counts, 3)
+        assert blocks >= 3
+        assert np.bincount(balanced(counts, blocks)).max() <= most
+
+
+def test_few_rows_at_a_time_come_to_the_same_error() -> None:
+    ratings = load(
+        Source(None, Planted(300, 80, 12_000, rank=2, seed=1), test_fraction=0.1, seed=1)
+    )
+    rule = Rule(k=4, update="adagrad", decay=0.02, init_step_size=0.05)
+    settings = {"workers": 2, "iterations": 15, "eval_every": 15}
+    free = run(ratings, rule, **settings)  # type: ignore[arg-type]
+    blocks = blocks_within(9, ratings.col_entries, 2)
+    tight = run(ratings, rule, blocks=blocks, **settings)  # type: ignore[arg-type]
+    assert tight.evaluations[-1].test_rmse == pytest.approx(
+        free.evaluations[-1].test_rmse, rel=0.01
+    )
