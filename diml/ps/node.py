@@ -16,7 +16,7 @@ from typing import Any
 from diml.checkpoint.codec import decode, encode
 from diml.checkpoint.keeper import StopRequest
 from diml.errors import GaveUp, Misuse, PeerFailed
-from diml.ps.buffers import keep_freed_memory
+from diml.ps.buffers import keep_freed_memory, wake_promptly
 from diml.ps.client import ParameterServer
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
@@ -60,6 +60,7 @@ class Node:
         self._passed: dict[str, int] = {}
         self._replicated = True
         keep_freed_memory()
+        wake_promptly()
         members = world.membership
         self._workers, self._servers = len(members.workers), len(members.servers)
         self._core = NodeCore(
