@@ -1,8 +1,8 @@
 """Message buffers without page faults, and short sleeps that are short.
 
-Owns one setting of the C library and one of the system. A message of a megabyte is allocated and freed thousands of
-times a second; glibc gives such memory back to the system at once, and every page of the next
-buffer is faulted in anew, which was measured at more than the copy itself.
+Owns one setting of the C library and one of the system. A message of a megabyte is allocated and
+freed thousands of times a second; glibc gives such memory back to the system at once, and every
+page of the next buffer is faulted in anew, which was measured at more than the copy itself.
 """
 
 from __future__ import annotations
