@@ -42,4 +42,4 @@ def wake_promptly() -> bool:
     """
     if not sys.platform.startswith("linux"):
         return False
-    return ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, _SLACK_NS, 0, 0, 0) == 0
+    return bool(ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, _SLACK_NS, 0, 0, 0) == 0)
