@@ -32,6 +32,7 @@ from diml.jobs.logistic_batch import Run
 from diml.jobs.logistic_data import Examples, load, share_of, widened
 from diml.jobs.logistic_train import Course, Losses, Training
 from diml.ps.client import ParameterServer
+from diml.ps.filters import NAMES as FILTERS
 from diml.ps.kv import KeyValues
 from diml.report.progress import Progress
 
@@ -69,6 +70,10 @@ def parser() -> JobParser:
     add(
         "--client_worker_threads", type=at_least(1), default=1,
         help="SGD: threads that share a worker's minibatch (1)",
+    )  # fmt: skip
+    tune(
+        "--filter", choices=FILTERS, action="append", default=[],
+        help="SGD: cut traffic by cached keys, half precision, compression; repeatable",
     )  # fmt: skip
     add("--intercept", action="store_true", help="learn a constant term as well")
     add("--output_prefix", metavar="PREFIX", help="write PREFIX.w and PREFIX.loss")
@@ -180,10 +185,11 @@ def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | No
     batch = min(flags.batch_size, max(1, train.total // job.size))
     per_epoch = math.ceil(math.ceil(train.total / job.size) / batch)
     job.identify(epoch=f"{per_epoch} clocks", batch_size=batch, rule=flags.rule)
-    with job.parameter_server(consistency=model, reject_nonfinite=True) as ps:
+    options: dict[str, Any] = {"reject_nonfinite": True, "filters": flags.filter}
+    with job.parameter_server(consistency=model, **options) as ps:
         cols = train.X.shape[1]
-        options = rule_options(flags, batch * ps.workers if sync else batch)
-        weights: KeyValues = ps.kv("weights", cols, dtype="float64", rule=flags.rule, **options)
+        numbers = rule_options(flags, batch * ps.workers if sync else batch)
+        weights: KeyValues = ps.kv("weights", cols, dtype="float64", rule=flags.rule, **numbers)
         course = Course(flags.num_epochs, per_epoch, flags.l1, flags.l2)
         speaks = ps.worker == 0
         output = Output(flags.output_prefix if speaks else None, ps.clock_now == 0)

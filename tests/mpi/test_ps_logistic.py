@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.helpers.mpi import CHECKOUT, Finished, run_mpi
+from tests.helpers.mpi import CHECKOUT, Finished, run_mpi, start_mpi
 
 A9A = CHECKOUT.parent / "shared/data/logistic/a9a"
 JOB = ["-m", "diml.jobs.logistic"]
@@ -62,6 +64,31 @@ def test_both_methods_come_near_the_optimum_and_deaths_change_nothing(tmp_path: 
     for name in ("sync", "async"):
         end = _objectives(tmp_path / f"{name}.loss")[-1]
         assert best - 1e-9 <= end < best + 0.01, (name, end, best)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    _write(tmp_path / "x.svm")
+    sync = ("--method", "sync-sgd", "--client_worker_threads", 2, "--num_epochs", 400)
+    args = ["--datafile", tmp_path / "x.svm", "--batch_size", 20, "--quiet", *sync]
+    env = {"DIML_SERVERS": "1"}
+    whole = [*args, "--output_prefix", tmp_path / "whole"]
+    run_mpi(3, JOB, args=whole, env=env, timeout_s=90).expect(0)
+    cut = [*args, "--output_prefix", tmp_path / "cut", "--checkpoint-dir", tmp_path / "kept"]
+    with start_mpi(3, JOB, args=cut, env=env) as running:
+        deadline = time.monotonic() + 60
+        while not ((losses := tmp_path / "cut.loss").exists() and len(losses.read_text()) > 500):
+            assert running.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        running.kill(running.pid, signal.SIGUSR1)
+        stopped = running.wait(timeout_s=60)
+    assert stopped.returncode == 75 and "stopped in good order" in stopped.stderr, stopped.report()
+    run_mpi(4, JOB, args=cut, env={"DIML_SERVERS": "2"}, timeout_s=90).expect(0)
+    assert (tmp_path / "whole.w").read_bytes() == (tmp_path / "cut.w").read_bytes()
+    columns = [
+        [line.split(",")[0::2] for line in (tmp_path / f"{name}.loss").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    assert columns[0] == columns[1]
 
 
 def _optimum(path: Path) -> float:
