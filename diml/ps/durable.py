@@ -26,7 +26,7 @@ from diml.checkpoint.keeper import Place, places_of, program_name
 from diml.checkpoint.shard import Bytes, Identity, Manifest, local_name
 from diml.config import Settings
 from diml.errors import CorruptState, Misuse
-from diml.ps.message import Ids
+from diml.ps.message import Ids, Message
 from diml.ps.saving import STOP
 from diml.ps.shard import Shard
 from diml.ps.snapshot import Assembly, Origin, Snapshot
@@ -72,7 +72,9 @@ class Durable:
             for place in places
         ]
         self._last_s = [clock()] * len(self._places)
+        # Own pieces, and those of another shard of which this process holds the replica.
         self._vaults: list[Vault] = []
+        self._mirrors: list[Vault] = []
         self._known = Known("", 0, None, "")
 
     @classmethod
@@ -163,7 +165,10 @@ class Durable:
             self._open()
 
     def _open(self) -> None:
-        self._vaults = [
+        self._vaults, self._mirrors = self._new_vaults(), self._new_vaults()
+
+    def _new_vaults(self) -> list[Vault]:
+        return [
             Vault(
                 place.directory,
                 self._known.run,
@@ -185,8 +190,9 @@ class Durable:
                 decision |= 2 << number
         return decision
 
-    def store(self, decision: int, snapshot: Snapshot) -> None:
-        """Copy a snapshot, and write it in the background."""
+    def store(self, decision: int, snapshot: Snapshot, mirrored: bool) -> Bytes | None:
+        """Copy a snapshot, and write it in the background. What goes into the memory of this node
+        goes into that of a replica's as well: the node may be lost, with all that is on it."""
         shard, now = snapshot.shard, self._clock()
         pieces = {local_name(shard.index): encode(snapshot.to_tree(), "snapshot")}
         if shard.index == 0:
@@ -198,6 +204,27 @@ class Durable:
                 vault.drain()
                 vault.offer(Manifest(*about, uses_local=True), pieces)
                 self._last_s[number] = now
+        in_memory = any(place.in_memory for place in self._chosen(decision))
+        if not (mirrored and in_memory):
+            return None
+        return encode({"facts": dict(snapshot.facts), "pieces": pieces}, "mirror")
+
+    def mirror(self, message: Message, shards: int) -> None:
+        """Keep another shard's pieces in the memory of this node; left out while the one before
+        is still being written."""
+        content = decode(message.values.reshape(-1))
+        known, identity = self._known, self.identity(content["facts"])
+        about = (identity, known.attempt, known.run, message.clock, shards + message.shard, shards)
+        confirmed = message.ids.tolist() or [0] * len(self._mirrors)
+        for number, vault in enumerate(self._mirrors):
+            if not (self._places[number].in_memory and message.n & 2 << number) or vault.busy:
+                continue
+            if confirmed[number]:
+                vault.confirm(known.attempt, confirmed[number])
+            vault.offer(Manifest(*about, uses_local=True), content["pieces"])
+
+    def _chosen(self, decision: int) -> list[Place]:
+        return [place for number, place in enumerate(self._places) if decision & 2 << number]
 
     def confirm(self, clocks: Ids) -> None:
         """Older snapshots may go."""
@@ -220,7 +247,7 @@ class Durable:
 
     def close(self) -> None:
         """Let what is being written come to its end."""
-        for vault in self._vaults:
+        for vault in (*self._vaults, *self._mirrors):
             vault.drain()
 
 

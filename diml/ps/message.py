@@ -34,6 +34,7 @@ SAVE       worker -> server   clocks that all have, state  clock, request, n: as
 SAVED      server -> worker   newest clock on each place   request
 RECALL     worker -> server                                request, n: a worker of the run before
 RECALLED   server -> worker   -, its state or nothing      request
+MIRROR     server -> replica  clocks that all have, pieces shard, clock, n: as SAVE
 
 `mark` of UPDATE and LOCAL: as many of the worker's clocks every server has acknowledged.
 """
@@ -94,6 +95,7 @@ class Kind(IntEnum):
     SAVED = 23
     RECALL = 24
     RECALLED = 25
+    MIRROR = 26
 
 
 _KINDS = {int(kind): kind for kind in Kind}

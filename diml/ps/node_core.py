@@ -65,6 +65,10 @@ class NodeCore:
         """Take one message; returns what to send."""
         if message.kind in _OF_REPLICA:
             return self._replicate(sender, message)
+        if message.kind is Kind.MIRROR:
+            assert self._storage is not None, f"{self.place} got {message}"
+            self._storage.mirror(message, self._servers)
+            return []
         assert self.server is not None, f"{self.place} got {message}"
         if message.kind is Kind.COMMITTED:
             return self.server.committed(sender, message.mark)

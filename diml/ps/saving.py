@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from diml.checkpoint.codec import decode
-from diml.ps.message import Flag, Ids, Kind, Message, blob_rows
+from diml.ps.message import Bytes, Flag, Ids, Kind, Message, blob_rows
 from diml.ps.shard import Shard
 from diml.ps.snapshot import Snapshot
 
@@ -34,8 +34,12 @@ class Storage(Protocol):
     def due(self, stop: bool) -> int:
         """The decision for a clock that is asked about now."""
 
-    def store(self, decision: int, snapshot: Snapshot) -> None:
-        """Copy a snapshot, and begin to write it where the decision says."""
+    def store(self, decision: int, snapshot: Snapshot, mirrored: bool) -> Bytes | None:
+        """Copy a snapshot, and begin to write it where the decision says. Returns what a replica
+        is to keep (`mirrored`: there is one), if anything."""
+
+    def mirror(self, message: Message, shards: int) -> None:
+        """Keep what the server of another shard, of so many, has written in its node's memory."""
 
     def confirm(self, clocks: Ids) -> None:
         """Every server has written the snapshots of these clocks, by place."""
@@ -53,7 +57,10 @@ class Nowhere:
     def due(self, stop: bool) -> int:
         return 0
 
-    def store(self, decision: int, snapshot: Snapshot) -> None:
+    def store(self, decision: int, snapshot: Snapshot, mirrored: bool) -> Bytes | None:
+        raise AssertionError("no snapshot was decided for")
+
+    def mirror(self, message: Message, shards: int) -> None:
         raise AssertionError("no snapshot was decided for")
 
     def confirm(self, clocks: Ids) -> None:
@@ -67,10 +74,19 @@ class Nowhere:
 
 
 class Saving:
-    """The meetings at one server; nothing is decided for clocks before `not_before`."""
+    """The meetings at one server; nothing is decided for clocks before `not_before`.
 
-    def __init__(self, shard: Shard, storage: Storage, not_before: int) -> None:
+    Attributes:
+        mirror: what the replicas are to keep of a snapshot that was just made.
+    """
+
+    def __init__(
+        self, shard: Shard, storage: Storage, not_before: int, mirrored: bool = False
+    ) -> None:
+        """`mirrored`: the shard has replicas."""
         self._shard, self._storage, self._not_before = shard, storage, not_before
+        self._mirrored = mirrored
+        self.mirror: Message | None = None
         self._decided: dict[int, int] = {}
         self._come: dict[int, Message] = {}
 
@@ -95,7 +111,13 @@ class Saving:
         self._storage.confirm(message.ids)
         # Workers that do clocks again, the updates of which are here already, have no rows to keep.
         if message.clock == self._shard.closed:
-            self._storage.store(message.n, self._snapshot(message.clock, questions))
+            snapshot = self._snapshot(message.clock, questions)
+            blob = self._storage.store(message.n, snapshot, self._mirrored)
+            if blob is not None:
+                self.mirror = Message(
+                    Kind.MIRROR, clock=message.clock, n=message.n, ids=message.ids,
+                    values=blob_rows(blob), shard=self._shard.index,
+                )  # fmt: skip
         return [(question, saved) for question in questions.values()]
 
     def _passed(self) -> list[Message]:

@@ -59,7 +59,7 @@ class ServerCore:
         not_before: int = 0,
     ) -> None:
         self.shard = shard
-        self._saving = Saving(shard, storage or Nowhere(), not_before)
+        self._saving = Saving(shard, storage or Nowhere(), not_before, bool(replicas))
         self.replicas = replicas
         self._resume = resume
         self._consistency: Consistency | None = None
@@ -113,6 +113,9 @@ class ServerCore:
         elif message.kind in _OF_SAVING:
             for question, answer in self._saving.handle(message):
                 self._reply(question, answer)
+            if self._saving.mirror is not None:
+                self._replies += [Send(replica, self._saving.mirror) for replica in self.replicas]
+                self._saving.mirror = None
         else:
             self._set_up(message)
 

@@ -130,8 +130,13 @@ class Disk(Nowhere):
     def due(self, stop: bool) -> int:
         return 2 if self._rng.random() < 0.5 else 0
 
-    def store(self, decision: int, snapshot: Snapshot) -> None:
-        self._kept.append((snapshot.clock, decode_tree(encode_tree(snapshot.to_tree()))))
+    def store(self, decision: int, snapshot: Snapshot, mirrored: bool) -> Bytes | None:
+        tree = encode_tree(snapshot.to_tree())
+        self._kept.append((snapshot.clock, decode_tree(tree)))
+        return tree if mirrored else None
+
+    def mirror(self, message: Message, shards: int) -> None:
+        self._kept.append((message.clock, decode_tree(message.values.reshape(-1))))
 
 
 class Cluster:

@@ -95,8 +95,10 @@ def test_a_worker_that_forgets_what_another_server_lacks_is_caught(
 
 
 def test_a_meeting_that_forgets_former_lives_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(self: Saving, shard: Shard, storage: Storage, not_before: int) -> None:
-        init(self, shard, storage, 0)
+    def forgetful(
+        self: Saving, shard: Shard, storage: Storage, not_before: int, mirrored: bool = False
+    ) -> None:
+        init(self, shard, storage, 0, mirrored)
 
     init = Saving.__init__
     monkeypatch.setattr(Saving, "__init__", forgetful)
@@ -108,7 +110,8 @@ def test_a_meeting_that_forgets_former_lives_is_caught(monkeypatch: pytest.Monke
 def test_a_server_that_keeps_a_shard_too_early_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def early(self: Saving, message: Message) -> list[tuple[Message, Message]]:
         if message.kind is Kind.SAVE:
-            self._storage.store(2, self._snapshot(message.clock, {message.worker: message}))
+            early = self._snapshot(message.clock, {message.worker: message})
+            self._storage.store(2, early, False)
         return handle(self, message)
 
     handle = Saving.handle

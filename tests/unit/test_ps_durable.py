@@ -17,7 +17,7 @@ from diml.ps.client import ParameterServer
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
 from diml.ps.durable import Durable
-from diml.ps.message import Flag, Ids, Kind, Message, blob_rows
+from diml.ps.message import Bytes, Flag, Ids, Kind, Message, blob_rows
 from diml.ps.port import LocalPort
 from diml.ps.saves import Saves
 from diml.ps.saving import Nowhere, Saving
@@ -42,8 +42,9 @@ class Kept(Nowhere):
         self.asked += 1
         return 2 if self.asked % 3 == 0 else 0
 
-    def store(self, decision: int, snapshot: Snapshot) -> None:
+    def store(self, decision: int, snapshot: Snapshot, mirrored: bool) -> Bytes | None:
         self.snapshots.append((snapshot.clock, snapshot.to_tree()))
+        return None
 
 
 def _check(worker: int, clock: int) -> Message:
@@ -176,6 +177,28 @@ def test_a_single_process_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert rows[:, 0].tolist() == [1, 1, 1, 1, 1, 0, 0, 0, 0]
     with pytest.raises(Misuse, match="cols 2 against 3"):
         again.table("t", 9, 3)
+
+
+def test_the_memory_of_a_replicas_node_has_the_rows_of_a_lost_one(tmp_path: Path) -> None:
+    places = [[Place(tmp_path / node, 0.0, in_memory=True)] for node in ("lost", "left")]
+    there, here = (Durable(place, "auto", 3, clock=lambda: 0.0) for place in places)
+    for durable in (there, here):
+        durable.restore(Alone(), ((0,),), 1)  # type: ignore[arg-type]
+    (shard,) = _shards(1)
+    shard.ledger = np.full((1, 3), 4)
+    state = encode("mine", "local")
+    assert there.store(4, Snapshot(shard, 4, {0: state}, {}), True) is None, "no place of that bit"
+    blob = there.store(2, Snapshot(shard, 4, {0: state}, {}), True)
+    assert blob is not None
+    message = Message(Kind.MIRROR, clock=4, n=2, values=blob_rows(blob))
+    here.mirror(message, 1)
+    here.close()
+    again = Durable(places[1], "auto", 3)
+    restored = again.restore(Alone(), ((0,),), 1)[0]  # type: ignore[arg-type]
+    assert again.origin is not None and again.origin.clock == restored.closed == 4
+    table = shard.tables[SPEC.id]
+    assert restored.tables[SPEC.id].values.tobytes() == table.values.tobytes()
+    assert decode(restored.resumed[0]) == "mine"
 
 
 def test_older_ones_go_once_two_newer_are_known_to_be_whole(tmp_path: Path) -> None:
