@@ -268,16 +268,18 @@ def solve_logistic(
         loss = logistic_residual(t, z, r)
         for i in range(n):
             weight[i] = abs(r[i]) * (1.0 - abs(r[i]))
-        top, square, l1 = 0.0, 0.0, 0.0
+        top, square, l1, outside = 0.0, 0.0, 0.0, (r * z).sum()
         for j in range(k):
             c[j], curve[j] = _weighted(form, indptr, indices, values, dense, r, weight, j)
             top = max(top, abs(c[j] - ridge * beta[j]))
+            outside -= beta[j] * c[j]
             square += beta[j] * beta[j]
             l1 += abs(beta[j])
         visits += k
         s = min(1.0, bound / top) if top > 0.0 else 1.0
         primal = loss + bound * l1 + 0.5 * ridge * square
-        gap = primal - (logistic_dual(r, s) - 0.5 * s * s * ridge * square)
+        # What columns outside the block add to z belongs to the loss: s·rᵀ of it to the dual.
+        gap = primal - (logistic_dual(r, s) - s * outside - 0.5 * s * s * ridge * square)
         stalled = stalled + 1 if gap >= best else 0
         best = min(best, gap)
         if gap <= tol or stalled == _PATIENCE or not np.isfinite(gap):

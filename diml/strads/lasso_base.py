@@ -324,6 +324,9 @@ class LassoBase(Program):
         """
         own = self._own
         slack = threshold * (1.0 - 1e-9)
+        live = self._ids[self._mine(self._ids)] - own.held.first
+        live = live[self._seen[live] < self._drift]
+        self._seen[live] = -np.inf  # the violation of what is not zero is told exactly
         places = unsure(self._c, self._seen, own.square, self._drift, slack)
         if len(places) > _MOST * own.held.count:
             own.correlate(self._r, self._c)

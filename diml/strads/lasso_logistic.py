@@ -48,20 +48,19 @@ class LassoLogistic(LassoProgram):
         self._loss = 0.0
         self._b = 0.0
 
-    def _margins(self) -> Floats:
-        """z = X̃β + b with the best b for β, from the data."""
-        z = np.zeros(len(self._t))
-        if len(self._ids):
-            self._store.subtract(self._store.slots(self._ids), -self._beta, z)
+    def _remargin(self) -> None:
+        """Set z = X̃β + b with the best b for β, from the data."""
+        z = self._applied(1.0)
         if self._intercept:
             centre(z)
             self._b = best_intercept(self._t, z)
             z += self._b
-        return z
+        self._z = z
 
     def _residual(self) -> None:
+        self._remargin()
         fresh = np.empty(len(self._t))
-        self._loss = logistic_residual(self._t, self._margins(), fresh)
+        self._loss = logistic_residual(self._t, self._z, fresh)
         if self._intercept:
             ahead = fresh > 0.0
             up, down = float(fresh[ahead].sum()), -float(fresh[~ahead].sum())
@@ -86,12 +85,12 @@ class LassoLogistic(LassoProgram):
     def _intercept_at(self, shift: float) -> float:
         return self._b - shift if self._intercept else 0.0
 
-    def _share_products(self) -> None:
+    def _share_products(self, ids: Integers) -> None:
         """A weighted loss has no use for inner products."""
 
     def _solve_block(self, block: Integers, goal: float, beta: Floats) -> NDArray[np.int64]:
         store, slots = self._store, self._store.slots(block)
-        z = self._margins()
+        z = self._z.copy()
         if store.sparse:
             form, parts, dense = SPARSE, store.sparse_block(slots), _NO_DENSE
         else:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from diml.data.design_planted import neighbour_correlated
 from diml.errors import Misuse
 from diml.strads.columns import columns_of
+from diml.strads.lasso_logistic import LassoLogistic
 from diml.strads.lasso_problem import Grid, Solution, Stop
 from diml.strads.lasso_program import LassoProgram
 from diml.strads.program import Alone, run
@@ -155,3 +156,27 @@ def test_bad_lambda_is_refused(lam: float) -> None:
     with pytest.raises(Misuse, match="lambda"):
         X, y = problem(sparse=False)
         solve(X, y, Grid(lambdas=(lam,)))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_blocks_that_are_cut_down_come_to_the_same_answer(sparse: bool, loss: str) -> None:
+    """As where the support does not fit into memory beside the data: more rounds."""
+    X, y = problem(sparse)
+    y = np.where(y > np.median(y), 1.0, -1.0) if loss == "logistic" else y
+    kind: Any = LassoLogistic if loss == "logistic" else LassoProgram
+    limit = 10 * 60 if not sparse else 10 * 20
+    programs = []
+    for entries in (None, limit):
+        program = kind(
+            columns_of(X), y, Grid(ratios=(0.5, 0.004)), Stop(1e-7), block_entries=entries
+        )
+        run(Alone(), program)
+        programs.append(program)
+        if entries is not None:
+            assert program._store.entries <= entries
+    whole, cut = programs
+    assert len(whole.solutions[-1].ids) > 10 and cut.rounds > whole.rounds
+    for one, other in zip(whole.solutions, cut.solutions, strict=True):
+        assert one.converged and other.converged
+        assert other.objective == pytest.approx(one.objective, abs=1e-6 * max(1.0, float(y @ y)))
