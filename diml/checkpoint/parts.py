@@ -12,8 +12,10 @@ the other (scale the data, train embeddings, run a STRADS program, run another),
     diml.strads.run(job, program)             # a part too, named by its order among the runs
 
 A checkpoint of one part commits all parts, for it clears the log that a replacement would replay
-the earlier ones from. A replacement runs the program from the top: a finished part hands out what
-it ended with, the part that was under way its last checkpoint, and nothing is done twice.
+the earlier ones from; the end of a part is such a checkpoint. A replacement runs the program from
+the top: a finished part hands out what it ended with, the part that was under way its last
+checkpoint, and nothing is done twice. So where a part trains on the parameter server, whose calls
+do not serve a replay, there is nothing before it to replay.
 
 Owns the names and what is kept under them. Must not know what the state means. Invariants: all
 workers name the same parts in the same order; between the first part and the last checkpoint
@@ -122,6 +124,7 @@ class Part:
         self._parts.commit()
 
     def finish(self, outcome: Any) -> None:
-        """Keep what came out; it travels with the next checkpoint of any part."""
+        """Commit what came out, the same on all workers, with all other parts."""
         self._state.pop("saved", None)
         self._state["outcome"] = outcome
+        self._parts.commit()
