@@ -178,7 +178,9 @@ def run(
         policy: a name (`diml.strads.policy.POLICIES`) or an object.
         pipeline: how many blocks may be in flight when the next one is picked and pushed: a block
             is computed from a model that lacks the latest `pipeline` results, as in STRADS. Blocks
-            in flight share no variable, and under priority+dependency no correlated ones.
+            in flight share no variable, and under priority+dependency no correlated ones. Blocks
+            overlap in time where a worker computes a whole one (`whole`); where each needs all
+            workers they go one after the other, and the pipeline is that delay alone.
         checkpoint_work: checkpoint whenever `program.work` has grown by this much.
         name: of its part in the job's state; by default its number among the job's parts.
 
