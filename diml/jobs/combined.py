@@ -135,11 +135,16 @@ def solve_head(job: diml.Job, design: Floats, y: Floats, flags: Any) -> Solution
     return program.solutions[-1]
 
 
+def servers_for(arguments: Sequence[str]) -> int:
+    """Servers that the job takes where `--servers` is not given."""
+    return 1
+
+
 def main(arguments: Sequence[str]) -> int:
     flags = parse(parser(), arguments)
     if flags.output:
         check_writable(Path(flags.output))
-    with diml.init(flags=vars(flags), servers=1) as job:
+    with diml.init(flags=vars(flags), servers=servers_for(arguments)) as job:
         rows = planted(flags.rows, flags.vocabulary, flags.features, job.settings.seed)
         every = np.arange(flags.rows)
         fit, out = rows.some(every[every % _HELD_OUT > 0]), rows.some(every[::_HELD_OUT])
