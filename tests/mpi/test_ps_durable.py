@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.mpi import Finished, run_mpi, start_mpi
+from tests.mpi.test_run import kill_mpirun
 
 PROGRAM = ["-m", "tests.drills.ps_durable"]
 FAIL = ["--pause", 0.01, "--fail-at", 20]
@@ -120,3 +121,16 @@ def test_a_stop_signal_ends_in_a_checkpoint_at_a_bound_of_staleness(tmp_path: Pa
     again = run_mpi(3, PROGRAM, args=args, env=_env(tmp_path, 1), timeout_s=60).expect(0)
     assert _resumed_at(again) == int(match[1])
     assert len(re.findall(r"counted 4800 own 4800", again.stdout)) == 2, again.report()
+
+
+def test_a_lost_job_goes_on_from_the_memory_of_the_node(tmp_path: Path) -> None:
+    # The memory of a node gets a snapshot every five seconds.
+    program = ["tests.drills.ps_durable", "--clocks", "240", "--pause", "0.05"]
+    command = ["-m", "diml.cli", "run", "-n", "4", "--servers", "2", "--", *program]
+    with start_mpi(None, command, cwd=tmp_path) as running:
+        running.wait_for(r"^clock 160$", timeout_s=90)
+        kill_mpirun(running)
+        done = running.wait(timeout_s=120).expect(0)
+    assert done.stderr.count("started again") == 1, done.report()
+    assert 0 < _resumed_at(done) <= 160, done.report()
+    assert len(re.findall(r"counted 5760 own 5760", done.stdout)) == 2, done.report()
