@@ -147,8 +147,10 @@ class World:
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """Host name of each worker, by rank."""
-        return tuple(self._host.processes[seat.uid].host_name for seat in self.membership.workers)
+        """Host name of each worker, by rank; "" of those who join in the very repair in which
+        this process does, until its hooks run."""
+        known, seats = self._host.processes, self.membership.workers
+        return tuple(known[s.uid].host_name if s.uid in known else "" for s in seats)
 
     def address(self, role: Role, index: int) -> int:
         """Rank in `full` of a logical worker, server or spare."""

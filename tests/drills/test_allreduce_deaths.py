@@ -41,6 +41,13 @@ def test_recovered(name: str) -> None:
     assert_recovered(drill(5 + 4, 4, *drills), len(drills))
 
 
+def test_two_die_at_once_and_no_spare_is_left() -> None:
+    # The processes that are started for them join in one repair.
+    finished = drill(4, 0, "1,1,1,0", "2,1,1,0")
+    assert_recovered(finished, 2)
+    assert finished.stdout.count(" respawn ") == 2, finished.report()
+
+
 def test_all_but_one_rank_die() -> None:
     drills = [f"{rank},1,2,0" for rank in (0, 1, 3)]
     assert_recovered(drill(4 + 3, 3, *drills, program="model"), 3)
