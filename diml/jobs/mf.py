@@ -183,15 +183,16 @@ def with_servers(
     """Train with R on the parameter server; why it ended early, or nothing."""
     flags, rule = plan.flags, plan.rule
     origin = time.time()
-    ps = job.parameter_server(staleness=flags.staleness, any_workers=True)
+    cache = flags.ps_row_cache_size
+    ps = job.parameter_server(staleness=flags.staleness, any_workers=True, row_cache_size=cache)
     wanted = flags.num_clocks_per_iter
-    if flags.ps_row_cache_size:
+    if cache:
         least = ps.workers * (flags.staleness + 1) if ps.workers > 1 else 1
-        wanted = blocks_within(flags.ps_row_cache_size, ratings.col_entries, least)
+        wanted = blocks_within(cache, ratings.col_entries, least)
         if ratings.most_blocks is not None and wanted > ratings.most_blocks:
             raise Misuse(
-                f"--ps_row_cache_size {flags.ps_row_cache_size} takes {wanted} blocks of columns, "
-                f"the file has {ratings.most_blocks}"
+                f"--ps_row_cache_size {cache} takes {wanted} blocks of columns, the file has "
+                f"{ratings.most_blocks}"
             )
     cut = wanted, ratings.most_blocks
     layout = choose_layout(ps.workers, flags.staleness, ratings.col_entries, rule.eta(0), *cut)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from diml.events import read_events
 from tests.helpers.mpi import Finished, run_mpi
 
 JOB = ["-m", "diml.jobs.mf"]
@@ -29,6 +30,8 @@ def test_kills_leave_the_bits_as_they_were(tmp_path: Path) -> None:
     mf(4, *args, tmp_path / "calm").expect()
     deaths = ("1,2,3,0", "2,2,3,0,inside", "0,5,0,0", "3,6,2,0,checkpoint", "1,7,1,1")
     drills = [word for death in deaths for word in ("--drill", death)]
+    events = tmp_path / "events"
+    drills += ["--events", str(events)]
     stormy = mf(4 + 5, *args, tmp_path / "stormy", "--spares", 5, *drills).expect()
     assert "recovery " in stormy.stdout
     for suffix in "LR":
@@ -36,6 +39,11 @@ def test_kills_leave_the_bits_as_they_were(tmp_path: Path) -> None:
         assert one.read_bytes() == two.read_bytes()
     assert losses(tmp_path / "calm.loss") == losses(tmp_path / "stormy.loss")
     assert len(losses(tmp_path / "calm.loss")) == 8
+    log = read_events(events)
+    balance = next(event for event in log if event["what"] == "balance")
+    assert len(balance["entries"]) == 4
+    assert 1 <= balance["imbalance"] <= balance["clocks_imbalance"] < 1.5
+    assert {event["rank"] for event in log if event["what"] == "work"} == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(

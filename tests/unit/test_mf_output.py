@@ -12,7 +12,7 @@ import pytest
 
 from diml.errors import Misuse
 from diml.jobs.flags import parse
-from diml.jobs.mf import check_size, filled, nearest_to
+from diml.jobs.mf import check_size, filled, nearest_to, servers_for
 from diml.jobs.mf_data import Facts
 from diml.jobs.mf_evaluation import Evaluation
 from diml.jobs.mf_flags import parser, plan_of
@@ -115,3 +115,8 @@ def test_rows_that_no_entry_moved_are_written_near_the_mean() -> None:
     assert np.abs(other @ cold - 3.5).mean() < 0.2
     rows = np.array([[0, 0, 0, 0], [1, 0, 0, 2]], np.float32)
     np.testing.assert_array_equal(filled(rows, cold), [cold, [1, 0, 0, 2]])
+
+
+def test_rotation_takes_no_servers() -> None:
+    assert servers_for(["--datafile", "x"]) == 1
+    assert servers_for(["--datafile", "x", "--engine", "rotate"]) == 0
