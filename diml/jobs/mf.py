@@ -39,6 +39,8 @@ _ROWS_AT_ONCE = 1 << 16
 # What a worker notes of each row and column of the whole matrix while it takes its share.
 _BOOKS_BYTES = 64
 
+Chunks = Iterator[npt.NDArray[Any]]
+
 
 class Factors(NamedTuple):
     """What the result is read from: tables, or arrays in memory (`Held`).
@@ -60,12 +62,12 @@ def factor_rows(
         yield table.get(order[low : low + _ROWS_AT_ONCE])
 
 
-def write_factors(prefix: str, factors: Factors, rule: Rule, facts: Facts) -> None:
-    """Write L and R, whose product is the model (see `diml.jobs.mf_files`).
+def product(factors: Factors, rule: Rule, facts: Facts) -> tuple[Chunks, Chunks]:
+    """Rows of L and R whose product is the model, chunk by chunk.
 
     With biases a row of L is (L_i, mean + b_i, 1) and one of R is (R_j, 1, c_j). Without, a row or
-    column that has no training entries is written so that its products come as near to the
-    training mean, which is predicted there, as K numbers can bring them.
+    column that has no training entries is such that its products come as near to the training
+    mean, which is predicted there, as K numbers can bring them.
     """
     left = factor_rows(factors.left, facts.n_rows, facts.row_ids)
     right = factor_rows(factors.right, facts.n_cols, facts.col_ids)
@@ -80,7 +82,7 @@ def write_factors(prefix: str, factors: Factors, rule: Rule, facts: Facts) -> No
         cold_col = nearest_to(facts.mean, factor_rows(factors.left, facts.n_rows))
         left = (filled(rows, cold_row) for rows in left)
         right = (filled(rows, cold_col) for rows in right)
-    mf_files.write_factors(prefix, left, right)
+    return left, right
 
 
 def nearest_to(mean: float, chunks: Iterator[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
@@ -206,7 +208,7 @@ def with_servers(
     training.run(report.tell if report is not None else None)
     if report is not None and plan.prefix is not None:
         factors = Factors(tables.left, tables.right, tables.side)
-        write_factors(plan.prefix, factors, rule, facts)
+        mf_files.write_factors(plan.prefix, *product(factors, rule, facts))
     return training.ended
 
 
@@ -226,8 +228,18 @@ def rotate(
     if plan.prefix is not None:
         factors = training.factors()
         if factors is not None:
-            write_factors(plan.prefix, Factors(*map(Held, factors)), rule, facts)
+            held = Factors(*map(Held, factors))
+            mf_files.write_factors(plan.prefix, *product(held, rule, facts))
     return training.ended
+
+
+def __getattr__(name: str) -> Any:
+    # The estimator uses this module: it is fetched when it is asked for.
+    if name == "MatrixFactorization":
+        from diml.jobs.mf_estimator import MatrixFactorization
+
+        return MatrixFactorization
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def servers_for(arguments: Sequence[str]) -> int:

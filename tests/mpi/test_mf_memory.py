@@ -6,11 +6,14 @@ import csv
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diml.data.convert import Order, convert
 from diml.data.planted import Planted, planted
+from diml.jobs.mf_files import read_factors
 from tests.helpers.mpi import run_mpi
+from tests.unit.mf_cases import SAMPLE, sample_matrix
 
 ENTRIES = 8_000_000
 LIMIT_MB = 170
@@ -62,3 +65,14 @@ def test_a_limit_changes_memory_but_not_the_result(
     assert peak <= 1.5 * LIMIT_MB + model_mb
     if n is None:
         assert held > 1.5 * LIMIT_MB + model_mb
+
+
+@pytest.mark.parametrize(("n", "engine"), [(3, "ps"), (2, "rotate")])
+def test_files_have_the_ids_of_the_users_data(tmp_path: Path, n: int, engine: str) -> None:
+    convert(Order(str(SAMPLE), tmp_path / "data.h5", seed=3))
+    args = ["--datafile", tmp_path / "data.h5", "--engine", engine, "--K", 3, "--quiet"]
+    args += ["--num_iterations", 60, "--update", "adagrad", "--init_step_size", 0.2]
+    args += ["--output_prefix", tmp_path / "out.npz"]
+    run_mpi(n, ["-m", "diml.jobs.mf"], args=args, timeout_s=60).expect()
+    factors = read_factors(str(tmp_path / "out.npz"))
+    assert np.abs(factors.left @ factors.right.T - sample_matrix()).max() < 0.01

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 
 from diml.data.planted import Planted
-from diml.jobs.mf import Factors, write_factors
+from diml.jobs.mf import Factors, product
 from diml.jobs.mf_data import Layout, share_of
+from diml.jobs.mf_files import write_factors
 from diml.jobs.mf_load import Source, load
 from diml.jobs.mf_model import Model, Rule
 from tests.unit.mf_cases import run
@@ -65,7 +66,7 @@ def test_the_product_of_the_files_is_the_model(tmp_path: Path, biased: bool, upd
     result = run(ratings, rule, workers=2, iterations=5)
     side = Whole(result.side) if result.side is not None else None
     factors = Factors(Whole(result.left), Whole(result.right), side)
-    write_factors(str(tmp_path / "out"), factors, rule, ratings.facts())
+    write_factors(str(tmp_path / "out"), *product(factors, rule, ratings.facts()))
     left, right = np.loadtxt(tmp_path / "out.L"), np.loadtxt(tmp_path / "out.R")
     assert left.shape == (80, 4 + 2 * biased)
     errors = ratings.train.values - (left @ right.T)[ratings.train.rows, ratings.train.cols]
