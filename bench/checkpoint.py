@@ -85,14 +85,14 @@ def held_up(directory: Path, data: Bytes, work: Bytes) -> float:
 def factorize(engine: str, in_memory: bool) -> float:
     """Seconds of training of one run, as its loss file tells them."""
     mpirun = str(Path(sys.executable).with_name("mpirun"))
-    servers = "0" if engine == "rotate" else "1"
+    processes = 2 if engine == "rotate" else 3
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
         memory = node_memory.new_folder()
         if in_memory:
             env[marker.MEMORY] = str(memory)
         program = [sys.executable, "-m", "diml.jobs.mf", *MF.split(), "--engine", engine]
-        command = [mpirun, "-n", str(2 + int(servers)), *program, "--servers", servers]
+        command = [mpirun, "-n", str(processes), *program]
         try:
             subprocess.run(command, env=env, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         finally:

@@ -97,9 +97,7 @@ def test_a_rank_killed_on_each_node_is_replaced(slurm: Cluster, wanted: str) -> 
 def test_a_lost_node_is_left_behind(slurm: Cluster, wanted: str) -> None:
     job = submit(slurm, "node", 0.3)
     slurm.wait_for(job, "at 5\n")
-    lost = slurm.processes("slurmd", "-N n2") + slurm.processes("prted")
-    for pid in lost + slurm.ranks("n2", "program.py"):
-        os.kill(pid, signal.SIGKILL)
+    lose_node(slurm, "program.py")
     try:
         text = slurm.finish(job)
     finally:
@@ -137,6 +135,87 @@ def test_two_jobs_side_by_side(slurm: Cluster, wanted: str) -> None:
     jobs = [submit(slurm, f"pair{number}", 0.05, *options) for number in range(2)]
     for job in jobs:
         assert answer(slurm.finish(job)) == wanted
+
+
+ITERATIONS = 3000
+
+
+def factorize(slurm: Cluster, name: str, data: Path, *options: str) -> int:
+    """Submit a factorization by the rotating engine; its factors go to NAME.L and NAME.R."""
+    flags = f"--K 3 --num_iterations {ITERATIONS} --engine rotate --output_prefix {name} --quiet"
+    job = Job(name, "A test", (f"diml.jobs.mf --datafile {data} {flags}",), 3, spares=2, minutes=5)
+    path = slurm.folder / f"{name}.sbatch"
+    path.write_text(script("slurm", job))
+    return slurm.submit(path, "--checkpoint-every", "0.2", options=options)
+
+
+def told(slurm: Cluster, name: str) -> list[int]:
+    """The iterations that a factorization has told its losses of."""
+    path = slurm.folder / f"{name}.loss"
+    lines = path.read_text().splitlines()[1:] if path.exists() else []
+    return [int(line.split(",")[0]) for line in lines]
+
+
+def wait_for_iteration(slurm: Cluster, job: int, name: str, iteration: int) -> None:
+    deadline = time.monotonic() + 90
+    while len(told(slurm, name)) < iteration:
+        assert time.monotonic() < deadline, slurm.report(job)
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def factors(slurm: Cluster) -> tuple[bytes, bytes]:
+    """L and R of a factorization that nothing happens to, its data and checkpoints shared."""
+    ratings = slurm.folder / "some.txt"
+    ratings.write_text("".join(f"{i} {j} {i * j % 5}\n" for i in range(40) for j in range(30)))
+    for node in cluster.NODES:
+        (slurm.disk(node) / "ratings.txt").write_bytes(ratings.read_bytes())
+    slurm.finish(factorize(slurm, "quiet", ratings))
+    return factors_of(slurm, "quiet")
+
+
+def factors_of(slurm: Cluster, name: str) -> tuple[bytes, bytes]:
+    assert told(slurm, name) == list(range(1, ITERATIONS + 1))
+    return (slurm.folder / f"{name}.L").read_bytes(), (slurm.folder / f"{name}.R").read_bytes()
+
+
+def test_factorization_from_the_disks_of_the_nodes_goes_on_from_their_pieces(
+    slurm: Cluster, factors: tuple[bytes, bytes]
+) -> None:
+    """Data and checkpoints lie on each node's own disk; ranks are killed, then USR1 comes."""
+    kept = f"--export=ALL,DIML_CHECKPOINTS={slurm.local}/mf"
+    job = factorize(slurm, "pieces", slurm.local / "ratings.txt", kept)
+    wait_for_iteration(slurm, job, "pieces", ITERATIONS // 10)
+    for node in cluster.NODES:
+        os.kill(slurm.ranks(node, "diml.jobs.mf")[0], signal.SIGKILL)
+    wait_for_iteration(slurm, job, "pieces", ITERATIONS // 5)
+    slurm.ask("scancel", "--signal=USR1", "--batch", str(job))
+    text = slurm.finish(job)
+    assert "stopped in good order" in text and "back to the queue" in text, text
+    assert "started again" not in text and factors_of(slurm, "pieces") == factors
+    ranks = [{path.name for path in slurm.disk(n).glob("mf/*/*.h5")} for n in cluster.NODES]
+    assert all(ranks) and not ranks[0] & ranks[1], ranks
+
+
+def test_factorization_leaves_a_lost_node_behind(
+    slurm: Cluster, factors: tuple[bytes, bytes]
+) -> None:
+    kept = f"--export=ALL,DIML_CHECKPOINTS={slurm.local}/left"
+    job = factorize(slurm, "left", slurm.local / "ratings.txt", kept)
+    wait_for_iteration(slurm, job, "left", ITERATIONS // 5)
+    lose_node(slurm, "diml.jobs.mf")
+    try:
+        text = slurm.finish(job)
+    finally:
+        slurm.start_node("n2")
+    assert "going on without n2" in text and factors_of(slurm, "left") == factors, text
+
+
+def lose_node(slurm: Cluster, program: str) -> None:
+    """End everything on the second node."""
+    lost = slurm.processes("slurmd", "-N n2") + slurm.processes("prted")
+    for pid in lost + slurm.ranks("n2", program):
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_srun_is_refused_with_the_command_that_works(slurm: Cluster) -> None:
