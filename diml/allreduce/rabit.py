@@ -126,16 +126,23 @@ def _running() -> Job:
 
 
 def _packed(state: Any) -> Any:
-    """As it is where the codec takes it, so that a lazy model is not copied; else pickled."""
+    """As it is where the codec takes it, so that a lazy model is not copied; else pickled.
+
+    Not where checkpoints go to a disk, from which no pickle is read: that raises Misuse.
+    """
     try:
         codec.check(state)
     except Misuse:
+        if _running().settings.checkpoint_dir is not None:
+            raise
         return {_PICKLED: pickle.dumps(state, pickle.HIGHEST_PROTOCOL)}
     return state
 
 
 def _unpacked(state: Any) -> Any:
     if isinstance(state, dict) and set(state) == {_PICKLED}:
+        if _running().settings.checkpoint_dir is not None:
+            raise Misuse("a pickled state is not read from a durable checkpoint")
         return pickle.loads(state[_PICKLED])
     return state
 

@@ -137,7 +137,7 @@ def test_two_jobs_side_by_side(slurm: Cluster, wanted: str) -> None:
         assert answer(slurm.finish(job)) == wanted
 
 
-ITERATIONS = 3000
+ITERATIONS = 600
 
 
 def factorize(slurm: Cluster, name: str, data: Path, *options: str) -> int:
@@ -170,7 +170,7 @@ def factors(slurm: Cluster) -> tuple[bytes, bytes]:
     ratings.write_text("".join(f"{i} {j} {i * j % 5}\n" for i in range(40) for j in range(30)))
     for node in cluster.NODES:
         (slurm.disk(node) / "ratings.txt").write_bytes(ratings.read_bytes())
-    slurm.finish(factorize(slurm, "quiet", ratings))
+    slurm.finish(factorize(slurm, "quiet", ratings), timeout_s=280)
     return factors_of(slurm, "quiet")
 
 
@@ -190,7 +190,7 @@ def test_factorization_from_the_disks_of_the_nodes_goes_on_from_their_pieces(
         os.kill(slurm.ranks(node, "diml.jobs.mf")[0], signal.SIGKILL)
     wait_for_iteration(slurm, job, "pieces", ITERATIONS // 5)
     slurm.ask("scancel", "--signal=USR1", "--batch", str(job))
-    text = slurm.finish(job)
+    text = slurm.finish(job, timeout_s=280)
     assert "stopped in good order" in text and "back to the queue" in text, text
     assert "started again" not in text and factors_of(slurm, "pieces") == factors
     ranks = [{path.name for path in slurm.disk(n).glob("mf/*/*.h5")} for n in cluster.NODES]
@@ -205,7 +205,7 @@ def test_factorization_leaves_a_lost_node_behind(
     wait_for_iteration(slurm, job, "left", ITERATIONS // 5)
     lose_node(slurm, "diml.jobs.mf")
     try:
-        text = slurm.finish(job)
+        text = slurm.finish(job, timeout_s=280)
     finally:
         slurm.start_node("n2")
     assert "going on without n2" in text and factors_of(slurm, "left") == factors, text

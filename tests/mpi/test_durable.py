@@ -188,6 +188,31 @@ def test_a_job_on_other_data_or_to_another_end_is_refused(
     assert refused.stderr.count("diml:") == 1 and "its data is " in refused.stderr
 
 
+RABIT = """
+    import sys
+    from diml.allreduce import rabit
+
+    class Model:
+        pass
+
+    rabit.init()
+    version, model = rabit.load_checkpoint()
+    rabit.checkpoint(Model() if sys.argv[1] == "object" else {"diml.PICKLED": b"evil"})
+    rabit.finalize()
+"""
+
+
+def test_no_pickle_goes_to_a_disk_or_comes_from_there(tmp_path: Path) -> None:
+    env = {"DIML_CHECKPOINT_DIR": str(tmp_path), "DIML_CHECKPOINT_EVERY": "0.000001"}
+    run_mpi(None, RABIT, args=["object"], timeout_s=60).expect(0)
+    refused = run_mpi(None, RABIT, args=["object"], env=env, timeout_s=60).expect(2)
+    assert "Model" in refused.stderr
+    forging = RABIT.replace("diml.PICKLED", "pickled by diml.allreduce.rabit")
+    run_mpi(None, forging, args=["bytes"], env=env, timeout_s=60).expect(0)
+    refused = run_mpi(None, forging, args=["bytes"], env=env, timeout_s=60).expect(2)
+    assert "a pickled state is not read" in refused.stderr
+
+
 def test_a_rank_that_dies_after_a_resume_is_replaced_to_the_same_answer(tmp_path: Path) -> None:
     wanted = answer(finish(None))
     with start(tmp_path, pause_s=0.02) as running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -233,7 +234,13 @@ def test_a_directory_that_cannot_be_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_on_the_way_reads_pickles() -> None:
-    folder = Path(codec.__file__).parent
-    for path in folder.glob("*.py"):
+    package = Path(codec.__file__).parents[1]
+    allowed = {
+        package / "world" / "link.py",  # between living processes
+        package / "allreduce" / "wire.py",
+        package / "allreduce" / "rabit.py",  # not with --checkpoint-dir: see test_durable in mpi
+    }
+    for path in package.rglob("*.py"):
         text = path.read_text()
-        assert "import pickle" not in text and "allow_pickle" not in text, path
+        assert path in allowed or not re.search(r"import pickle\b", text), path
+        assert text.count("np.load(") == text.count("allow_pickle=False"), path
