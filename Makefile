@@ -63,8 +63,8 @@ soak: install ## N (20) runs on real MPI with random kills; then kills of each j
 	DIML_TEST_KILL_ROUNDS=50 DIML_PS_KILLS=100 DIML_MF_KILLS=20 python -m pytest -q \
 	  tests/mpi/test_durable.py tests/mpi/test_mf_kills.py tests/drills/test_ps_kills.py -k kill
 
-bench: install ## the side-by-side benchmarks, each a table with ratios
-	@for script in bench/*.py; do echo "== $$script"; python $$script || exit 1; done
+bench: install ## the side-by-side benchmarks in quick sizes, into bench/RESULTS.md
+	python bench/results.py
 
 clean: ## remove what tools leave behind (not .venv)
 	rm -rf build out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

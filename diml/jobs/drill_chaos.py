@@ -138,7 +138,7 @@ def _torment(
     job: subprocess.Popen[bytes], log: Path, mark: str, flags: Namespace
 ) -> tuple[list[Kill], int]:
     """Kill until the job ends or the time is over; the kills and the job's exit status."""
-    chance = random.Random(flags.seed)
+    chance = random.Random(flags.seed or 0)
     kills: list[Kill] = []
     begun = time.monotonic()
     due: float | None = None

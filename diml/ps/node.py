@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ from diml.world.membership import Role
 from diml.world.world import World
 
 _PATIENCE_S = 0.05
+_TELL_EVERY_S = 0.5
 # Messages after which a server replicates and acknowledges even though more are waiting.
 _FLUSH_AFTER = 64
 # How long acknowledgements wait for an answer that can carry them.
@@ -54,6 +56,7 @@ class Node:
         self._port = WorldPort(world)
         self._client: ParameterServer | None = None
         self._client_core: ClientCore | None = None
+        self._told_s = 0.0
         self._asked: tuple[Any, ...] = ()
         # The clock that this process holds, and by point of a drill the last one that it passed.
         self._closed = 0
@@ -186,7 +189,7 @@ class Node:
             facts = {name: str(value) for name, value in self._facts.items()}
             saves = Saves(session, self._durable, self._stop, facts, world.end)
         return ParameterServer(
-            session, self._workers, seed, reject_nonfinite, world.event, saves, world.committed
+            session, self._workers, seed, reject_nonfinite, world.event, saves, self._clock_ended
         )
 
     def _begin_alone(self) -> dict[int, Shard]:
@@ -246,11 +249,21 @@ class Node:
         """A worker's orderly end: every update acknowledged. Idempotent."""
         if self._client is not None:
             self._client.close()
-            self._tell_traffic()
+            self._tell_traffic(last=True)
         if self._durable is not None:
             self._durable.close()
 
-    def _tell_traffic(self) -> None:
+    def _clock_ended(self) -> None:
+        """At each clock of this worker."""
+        self._world.committed()
+        self._tell_traffic()
+
+    def _tell_traffic(self, last: bool = False) -> None:
+        """Write what this process has sent into the event log: now and then, and at its end."""
+        now = time.monotonic()
+        if not last and now - self._told_s < _TELL_EVERY_S:
+            return
+        self._told_s = now
         sent = self._port.filters
         held = self._client_core.held_bytes if self._client_core is not None else 0
         plain, wire = sent.plain_bytes + held, sent.wire_bytes
@@ -301,7 +314,7 @@ class Node:
                 if moved:
                     self._strike("after")
             elif port.told_to_leave():
-                self._tell_traffic()
+                self._tell_traffic(last=True)
                 if self._durable is not None:
                     self._durable.close()
                 self._world.leave_as_told()
