@@ -22,7 +22,7 @@ PS_TAG = 1
 _EAGER_BYTES = 4096
 # How a wait polls: yield the core while an answer may be due, then sleep longer and longer. Large
 # answers, and those that a replica must confirm, take longer than 300 microseconds.
-_YIELD_S = 2e-3
+_YIELD_S = 1e-3
 _NAP_S = 50e-6
 _IDLE_AFTER_S = 10e-3
 _IDLE_NAP_S = 1e-3
