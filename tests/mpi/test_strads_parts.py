@@ -65,9 +65,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     "drills",
     [
         ("0,0,0,0", "1,2,0,0,after", "0,3,0,1"),
-        ("2,3,4,0", "0,4,1,0,inside", "1,5,3,0"),
-        ("1,6,0,0", "0,7,2,0,after", "2,7,3,0,inside"),
-        ("0,8,0,0,after", "1,8,1,0,after", "0,9,1,1,inside"),
+        ("2,4,0,0,checkpoint", "0,5,1,0,inside", "1,6,3,0"),
+        ("1,7,0,0", "0,9,2,0,after", "2,9,3,0,inside"),
+        ("0,12,0,0,after", "1,12,1,0,after", "0,13,1,1,inside"),
     ],
 )
 def test_kills_in_every_part_change_no_bit(
