@@ -81,3 +81,33 @@ def test_scikit_learn_s_checks_pass_on_three_ranks() -> None:
     pytest.importorskip("sklearn")
     done = run_mpi(3, CHECKS, timeout_s=200).expect(0)
     assert done.stdout.count("PASSED") == 4, done.stdout
+
+
+CUT = """
+import numpy as np
+import diml
+from diml.strads.columns import columns_of
+from diml.strads.lasso import solve_lasso
+from diml.strads.lasso_problem import Grid, Stop
+
+rng = np.random.default_rng(1)
+X = rng.normal(size=(60, 90))
+y = X[:, :8].sum(axis=1) + rng.normal(size=60)
+with diml.init() as job:
+    program = solve_lasso(columns_of(X, job.rank, job.size), y, Grid(ratios=(0.05,)), Stop(1e-8),
+                          job=job, block_entries=600, checkpoint_work=100_000)
+    if job.rank == 0:
+        answer = program.solutions[0]
+        print("ANSWER", answer.converged, len(answer.ids), answer.values.tolist())
+"""
+
+
+def test_blocks_that_are_cut_down_survive_a_kill() -> None:
+    def answer(ranks: int, drills: str) -> str:
+        env = {"DIML_DRILL": drills, "DIML_SPARES": str(ranks - 3)}
+        said = run_mpi(ranks, CUT, env=env, timeout_s=100).expect(0).stdout
+        return next(line for line in said.splitlines() if line.startswith("ANSWER True"))
+
+    reference = answer(3, "")
+    assert int(reference.split()[2]) > 10
+    assert answer(5, "1,1,2,0 0,2,1,0") == reference
