@@ -43,7 +43,8 @@ def solve_lasso(
         job: None for this process alone; else called by all workers of the job.
         policy: a name, or a policy for `held.total` variables.
         loss: "squared", or "logistic" for labels 1 and −1 (working-set only).
-        options: intercept, standardise, l1_ratio, start_from, copy, listener of `LassoBase`.
+        options: intercept, standardise, l1_ratio, start_from, copy, listener of `LassoBase`;
+            block_entries of `LassoProgram`.
 
     Raises:
         Misuse: data, λ or policy that cannot be used.
