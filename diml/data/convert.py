@@ -331,8 +331,10 @@ def _taken(chunk: Chunk, chosen: npt.NDArray[np.bool_]) -> Chunk:
 
 def name_and_length(paths: list[str]) -> str:
     """What the file says of its sources: names and lengths in bytes."""
-    # The head of the file has little room: of many files the first ones must do.
-    return "; ".join(f"{Path(path).name} {_length(path)}" for path in paths[:8])[:1000]
+    lengths = [_length(path) for path in paths]
+    known = "; ".join(f"{Path(a).name} {b}" for a, b in zip(paths[:8], lengths, strict=False))
+    # The head of the file has little room: of many files the first ones and the sums must do.
+    return (known if len(paths) <= 8 else f"{len(paths)} files, {sum(lengths)}: {known}")[:1000]
 
 
 def _length(path: str) -> int:

@@ -10,13 +10,14 @@ itself. Invariant: the entries and their order are the same either way, on any n
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from diml.data.convert import Order
+from diml.data.convert import Order, name_and_length
 from diml.data.files import files_of
 from diml.data.offsets import Offsets, read_offsets
 from diml.data.planted import Planted, planted
@@ -79,6 +80,7 @@ def load(source: Source, crew: Crew | None = None) -> Ratings | Stored:
     Args:
         crew: the workers that do this together; None reads alone.
     """
+    _see_the_same(source, crew)
     if source.plan is not None:
         if source.memory_bytes is not None or source.offsetsfile is not None:
             raise Misuse("--memory-limit and --offsetsfile go with --datafile")
@@ -109,6 +111,24 @@ def load(source: Source, crew: Crew | None = None) -> Ratings | Stored:
     if not len(train.values):
         raise Misuse("no entry is left to train on: lower --test_fraction")
     return Ratings(train, test, n_rows, n_cols, source.plan.noise if source.plan else None)
+
+
+def _see_the_same(source: Source, crew: Crew | None) -> None:
+    """Raise Misuse, on all workers alike, unless all see the same files behind the names."""
+    names = [name for name in (source.datafile, source.test, source.offsetsfile) if name]
+    if crew is None or crew.size == 1 or not names:
+        return
+    try:
+        seen = "; ".join(name_and_length(files_of(name)) for name in names)
+    except Misuse as error:
+        seen = str(error)
+    found = crew.gather_once(np.array([zlib.crc32(seen.encode())]))
+    if found is not None and len(set(found.tolist())) > 1:
+        other = int(np.flatnonzero(found != found[0])[0])
+        raise Misuse(
+            f"{' '.join(names)}: worker {other} sees other files there than worker 0: put the "
+            "same ones on all nodes"
+        )
 
 
 def _order(source: Source, offsets: Offsets | None, memory_bytes: int) -> Order:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from diml.cli import main
 from diml.data import convert as module
 from diml.data.blockfile import BlockFile, is_block_file
 from diml.data.convert import Order, convert
 from diml.data.planted import Planted, planted
 from diml.errors import Misuse
+from diml.jobs.flags import size
 from diml.jobs.mf_load import Source, load
 
 
@@ -112,3 +115,49 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     assert not is_block_file(path)
     with pytest.raises(Misuse, match="absent: cannot read it"):
         BlockFile(tmp_path / "absent")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = text(tmp_path, Planted(50, 40, 600))
+    out = tmp_path / "out.h5"
+    words = ["convert", str(source), str(out), "--row-groups", "5", "--col_groups", "4"]
+    assert main([*words, "--test-fraction", "0.1", "--memory-limit", "1MB", "--seed", "2"]) == 0
+    said = capsys.readouterr().out
+    facts = BlockFile(out).facts
+    assert f"{facts.entries} entries, {facts.test_entries} held out; 5 x 4 cells" in said
+    offsets = tmp_path / "offsets"
+    offsets.write_text("50 40 600\n0\n")
+    assert main([*words, "--offsetsfile", str(offsets)]) == 0
+    assert main([*words, "--test", str(source)]) == 0
+    assert BlockFile(out).facts.test_entries == 600
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{in} {out} --test {in} --test_fraction 0.1", "without --test_fraction"),
+        ("{in} {out} --memory-limit much", "is not a size"),
+        ("{in} {out} --row_groups 0", "from 1 on"),
+        ("{in}", "OUT.h5"),
+        ("{in}.absent {out}", "cannot read it"),
+        ("{in} {out} --offsetsfile {in}", "in, line 1: not a line `rows columns entries`"),
+    ],
+)
+def test_a_bad_command_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    (tmp_path / "in").write_text("0 0 1\n")
+    places = {"in": str(tmp_path / "in"), "out": str(tmp_path / "out.h5")}
+    assert main(["convert", *(word.format(**places) for word in line.split())]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert [found.name for found in tmp_path.iterdir()] == ["in"]
+
+
+def test_sizes() -> None:
+    found = [size(text) for text in ("1000", "200MB", "1.5GB", "64MiB", "2k", "3 kB")]
+    assert found == [1000, 200 * 10**6, 15 * 10**8, 64 << 20, 2000, 3000]
+    for bad in ("", "MB", "-1", "1e9", "1 XB", "２MB"):
+        with pytest.raises(ArgumentTypeError, match="is not a size"):
+            size(bad)

@@ -12,6 +12,7 @@ import pytest
 
 from diml.data.files import files_of
 from diml.errors import Misuse
+from diml.jobs import mf_load
 from diml.jobs.mf_data import Ratings
 from diml.jobs.mf_load import Source, load
 
@@ -36,7 +37,10 @@ class Crews:
             except Misuse as error:
                 found[rank] = error
 
-        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(self.size)]
+        threads = [
+            threading.Thread(target=work, args=(rank,), name=f"worker-{rank}")
+            for rank in range(self.size)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -81,7 +85,7 @@ def entries_file(folder: Path, name: str = "data", count: int = 500) -> Path:
 
 
 @pytest.mark.parametrize("workers", [2, 3, 7])
-@pytest.mark.parametrize("broken_at", [None, 1, 2, 4, 5])
+@pytest.mark.parametrize("broken_at", [None, 1, 2, 3, 5, 6])
 def test_workers_read_together_what_one_reads_alone(
     tmp_path: Path, workers: int, broken_at: int | None
 ) -> None:
@@ -134,3 +138,21 @@ def test_a_directory_and_a_pattern_stand_for_their_files(tmp_path: Path) -> None
     with pytest.raises(Misuse, match="no file there"):
         files_of(folder / "absent-*")
     assert files_of(tmp_path / "absent") == [str(tmp_path / "absent")]
+
+
+def test_workers_that_see_other_files_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = entries_file(tmp_path)
+    seen = threading.local()
+
+    def files(name: str) -> list[str]:
+        seen.calls = getattr(seen, "calls", 0) + 1
+        on_another_node = seen.calls == 1 and threading.current_thread().name.endswith("-1")
+        return [name, name] if on_another_node else files_of(name)
+
+    monkeypatch.setattr(mf_load, "files_of", files)
+    crews = Crews(3)
+    said = {str(error) for error in crews.load(Source(str(path), None))}
+    assert len(said) == 1
+    assert "worker 1 sees other files there than worker 0" in said.pop()
