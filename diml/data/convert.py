@@ -36,6 +36,8 @@ _CHUNK = 1 << 19
 # Rows and columns should come often enough in a cell to be worth fetching into the cache.
 _OFTEN = 4
 _ROW_GROUPS, _COL_GROUPS = (64, 256), (16, 256)
+# Cells are counted in int32, and each has 16 bytes in the index that every reader keeps.
+_CELLS_MAX = 1 << 22
 # What is kept of each row and each column on the way.
 _BOOKS_BYTES = 64
 _DEFAULT_MEMORY = 256 << 20
@@ -198,13 +200,16 @@ def _survey(order: Order, spool: _Spool, chunks: Iterable[Triplets]) -> _Survey:
     test_entries = np.concatenate(kept_rows), np.concatenate(kept_cols), np.concatenate(kept_values)
     row_groups = order.row_groups or _groups(entries, cols.size, *_ROW_GROUPS)
     col_groups = order.col_groups or _groups(entries, rows.size, *_COL_GROUPS)
+    row_groups, col_groups = min(row_groups, rows.size), min(col_groups, cols.size)
+    if row_groups * col_groups > _CELLS_MAX:
+        raise Misuse(f"{row_groups} x {col_groups} cells are more than {_CELLS_MAX}")
     facts = Facts(
         n_rows=rows.size,
         n_cols=cols.size,
         entries=entries,
         test_entries=len(test_entries[0]),
-        row_groups=min(row_groups, rows.size),
-        col_groups=min(col_groups, cols.size),
+        row_groups=row_groups,
+        col_groups=col_groups,
         seed=order.seed,
         test_fraction=order.test_fraction,
         one_based=order.one_based,

@@ -104,6 +104,14 @@ def test_bad_input_leaves_nothing(tmp_path: Path) -> None:
     assert sorted(found.name for found in tmp_path.iterdir()) == ["bad", "huge"]
 
 
+def test_too_many_cells_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("".join(f"{n} {n} 1\n" for n in range(0, 3000, 7)))
+    order = Order(str(tmp_path / "in"), tmp_path / "out.h5", row_groups=3000, col_groups=3000)
+    with pytest.raises(Misuse, match="2997 x 2997 cells are more than"):
+        convert(order)
+    assert [found.name for found in tmp_path.iterdir()] == ["in"]
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.h5"
     with h5py.File(path, "w") as file:
