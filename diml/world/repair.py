@@ -9,7 +9,6 @@ step ends in an agreement, and so all survivors return the same links and member
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,6 +142,8 @@ class Rebuild:
                 workers = _split(self._base, self._uids, membership)
             except MPI.Exception:
                 ok = False
+                # Those who wait for this rank, not for the dead one, hear of it in no other way.
+                self._base.revoke()
             if self._base.agree(ok):
                 return Footing(self._base, self._uids, workers, membership, self._uid_next)
             if workers is not None:
@@ -189,8 +190,10 @@ class Rebuild:
         base = self._base
         child = spawner.take(SPAWN_DEADLINE_S) if base.rank == 0 else None
         found = None
-        with contextlib.suppress(PeerFailed):
+        try:
             found = bool(base.broadcast_object(child is not None, 0))
+        except PeerFailed:
+            base.revoke()
         if not base.agree(found is not None):
             if child is not None:
                 spawner.give_back(child)

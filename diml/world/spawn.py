@@ -128,7 +128,7 @@ def bridge(base: Link, child: Child | None, welcome: Any) -> Link | None:
     Returns:
         The larger link, or None on everyone if someone failed: the child is lost then.
     """
-    merged = None
+    merged = between = None
     try:
         if child is not None:
             child.pair.send(welcome, 1, _JOIN_TAG)
@@ -138,6 +138,11 @@ def bridge(base: Link, child: Child | None, welcome: Any) -> Link | None:
         merged = Link(between.Merge(False))
     except MPI.Exception:
         merged = None
+        # Those who wait for this rank, not for the dead one, hear of it in no other way.
+        base.revoke()
+        if between is not None:
+            with contextlib.suppress(MPI.Exception):
+                between.Revoke()
     if not base.agree(merged is not None):
         if merged is not None:
             merged.revoke()

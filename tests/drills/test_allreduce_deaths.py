@@ -124,3 +124,38 @@ def test_a_replay_that_diverges_is_named() -> None:
     assert "program.py:7" in finished.stderr
     assert "program.py:9" in finished.stderr
     assert len(finished.stderr.strip().splitlines()) == 1, finished.report()
+
+
+# Rank 3 dies when the lengths are known and the values are not: Open MPI's Allgatherv then returns
+# success on ranks 1 and 2, with nothing received.
+HALF_AN_ALLGATHER = """
+import os, signal
+import numpy as np
+import diml
+from diml.world.link import Link
+
+with diml.init() as job:
+    version, _, _ = job.load_checkpoint()
+    for step in range(version, 6):
+        if step == 4 and job.rank == 3 and job.incarnation == 0:
+            whole, calls = Link.allgatherv, []
+
+            def half(self, *arguments):
+                calls.append(1)
+                if len(calls) == 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                whole(self, *arguments)
+
+            Link.allgatherv = half
+        parts = job.allgather(np.full(3, 10 * step + job.rank))
+        wanted = np.repeat(10 * step + np.arange(job.size), 3)
+        assert (parts == wanted).all(), (step, job.rank, parts)
+        job.checkpoint(step)
+    print("right", job.rank, job.epoch, flush=True)
+"""
+
+
+def test_an_allgather_that_mpi_wrongly_calls_a_success_is_done_again() -> None:
+    finished = run_mpi(5, HALF_AN_ALLGATHER, env={"DIML_SPARES": "1"}, timeout_s=60).expect(0)
+    said = sorted(line for line in finished.stdout.splitlines() if line.startswith("right"))
+    assert said == [f"right {rank} 1" for rank in range(4)]
