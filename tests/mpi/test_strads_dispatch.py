@@ -58,4 +58,4 @@ def test_a_kill_between_two_meetings(
 def test_the_time_that_is_over_is_worker_0_s(tmp_path: Path) -> None:
     program = [*PROGRAM[:-1], "1000000000", "--max_seconds", "0.7", "--path", "3"]
     done = run_mpi(3, program, timeout_s=60).expect(0)
-    assert "the gap did not reach the tolerance at 3 values" in done.stdout
+    assert "the gap did not reach the tolerance" in done.stdout
