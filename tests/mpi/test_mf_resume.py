@@ -54,7 +54,6 @@ def test_a_job_that_is_killed_whole_is_resumed_to_the_same_end(tmp_path: Path, e
             running.kill(rank.pid, signal.SIGKILL)
         running.wait(timeout_s=30, allow_hang=True)
     assert 0 < len(losses(tmp_path / "loss")) < 15
-    assert list((tmp_path / "kept").glob("*/rank-*.json"))
     resumed = mf(engine, 2, *args, tmp_path / "loss", *kept, "--resume", "must").expect()
     assert held_out(resumed) == held_out(calm)
     assert losses(tmp_path / "loss") == losses(tmp_path / "calm")
