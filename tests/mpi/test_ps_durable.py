@@ -124,9 +124,9 @@ def test_a_stop_signal_ends_in_a_checkpoint_at_a_bound_of_staleness(tmp_path: Pa
 
 
 def test_a_lost_job_goes_on_from_the_memory_of_the_node(tmp_path: Path) -> None:
-    # The memory of a node gets a snapshot every five seconds.
+    # The memory of a node gets a snapshot every five seconds. `diml run` counts workers alone.
     program = ["tests.drills.ps_durable", "--clocks", "240", "--pause", "0.05"]
-    command = ["-m", "diml.cli", "run", "-n", "4", "--servers", "2", "--", *program]
+    command = ["-m", "diml.cli", "run", "-n", "2", "--servers", "2", "--", *program]
     with start_mpi(None, command, cwd=tmp_path) as running:
         running.wait_for(r"^clock 160$", timeout_s=90)
         kill_mpirun(running)
