@@ -83,18 +83,29 @@ def test_lbfgs_reaches_the_loss_of_scikit_learn(tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, abs=1e-6)
 
 
-@needs_data
-def test_admm_on_the_census_and_both_on_mushrooms(tmp_path: Path) -> None:
-    def accuracy(method: str, train: str, test: str, *more: object) -> float:
-        args = ["--method", method, "--datafile", DATA / train, "--test", DATA / test]
-        finished = _run(2, *args, *more)
-        match = re.search(r"test accuracy ([\d.]+)", finished.stdout)
-        assert match, finished.report()
-        return float(match[1])
+def _accuracy(processes: int, method: str, train: str, test: str, *more: object) -> float:
+    args = ["--method", method, "--datafile", DATA / train, "--test", DATA / test]
+    finished = _run(processes, *args, *more)
+    match = re.search(r"test accuracy ([\d.]+)", finished.stdout)
+    assert match, finished.report()
+    return float(match[1])
 
-    assert accuracy("admm", "a9a", "a9a.t", "--num_iterations", 15) >= 0.845
+
+CENSUS, MUSHROOMS = ("a9a", "a9a.t"), ("agaricus.txt.train", "agaricus.txt.test")
+
+
+@needs_data
+def test_admm_on_the_census_and_both_on_mushrooms() -> None:
+    assert _accuracy(2, "admm", *CENSUS, "--num_iterations", 15) >= 0.845
     for method in ("lbfgs", "admm"):
-        files = "agaricus.txt.train", "agaricus.txt.test"
-        assert (
-            accuracy(method, *files, "--l2", 1e-5, "--num_iterations", 25, "--rho", 1e-4) >= 0.999
-        )
+        flags = ["--l2", 1e-5, "--num_iterations", 25, "--rho", 1e-4]
+        assert _accuracy(2, method, *MUSHROOMS, *flags) >= 0.999
+
+
+@needs_data
+@pytest.mark.parametrize("method", ["sync-sgd", "async-sgd"])
+def test_sgd_on_the_census_and_on_mushrooms(method: str) -> None:
+    flags = ["--rule", "adagrad", "--init_step_size", 0.5]
+    # Two workers and a server.
+    assert _accuracy(3, method, *CENSUS, "--num_epochs", 5) >= 0.845
+    assert _accuracy(3, method, *MUSHROOMS, *flags, "--num_epochs", 10) >= 0.999
