@@ -19,8 +19,9 @@ for _library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
 settings.register_profile("diml", deadline=None)
 settings.load_profile("diml")
 
-# Longest first, so that what is left for the end is short.
-_ORDER = ("batch", "drills", "mpi", "sim", "unit")
+# First what compiles the kernels, each in one process: in a fresh checkout all ranks of a job would
+# do it at once. Then the longest, so that what is left for the end is short.
+_ORDER = ("unit", "sim", "batch", "drills", "mpi")
 # Ten ranks and eight spares each, and such as measure out kills by the clock: one at a time.
 _MANY_RANKS = ("test_rabit_matrix.py", "test_soak.py", "test_ps_kills.py")
 # One Slurm for the machine, and hosts that are made of it.
@@ -35,7 +36,7 @@ def _group(path: Path) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Name each test's group, and begin with those that take long."""
+    """Name each test's group, and put them in order."""
     if not config.pluginmanager.hasplugin("xdist"):
         return
     place = {name: number for number, name in enumerate(_ORDER)}
