@@ -21,7 +21,8 @@ Kinds, with the fields that each always has (times and durations in seconds, siz
     start      size (processes of the job); that of uid 0 also command, settings, versions, cores
     progress   done, total (steps), values (name -> number, or text): by the rank that tells
     work       units, unit, seconds, waited_s: so far on this process, by each worker
-    balance    entries (by worker), imbalance, clocks_imbalance: the most over the mean
+    balance    entries, imbalance (over the mean worker), clocks_imbalance (its largest clock over
+               its mean one): of each MF worker
     activity   ticks, waiting, calls: of so many looks at this process, how many found it in a
                DiML call; calls begun so far
     drill      version, sequence, point, signal: this process is about to kill or to stop itself

@@ -161,22 +161,17 @@ def train(job: diml.Job, plan: Plan) -> None:
         print(report.summary(job.size, facts.noise, job.repairs, ended), flush=True)
 
 
-def tell_balance(job: diml.Job, share: Share) -> None:
-    """Write into the event log how evenly the entries are dealt out: over workers, and over the
-    clocks of an iteration, in which all wait for the one that has most."""
+def tell_balance(job: diml.Job, share: Share, facts: Facts) -> None:
+    """Write into the event log how evenly the entries are dealt out, as far as this worker sees.
+
+    No collective: a replacement would wait in it for peers that are at the servers.
+    """
     if job.settings.events is None:
         return
-    clocks = range(len(share.blocks))
-    mine = np.array([[len(share.block_at(clock)) for clock in clocks]])
-    counts = job.allgather(mine)
-    if job.rank == 0:
-        mean = max(float(counts.sum()) / job.size, 1.0)
-        workers = counts.sum(axis=1)
-        slowest = float(counts.max(axis=0).sum())
-        job.event(
-            "balance", entries=workers, imbalance=float(workers.max()) / mean,
-            clocks_imbalance=slowest / mean,
-        )  # fmt: skip
+    clocks = [len(share.block_at(clock)) for clock in range(len(share.blocks))]
+    entries, mean = sum(clocks), max(facts.train_entries / job.size, 1.0)
+    most = max(clocks) * len(clocks) / max(entries, 1)
+    job.event("balance", entries=entries, imbalance=entries / mean, clocks_imbalance=most)
 
 
 def with_servers(
@@ -199,7 +194,7 @@ def with_servers(
     cut = wanted, ratings.most_blocks
     layout = choose_layout(ps.workers, flags.staleness, ratings.col_entries, rule.eta(0), *cut)
     share = ratings.share(ps.worker, ps.workers, layout, rule.seed)
-    tell_balance(job, share)
+    tell_balance(job, share, facts)
     del ratings
     course = Course(flags.num_iterations, layout.blocks, flags.staleness, flags.eval_every)
     tables = Tables.of(ps.table, rule, facts, course, keep_left=plan.prefix is not None)
@@ -220,7 +215,7 @@ def rotate(
     origin = time.time()
     layout = Layout(job.size, shuffled=True, whole=True)
     share = ratings.share(job.rank, job.size, layout, rule.seed)
-    tell_balance(job, share)
+    tell_balance(job, share, facts)
     del ratings
     passes = Passes(flags.num_iterations, flags.eval_every, plan.goal, flags.auto_step)
     training = Rotation(job, facts, share, rule, passes, origin)

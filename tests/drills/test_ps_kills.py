@@ -124,7 +124,7 @@ def test_random_kills(seed: int, undisturbed: Callable[[str], object], tmp_path:
         "DIML_SPARES": str(KILLS_A_RUN + 2),
         "DIML_EVENTS": str(tmp_path / "events"),
     }
-    first, last = program.steps * 6 // 100, program.steps * 80 // 100
+    first, last = program.steps * 6 // 100, program.steps * 60 // 100
     moments = sorted(rng.sample(range(first, last), KILLS_A_RUN))
     n = WORKERS + servers + KILLS_A_RUN + 2
     with start_mpi(n, program.command, args=program.args(tmp_path), env=env) as running:
