@@ -253,6 +253,7 @@ class Job:
                 self._engine.meet()
                 return result
             except Shrunk as shrunk:
+                self.parts = Parts(self)
                 if self.rank == 0:
                     self.log(f"{shrunk.size} workers go on without {list(shrunk.lost)}")
 

@@ -201,7 +201,10 @@ class Engine:
         """
         core = self._core
         if core.loaded:
-            raise Misuse("load_checkpoint was called twice")
+            raise Misuse(
+                "load_checkpoint was called twice: what a program keeps beside a STRADS program "
+                "goes into a part of its own, job.parts.part(name)"
+            )
         request = Request(Kind.LOAD, signature(Kind.LOAD), _site())
         self.durability.meet(self)
         begun = time.perf_counter()

@@ -184,7 +184,11 @@ class Allreduce:
         if isinstance(failure, PeerFailed):
             self._driver.keep(array, result)
             self._driver.fail(failure)
-        elif not isinstance(error, BufferError):
+        elif isinstance(error, BufferError):
+            # Nothing was written to it.
+            assert result.home is not None
+            result.home.append(result)
+        else:
             raise failure or error
         return self._by_script(array, op, None, None, site)
 
@@ -198,12 +202,7 @@ class Allreduce:
     ) -> Array:
         source = native(array)
         how = reduction(op, source.dtype)
-        if (
-            type(op) is str
-            and how.view == source.dtype
-            and self._may_plan
-            and not self._core.recovering
-        ):
+        if type(op) is str and how.view == source.dtype:
             self._plan(op, source, how)
         if out is not None and (out.shape != source.shape or out.dtype != source.dtype):
             raise Misuse(

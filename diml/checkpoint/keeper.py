@@ -176,10 +176,13 @@ class Keeper:
     # At the start ----------------------------------------------------------------------------
 
     def meet(self, collectives: Collectives, rank: int) -> None:
-        """Find out together what is there. Before `load_checkpoint`; replayed to replacements.
+        """Find out together what is there. Before each `load_checkpoint`; replayed to replacements.
 
         Raises Misuse on all workers alike if one cannot use its directory.
         """
+        # With fewer workers than before this comes again: as a run of its own, behind the other's.
+        self.close()
+        self._vaults = []
         run, problem, views = uuid.uuid4().hex[:12], "", []
         try:
             views = [Vault(place.directory, run).view() for place in self._places]

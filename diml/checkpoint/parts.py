@@ -77,15 +77,7 @@ class Parts:
         self._job.checkpoint({_KEY: self._states})
 
     def _load(self) -> dict[str, dict[str, Any]]:
-        try:
-            _, model, _ = self._job.load_checkpoint()
-        except Misuse as error:
-            if "called twice" not in str(error):
-                raise  # a durable checkpoint of another job, for one
-            raise Misuse(
-                "this program has called load_checkpoint itself: what it keeps beside a STRADS "
-                "program goes into a part of its own, job.parts.part(name)"
-            ) from None
+        _, model, _ = self._job.load_checkpoint()
         if model is None:
             return {}
         if not (isinstance(model, dict) and _KEY in model):

@@ -73,6 +73,42 @@ def test_shrink_goes_on_with_fewer_and_loses_no_state(
     assert deaths(events) == 4 - left
 
 
+def test_fewer_workers_go_on_writing_to_the_disk_and_are_resumed_as_so_many(
+    tmp_path: Path,
+) -> None:
+    kept = {"DIML_CHECKPOINT_DIR": str(tmp_path / "kept"), "DIML_CHECKPOINT_EVERY": "0.001"}
+    env = {"DIML_ON_FAILURE": "shrink", "DIML_DRILL": "2,3,0,0", **kept}
+    slow = COUNTERS.replace("job.checkpoint(total, mine)", "job.checkpoint(total, mine, *wait())")
+    slow = "import time\n\n\ndef wait():\n    time.sleep(0.2)\n    return ()\n\n" + slow
+    finished = run_mpi(4, slow, env=env, timeout_s=60).expect(0)
+    assert finished.stdout.count("total 160 of 3") == 3
+    # The states of all four lie with three now, and none is lost.
+    again = run_mpi(3, slow, env={"DIML_RESUME": "must", **kept}, timeout_s=60).expect(0)
+    assert again.stdout.count("total 160 of 3") == 3
+
+
+def test_parts_begin_anew_with_fewer_workers() -> None:
+    program = """
+        import numpy as np
+        import diml
+
+        with diml.init(on_failure="shrink") as job:
+            def train():
+                size = job.parts.once("size", lambda: job.size)
+                loop = job.parts.part("loop")
+                total = 0 if loop.saved is None else loop.saved["total"]
+                for step in range(0 if loop.saved is None else loop.saved["step"], 6):
+                    total += int(job.allreduce(np.array([1]))[0])
+                    loop.checkpoint({"step": step + 1, "total": total})
+                return size, total
+
+            print("got", *job.elastic(train), flush=True)
+    """
+    finished = run_mpi(3, program, env={"DIML_DRILL": "1,3,0,0"}, timeout_s=60).expect(0)
+    # Version 1 is the end of the first part: two steps of three workers, then four of two.
+    assert finished.stdout.count("got 3 14") == 2
+
+
 def test_shrink_takes_spares_first(tmp_path: Path) -> None:
     events = tmp_path / "events"
     env = {
