@@ -1,6 +1,7 @@
 """Collectives that survive, beside what they are compared with; every ratio is within one run.
 
     python bench/allreduce.py [--parts latency,checkpoint,recovery,restart,peers] [--repeats N]
+                              [--quick] [--allow-missing]
 
 Starts its own MPI jobs (this file is also their program). Times are of this machine and as noisy
 as it is; each line is a median of paired measurements. Exit status 1 if a target is missed.
@@ -362,7 +363,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default="latency,checkpoint,recovery,restart,peers")
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--quick", action="store_true", help="fewer repeats: about a minute")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="peers that are missing are marked anyway"
+    )
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.repeats = min(arguments.repeats, 3)
     parts = arguments.parts.split(",")
     good = True
     if "latency" in parts:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -54,19 +55,21 @@ def measure(script: Path, full: bool) -> tuple[bool, str]:
         usage = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False)
         command += [flag for flag in ("--quick", "--allow-missing") if flag in usage.stdout]
     begun = time.monotonic()
+    # In a session of its own, so that its MPI jobs end with it.
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=None if full else LIMIT_S
-        )
-    except subprocess.TimeoutExpired as stopped:
-        said = stopped.stdout or b""
-        text = said.decode(errors="replace") if isinstance(said, bytes) else said
-        return True, f"```\n{text.rstrip()}\n```\n\nStopped after {LIMIT_S:g} s.\n"
-    text = done.stdout.rstrip() or done.stderr.rstrip()[-2000:]
+        out, err = running.communicate(timeout=None if full else LIMIT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGTERM)
+        out, err = running.communicate()
+        return True, f"```\n{out.rstrip()}\n```\n\nStopped after {LIMIT_S:g} s.\n"
+    text = out.rstrip() or err.rstrip()[-2000:]
     words = f"`{' '.join(['python', f'bench/{script.name}', *command[2:]])}`"
     words += f", {time.monotonic() - begun:.0f} s"
-    words += "" if done.returncode == 0 else f", exit status {done.returncode}"
-    return bool(done.stdout.strip()), f"{words}\n\n```\n{text}\n```\n"
+    words += "" if running.returncode == 0 else f", exit status {running.returncode}"
+    return bool(out.strip()), f"{words}\n\n```\n{text}\n```\n"
 
 
 def main() -> None:

@@ -189,19 +189,22 @@ def iterate(
     from diml.kernels.kmeans import assign_dense, assign_sparse
 
     k, d = centres.shape
-    # One collective: sums, counts, objective.
-    packed = np.zeros(k * d + k + 1)
+    # One collective: sums, counts, objective, and everybody's seconds of work.
+    packed = np.zeros(k * d + k + 1 + job.size)
+    objective = k * d + k
     sums, counts = packed[: k * d].reshape(k, d), packed[k * d : k * d + k]
     if rows.dense is not None:
-        packed[-1] = assign_dense(rows.dense, centres, labels, sums, counts)
+        packed[objective] = assign_dense(rows.dense, centres, labels, sums, counts)
     else:
         assert rows.sparse is not None
-        packed[-1] = assign_sparse(*rows.sparse, centres, labels, sums, counts)
+        packed[objective] = assign_sparse(*rows.sparse, centres, labels, sums, counts)
     account.units += rows.count
+    packed[objective + 1 :] = account.busy(job.rank, job.size)
     merged = account.waiting(job.allreduce, packed)
+    account.compare(merged[objective + 1 :])
     sums, counts = merged[: k * d].reshape(k, d), merged[k * d : k * d + k]
     moved = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1.0)[:, None], centres)
-    return moved, float(merged[-1])
+    return moved, float(merged[objective])
 
 
 def train(job: Job, rows: Rows, k: int, iterations: int, tolerance: float) -> dict[str, Any]:
@@ -224,7 +227,7 @@ def train(job: Job, rows: Rows, k: int, iterations: int, tolerance: float) -> di
             done = model["inertia"] - inertia <= tolerance * inertia
             iteration = model["iteration"] + 1
             model = {"centres": centres, "iteration": iteration, "inertia": inertia, "done": done}
-            progress.update(iteration, objective=inertia)
+            progress.update(iteration, objective=inertia, **account.pace)
             account.waiting(job.checkpoint, model)
             account.tell()
     account.tell(last=True)

@@ -193,8 +193,9 @@ def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | No
         course = Course(flags.num_epochs, per_epoch, flags.l1, flags.l2)
         speaks = ps.worker == 0
         output = Output(flags.output_prefix if speaks else None, ps.clock_now == 0)
+        account = Account(job, "examples")
         training = Training(
-            ps, weights, cols, train, test, course, job.settings.seed, Account(job, "examples"),
+            ps, weights, cols, train, test, course, job.settings.seed, account,
             lambda examples: share_of(examples, ps.worker, ps.workers),
             flags.client_worker_threads,
         )  # fmt: skip
@@ -207,7 +208,7 @@ def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | No
                 if test is not None:
                     values |= {"test loss": losses.test_loss}
                     values |= {"test accuracy": losses.test_accuracy}
-                progress.update(losses.epoch, **values)
+                progress.update(losses.epoch, **values, **account.pace)
                 last.append(losses)
 
             result = training.run(report, output.epochs_written)

@@ -99,12 +99,15 @@ class Run:
         return value, sums[:-2] / self.total + self.l2 * w
 
     def losses(self, iteration: int, w: Floats) -> Losses:
-        """The model's losses and accuracies on all rows; one allreduce of four numbers."""
-        mine = np.zeros(4)
+        """The model's losses and accuracies on all rows; one allreduce, in which the workers also
+        tell their seconds of work."""
+        mine = np.zeros(4 + self.job.size)
         mine[:2] = self.part.loss_and_hits(w)
         if self._test is not None:
-            mine[2:] = self._test.loss_and_hits(w)
+            mine[2:4] = self._test.loss_and_hits(w)
+        mine[4:] = self._account.busy(self.job.rank, self.job.size)
         sums = self.allreduce(mine)
+        self._account.compare(sums[4:])
         loss, hits = float(sums[0]) / self.total, float(sums[1]) / self.total
         held_out = (math.nan, math.nan)
         if self._test_total:
@@ -121,7 +124,7 @@ class Run:
         values = {"objective": losses.objective, "train loss": losses.train_loss}
         if self._test_total:
             values |= {"test loss": losses.test_loss, "test accuracy": losses.test_accuracy}
-        self._progress.update(losses.epoch, **values)
+        self._progress.update(losses.epoch, **values, **self._account.pace)
         self._account.units = self.part.passes * self.part.rows
         self._account.tell()
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diml.jobs.account import Account
+from diml.jobs.account import Account, SharedPace
 from diml.jobs.logistic_data import Batch, Examples, Minibatches
 from diml.kernels.logistic import gradient_sum, loss_and_hits
 from diml.ps.client import ParameterServer, Table
@@ -110,7 +110,7 @@ class Training:
         self._losses: Table = ps.table("losses", course.epochs + 1, _COLUMNS + 1, "float64")
         self._reported = 0
         self._gradient = Gradient(threads)
-        self._account = account
+        self._account, self._pace = account, SharedPace(ps, ps.table, account)
 
     def run(self, report: Callable[[Losses], None], first_report: int) -> NDArray[np.float64]:
         """Train to the end; returns the weights. `report` is called on worker 0 for each epoch
@@ -160,6 +160,7 @@ class Training:
             penalty = self._course.l1 * np.abs(weights).sum()
             row[0, _COLUMNS] = penalty + 0.5 * self._course.l2 * weights @ weights
         self._losses.inc([epoch], row)
+        self._pace.tell()
 
     def _report(self, report: Callable[[Losses], None], before: int) -> None:
         """Report what is complete of the epochs before one, in order."""
@@ -174,5 +175,6 @@ class Training:
             held_out = (row[TEST_LOSS] / test, row[TEST_HITS] / test) if test else (np.nan,) * 2
             objective = mean + row[_COLUMNS]
             hits = row[TRAIN_HITS] / train
+            self._pace.hear()
             report(Losses(self._reported, mean, objective, hits, *held_out))
             self._reported += 1

@@ -20,10 +20,11 @@ from diml.data.parse import parse_lines
 from diml.data.stream import warm_up as warm_up_stream
 from diml.errors import Misuse
 from diml.jobs import mf_files
-from diml.jobs.account import Account
+from diml.jobs.account import Account, SharedPace
 from diml.jobs.flags import parse, run_job
 from diml.jobs.mf_course import Course, blocks_within
 from diml.jobs.mf_data import Entries, Facts, Layout, Ratings, Share, choose_layout
+from diml.jobs.mf_evaluation import Evaluation
 from diml.jobs.mf_flags import Plan, parser, plan_of, servers_of
 from diml.jobs.mf_load import load
 from diml.jobs.mf_model import Rule
@@ -199,8 +200,14 @@ def with_servers(
     course = Course(flags.num_iterations, layout.blocks, flags.staleness, flags.eval_every)
     tables = Tables.of(ps.table, rule, facts, course, keep_left=plan.prefix is not None)
     account = Account(job, "updates")
-    training = Training(ps, tables, course, facts, share, rule, origin, plan.goal, account)
-    training.run(report.tell if report is not None else None)
+    pace = SharedPace(ps, ps.table, account)
+    training = Training(ps, tables, course, facts, share, rule, origin, plan.goal, pace)
+
+    def tell(evaluations: Sequence[Evaluation]) -> None:
+        assert report is not None
+        report.tell(evaluations, account.pace)
+
+    training.run(tell if report is not None else None)
     if report is not None and plan.prefix is not None:
         factors = Factors(tables.left, tables.right, tables.side)
         mf_files.write_factors(plan.prefix, *product(factors, rule, facts))
@@ -219,7 +226,12 @@ def rotate(
     del ratings
     passes = Passes(flags.num_iterations, flags.eval_every, plan.goal, flags.auto_step)
     training = Rotation(job, facts, share, rule, passes, origin)
-    training.run(report.tell if report is not None else lambda evaluations: None)
+
+    def tell(evaluations: Sequence[Evaluation]) -> None:
+        if report is not None:
+            report.tell(evaluations, training.account.pace)
+
+    training.run(tell)
     if plan.prefix is not None:
         factors = training.factors()
         if factors is not None:

@@ -6,7 +6,7 @@ Owns the words. Must not know how evaluations come about, nor which engine train
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diml.jobs.mf_evaluation import Evaluation
@@ -29,15 +29,18 @@ class Report:
         self._told = 0
         self.last: Evaluation | None = None
 
-    def tell(self, evaluations: Sequence[Evaluation]) -> None:
-        """Report those of the evaluations that have come since the last call."""
+    def tell(self, evaluations: Sequence[Evaluation], pace: Mapping[str, str]) -> None:
+        """Report those of the evaluations that have come since the last call; `pace` is shown
+        beside the newest."""
         for evaluation in evaluations[self._told :]:
             if self._losses is not None:
                 self._losses.append([evaluation])
             self.last = evaluation
             shown = {"train_RMSE": evaluation.train_rmse, "held-out_RMSE": evaluation.test_rmse}
             shown = {name: value for name, value in shown.items() if not math.isnan(value)}
-            self._progress.update(evaluation.iteration, **shown, rate=f"{self.rate:.3g} M/s")
+            rate = {"rate": f"{self.rate:.3g} M/s"}
+            newest = pace if evaluation is evaluations[-1] else {}
+            self._progress.update(evaluation.iteration, **shown, **rate, **newest)
         self._told = len(evaluations)
 
     @property

@@ -68,6 +68,7 @@ class Rotation:
     Attributes:
         evaluations: so far, the same on all workers.
         ended: why training ended early, or empty.
+        account: of this worker's work.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Rotation:
         self._row_ids = share.row_ids.astype(np.int32)
         self._col_ids = share.block_at(0).cols.astype(np.int32)
         self._origin, self._eval_seconds = origin, 0.0
-        self._account = Account(job, "updates")
+        self.account = Account(job, "updates")
         self._iteration = 0
         self.evaluations: list[Evaluation] = []
         self.ended = ""
@@ -104,8 +105,8 @@ class Rotation:
                 self._judge(self._evaluate(), before)
                 report(self.evaluations)
             self._job.checkpoint(self._common(), self._state())
-            self._account.tell()
-        self._account.tell(last=True)
+            self.account.tell()
+        self.account.tell(last=True)
 
     def factors(self) -> tuple[Floats, Floats, Floats] | None:
         """(L with biases, R, side) of the whole matrix on worker 0, None elsewhere."""
@@ -130,7 +131,7 @@ class Rotation:
         for turn in range(self._job.size):
             block = self._share.block_at(turn)
             self._model.descend(block, self._columns(turn), self._iteration)
-            self._account.units += len(block)
+            self.account.units += len(block)
             self._pass_on()
 
     def _evaluate(self) -> Evaluation:
@@ -143,7 +144,10 @@ class Rotation:
             sums = sums.plus(self._model.sums(block, self._columns(turn)))
             self._pass_on()
         times = (seconds, self._eval_seconds) if self._job.rank == 0 else (0.0, 0.0)
-        *found, seconds, eval_seconds = self._job.allreduce(np.array([*sums, *times])).tolist()
+        busy = self.account.busy(self._job.rank, self._job.size)
+        totals = self._job.allreduce(np.array([*sums, *times, *busy]))
+        self.account.compare(totals[-self._job.size :])
+        *found, seconds, eval_seconds = totals[: -self._job.size].tolist()
         self._eval_seconds += time.time() - began
         decay, times = self._rule.decay, (seconds, eval_seconds)
         return Evaluation.of(self._iteration, Sums(*found), self._facts, decay, times)
@@ -151,7 +155,7 @@ class Rotation:
     def _pass_on(self) -> None:
         """Give the block at hand to the worker before, get that of the worker after."""
         if self._job.size > 1:
-            self._held = self._account.waiting(self._job.shift, self._held, -1)
+            self._held = self.account.waiting(self._job.shift, self._held, -1)
 
     def _judge(self, evaluation: Evaluation, before: dict[str, Any] | None) -> None:
         """Go on, end, or go back to the state before this iteration with half the step."""

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from diml.jobs.account import Account
+from diml.jobs.account import SharedPace
 from diml.jobs.mf_course import Course
 from diml.jobs.mf_data import Block, Facts, Share
 from diml.jobs.mf_evaluation import Evaluation, Goal, too_large
@@ -102,14 +102,15 @@ class Training:
         rule: Rule,
         origin: float,
         goal: Goal,
-        account: Account,
+        pace: SharedPace,
     ) -> None:
         """`origin` is the wall-clock time (s since the epoch) from which `seconds` counts."""
         self._ps, self._tables, self._course = ps, tables, course
         self._model = Model(rule, share, facts.mean, facts.n_rows)
         self._share, self._rule = share, rule
         self._facts, self._goal = facts, goal
-        self._origin, self._account = origin, account
+        self._origin, self._account = origin, pace.account
+        self._pace = pace
         self._eval_seconds = 0.0
         self._read_up_to = 0
         self.evaluations: list[Evaluation] = []
@@ -192,7 +193,10 @@ class Training:
                 if not self.ended and (why := self._goal.reached(self.evaluations)):
                     self.ended, self._course = why, self._course.ending(past)
         self._read_up_to = clock + 1
-        return len(self.evaluations) > before
+        if len(self.evaluations) > before:
+            self._pace.hear()
+            return True
+        return False
 
     def _recall(self) -> None:
         """The evaluations of the run that this one goes on from."""
@@ -257,6 +261,7 @@ class Training:
         times = (seconds, self._eval_seconds) if self._ps.worker == 0 else (0.0, 0.0)
         row = np.array([[*sums, 1.0, *times]])
         self._tables.sums.inc(np.array([iteration - 1]), row)
+        self._pace.tell()
 
     def _hand_over(self) -> None:
         """Put own rows of L, and their biases, into the table."""

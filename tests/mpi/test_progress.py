@@ -159,6 +159,8 @@ def test_one_rank_tells_how_far_a_job_is_and_of_its_repair(name: str, tmp_path: 
     events = read_events(logs["events"])
     progress = [event for event in events if event["what"] == "progress"]
     assert {(e["role"], e["rank"]) for e in progress} == {("worker", 0)}
+    assert re.match(r"worker [012] \(\d+\.\d\d x the mean\)", progress[-1]["values"]["slowest"])
+    assert servers == ("staleness" in progress[-1]["values"])
     shown = dict(re.findall(r"(?m)^diml_(\w+)\{[^}]*\} (\S+)$", logs["prometheus"].read_text()))
     assert int(shown["done_steps"]) == progress[-1]["done"]
     assert int(shown["repairs_total"]) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from diml.jobs.account import Account
+from diml.jobs.account import Account, SharedPace
 from diml.jobs.mf_course import Course
 from diml.jobs.mf_data import Layout, Ratings, choose_layout
 from diml.jobs.mf_evaluation import Evaluation, Goal
@@ -84,8 +84,8 @@ def run(
         share = ratings.share(ps.worker, ps.workers, layout, rule.seed)
         tables = Tables.of(ps.table, rule, facts, course, keep_left=True)
         goal_of = goal if goal is not None else Goal()
-        account = Account(Silent(), "updates")
-        training = Training(ps, tables, course, facts, share, rule, 0.0, goal_of, account)
+        pace = SharedPace(ps, ps.table, Account(Silent(), "updates"))  # type: ignore[arg-type]
+        training = Training(ps, tables, course, facts, share, rule, 0.0, goal_of, pace)
         report = reporter() if reporter is not None and ps.worker == 0 else None
 
         def tell(evaluations: Sequence[Evaluation]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +124,7 @@ class FakeClient:
         self._servers = servers
         self.worker, self.workers = worker, servers.workers
         self.clock_now = servers.clocks[worker]
+        self.staleness_seen: Counter[int] = Counter()
         self.local = copy.deepcopy(servers.locals[worker])
         self._pending: dict[str, list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]] = {}
 
