@@ -37,6 +37,8 @@ def parser() -> JobParser:
     add, tune = made.add_argument, made.tuning.add_argument
     entries = "known entries: `row col value` lines, MatrixMarket, or what `diml convert` made"
     add("--datafile", metavar="FILE", help=f"{entries}; a directory or a pattern for several files")
+    own = "the data are N files in all, and --datafile names those that each node holds"
+    add("--pieces", type=at_least(1), metavar="N", help=own)
     add("--offsetsfile", metavar="FILE", help="the index of the blocks of --datafile")
     limit = "resident memory of a process, like 200MB: entries beyond it stay on disk"
     add("--memory_limit", type=size, metavar="SIZE", help=limit)
@@ -109,6 +111,8 @@ def plan_of(flags: Namespace, seed: int) -> Plan:
     """Check the flags against each other. Raises Misuse."""
     if (flags.datafile is None) == (flags.generate is None):
         raise Misuse("give either --datafile FILE or --generate")
+    if flags.pieces is not None and flags.datafile is None:
+        raise Misuse("--pieces goes with --datafile")
     if flags.test is not None and (flags.test_fraction is not None or flags.generate):
         raise Misuse("--test goes with --datafile and without --test_fraction")
     _check_engine(flags)
@@ -131,7 +135,8 @@ def plan_of(flags: Namespace, seed: int) -> Plan:
         seed=seed,
     )
     losses = flags.loss_file or (flags.output_prefix and f"{flags.output_prefix}.loss")
-    source = Source(flags.datafile, planted, *files, seed, flags.offsetsfile, flags.memory_limit)
+    stored = flags.offsetsfile, flags.memory_limit, flags.pieces
+    source = Source(flags.datafile, planted, *files, seed, *stored)
     return Plan(source, rule, flags, flags.output_prefix, Path(losses) if losses else None)
 
 

@@ -5,13 +5,18 @@ shared out or trained on.
 
 Each worker parses a part of a text file, and the parts are exchanged. Nobody keeps what was
 exchanged: a replacement, and everyone when somebody dies meanwhile, reads the whole file by
-itself. Invariant: the entries and their order are the same either way, on any number of workers.
+itself. Of pieces on the nodes' own disks (`--pieces`) each is parsed by the workers that see it,
+and who cannot see all takes the copy in the memory of the node (`diml.jobs.mf_pieces`).
+Invariant: the entries and their order are the same either way, on any number of workers.
 """
 
 from __future__ import annotations
 
+import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,10 +27,12 @@ from diml.data.files import files_of
 from diml.data.offsets import Offsets, read_offsets
 from diml.data.planted import Planted, planted
 from diml.data.triplets import Triplets, check_whole, read_triplets
-from diml.errors import Misuse
+from diml.errors import Misuse, Resumable
+from diml.jobs import mf_pieces
 from diml.jobs.mf_blocks import beside, given_blocks, made_blocks
 from diml.jobs.mf_data import Entries, Ratings, joined
 from diml.jobs.mf_stored import Stored
+from diml.world import marker
 
 # Ids are int32 in memory.
 _MOST = 2**31 - 1
@@ -55,6 +62,8 @@ class Source:
         offsetsfile: Petuum's offsets of `datafile`, or its block file.
         memory_bytes: resident memory of a process that entries may fill up: what is beyond stays
             on disk. None for no limit.
+        pieces: how many files the data are in all, of which each node may hold its own: `datafile`
+            then names those that a node holds. None: every node sees the same files.
     """
 
     datafile: str | None
@@ -66,6 +75,7 @@ class Source:
     seed: int = 0
     offsetsfile: str | None = None
     memory_bytes: int | None = None
+    pieces: int | None = None
 
 
 class _Matrix(NamedTuple):
@@ -79,12 +89,16 @@ def load(source: Source, crew: Crew | None = None) -> Ratings | Stored:
 
     Args:
         crew: the workers that do this together; None reads alone.
+
+    Raises Resumable where somebody died meanwhile and this process cannot see all pieces.
     """
     _see_the_same(source, crew)
     if source.plan is not None:
         if source.memory_bytes is not None or source.offsetsfile is not None:
             raise Misuse("--memory-limit and --offsetsfile go with --datafile")
         train, n_rows, n_cols = _narrow(planted(source.plan))
+    elif source.pieces is not None:
+        train, n_rows, n_cols = _read_pieces(source, source.pieces, crew)
     else:
         assert source.datafile is not None
         blocks = given_blocks(source.datafile, source.offsetsfile)
@@ -115,7 +129,8 @@ def load(source: Source, crew: Crew | None = None) -> Ratings | Stored:
 
 def _see_the_same(source: Source, crew: Crew | None) -> None:
     """Raise Misuse, on all workers alike, unless all see the same files behind the names."""
-    names = [name for name in (source.datafile, source.test, source.offsetsfile) if name]
+    shared = source.datafile if source.pieces is None else None
+    names = [name for name in (shared, source.test, source.offsetsfile) if name]
     if crew is None or crew.size == 1 or not names:
         return
     try:
@@ -152,34 +167,83 @@ def _read_all(
     paths = files_of(name)
     if offsets is not None and len(paths) != 1:
         raise Misuse(f"{offsets.path}: offsets go with one file, {name} is {len(paths)}")
-    how = {"one_based": source.one_based, "format": source.format, "most": _MOST}
-    read = [_read(path, {**how, "offsets": offsets}, crew) for path in paths]
+    how = {**_how(source), "offsets": offsets}
+    return _stacked([_read(path, how, crew) for path in paths])
+
+
+def _how(source: Source) -> dict[str, Any]:
+    """Arguments of `read_triplets`."""
+    return {"one_based": source.one_based, "format": source.format, "most": _MOST}
+
+
+def _stacked(read: list[_Matrix]) -> _Matrix:
+    """The entries of several files, one file after the other."""
     if len(read) == 1:
         return read[0]
     rows, cols = max(one.n_rows for one in read), max(one.n_cols for one in read)
     return _Matrix(joined([one.entries for one in read]), rows, cols)
 
 
+def _read_pieces(source: Source, pieces: int, crew: Crew | None) -> _Matrix:
+    """All pieces by name, whoever sees them."""
+    name = source.datafile
+    assert name is not None
+    if source.memory_bytes is not None or source.offsetsfile is not None:
+        raise Misuse("--memory-limit and --offsetsfile take one file: leave out --pieces")
+    folder = os.environ.get(marker.MEMORY)
+    asked = name, pieces, source.one_based, source.format
+    copy = mf_pieces.Copy(Path(folder) if folder else None, asked)
+    if crew is not None and crew.size > 1:
+        found = mf_pieces.survey(name, pieces, crew, bool(copy))
+        if found is not None and not found.copied:
+            read = [
+                _read_together(one.path, _how(source), crew, one.readers) for one in found.pieces
+            ]
+            whole = [matrix for matrix in read if matrix is not None]
+            if len(whole) == pieces:
+                matrix = _stacked(whole)
+                if found.scattered:
+                    copy.keep(matrix.entries, (matrix.n_rows, matrix.n_cols))
+                return matrix
+    seen = mf_pieces.here(name)
+    if len(seen) == pieces:
+        return _stacked([_narrow(read_triplets(path, **_how(source))) for path in seen.values()])
+    kept = copy.read()
+    if kept is not None:
+        return _Matrix(kept[0], *kept[1])
+    where = f"{os.uname().nodename} has {', '.join(seen) or 'none'} of the {pieces} pieces"
+    if crew is None or crew.size == 1:
+        raise Misuse(f"{name}: {where}")
+    raise Resumable(
+        f"{name}: {where}, and no copy of the data in its memory (`diml run` keeps one): a worker "
+        "that died cannot be replaced here; start the job again"
+    )
+
+
 def _read(path: str, how: dict[str, Any], crew: Crew | None) -> _Matrix:
     """One file; `how` are the arguments of `read_triplets`."""
     if crew is not None and crew.size > 1:
-        together = _read_together(path, how, crew)
+        together = _read_together(path, how, crew, range(crew.size))
         if together is not None:
             return together
     return _narrow(read_triplets(path, **how))
 
 
-def _read_together(path: str, how: dict[str, Any], crew: Crew) -> _Matrix | None:
-    """Each worker reads a part, all get all. None where somebody died meanwhile.
+def _read_together(
+    path: str, how: dict[str, Any], crew: Crew, readers: Sequence[int]
+) -> _Matrix | None:
+    """Each of the readers, ranks in order, reads a part; all get all.
 
-    Raises Misuse on every worker alike, for the first bad line of the file.
+    None where somebody died meanwhile. Raises Misuse on every worker alike, for the first bad
+    line of the file.
     """
     wrong = b""
     mine = _Matrix(joined([]), 0, 0)
     promised = None
     try:
-        read = read_triplets(path, crew.rank, crew.size, **how)
-        mine, promised = _narrow(read), read.promised
+        if crew.rank in readers:
+            read = read_triplets(path, readers.index(crew.rank), len(readers), **how)
+            mine, promised = _narrow(read), read.promised
     except Misuse as error:
         wrong = str(error).encode()
     told = -1 if promised is None else min(promised, 2**62)
@@ -192,7 +256,8 @@ def _read_together(path: str, how: dict[str, Any], crew: Crew) -> _Matrix | None
     if lengths.any():
         first = int(lengths[np.flatnonzero(lengths)[0]])
         raise Misuse(wrongs[:first].tobytes().decode())
-    check_whole(path, int(counts.sum()), None if tolds[0] < 0 else int(tolds[0]))
+    told = int(tolds[readers[0]])
+    check_whole(path, int(counts.sum()), None if told < 0 else told)
     gathered = [crew.gather_once(array) for array in mine.entries]
     if any(array is None for array in gathered):
         return None

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from diml.data.files import files_of
-from diml.errors import Misuse
+from diml.errors import DimlError, Misuse
 from diml.jobs import mf_load
 from diml.jobs.mf_data import Ratings
 from diml.jobs.mf_load import Source, load
@@ -27,14 +27,14 @@ class Crews:
         self.barrier = threading.Barrier(size, timeout=TIMEOUT_S)
         self.given: list[Any] = [None] * size
 
-    def load(self, source: Source) -> list[Ratings | Misuse]:
-        """What each worker ends with."""
+    def load(self, source: Source, *others: Source) -> list[Any]:
+        """What each worker ends with; with `others`, each worker has a source of its own."""
         found: list[Any] = [None] * self.size
 
         def work(rank: int) -> None:
             try:
-                found[rank] = load(source, Member(self, rank))
-            except Misuse as error:
+                found[rank] = load((source, *others)[rank if others else 0], Member(self, rank))
+            except DimlError as error:
                 found[rank] = error
 
         threads = [
