@@ -20,7 +20,7 @@ from diml.errors import DimlError, Misuse
 _ELSEWHERE = {
     "report": ("diml.report.cli:main", "show an event log as a page to look at"),
     "convert": ("diml.jobs.convert:main", "turn known entries into blocks that are read from disk"),
-    "predict": ("diml.jobs.mf_predict:predict", "score pairs with a factorization"),
+    "predict": ("diml.jobs.predict:main", "what a trained model says of data"),
     "recommend": ("diml.jobs.mf_predict:recommend", "the best columns of a row, unknown to it"),
     "doc": ("diml.docs.cli:main", "print documents: the API, old names and new ones, events"),
 }

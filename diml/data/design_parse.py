@@ -3,7 +3,7 @@
 Owns the grammar of a line; must not know files, line numbers or what the numbers are for.
 
     line    = blank* (entry blank*)? (comment)? "\\n"      comment = ("#" | "%") anything
-    libsvm  = number (blank+ id ":" number)*               ids rise along a line
+    libsvm  = number? (blank+ id ":" number)*              ids rise along a line
     numbers = number (blank+ number)*                      as many as asked for
 
 Numbers, ids and blanks are those of `diml.data.parse`.
@@ -62,15 +62,26 @@ def _read_pairs(text: Any, at: int, end: int, cols: Any, values: Any, count: int
 
 
 @njit(nogil=True, cache=True)
+def _begins_pair(text: Any, at: int, end: int) -> bool:
+    while at < end and 48 <= text[at] <= 57:
+        at += 1
+    return at < end and text[at] == 58
+
+
+@njit(nogil=True, cache=True)
 def parse_libsvm(
     text: NDArray[np.uint8],
     labels: NDArray[np.float64],
     lengths: NDArray[np.int64],
     cols: NDArray[np.int64],
     values: NDArray[np.float64],
+    bare: bool,
 ) -> tuple[int, int, int, int]:
     """Read whole lines. `labels` and `lengths` hold len(text) // 2 + 1, the others len(text) // 4
-    + 1. Returns (rows, entries, where the first bad line starts, what is wrong or 0)."""
+    + 1. Returns (rows, entries, where the first bad line starts, what is wrong or 0).
+
+    With `bare`, the label of a line that begins with an `id:number` pair is NaN; without, such a
+    line is bad."""
     at = 0
     rows = 0
     count = 0
@@ -81,11 +92,13 @@ def parse_libsvm(
             end += 1
         place = _skip_blanks(text, at, end)
         if not _comment(text, place, end):
-            label, place = _read_number(text, place, end)
-            if np.isnan(label):
-                return rows, count, at, BAD_NUMBER
-            if np.isinf(label):
-                return rows, count, at, INFINITE
+            label = np.nan
+            if not (bare and _begins_pair(text, place, end)):
+                label, place = _read_number(text, place, end)
+                if np.isnan(label):
+                    return rows, count, at, BAD_NUMBER
+                if np.isinf(label):
+                    return rows, count, at, INFINITE
             before = count
             count, wrong = _read_pairs(text, place, end, cols, values, count)
             if wrong != 0:

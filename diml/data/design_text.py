@@ -86,16 +86,61 @@ def read_libsvm(path: Path, part: int, parts: int) -> tuple[SparsePart, Floats]:
     return fill.part(rows), np.concatenate(labels)
 
 
-def _libsvm(path: Path) -> Iterator[tuple[Floats, Integers, Integers, Floats]]:
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A libsvm file by rows: CSR arrays, the labels, and the number of its first column.
+
+    labels is float64 (n,), NaN where a line has none; indptr int64 (n + 1,); cols int64 and data
+    float64 (entries,), columns counted from 0; `base` is 1, or 0 where a column 0 is used.
+    """
+
+    labels: Floats
+    indptr: Integers
+    cols: Integers
+    data: Floats
+    base: int
+
+
+def read_libsvm_rows(path: Path, base: int | None = None, bare: bool = False) -> Rows:
+    """All rows. Raises Misuse, naming file and line, for what is not libsvm.
+
+    Args:
+        base: the number of the first column, where it is known; None to find it as said above.
+        bare: lines without a label are read as well.
+    """
+    chunks = list(_libsvm(path, bare))
+    if not sum(len(chunk[0]) for chunk in chunks):
+        raise Misuse(f"{path}: no data lines")
+    labels = np.concatenate([chunk[0] for chunk in chunks])
+    lengths, cols = (np.concatenate([chunk[i] for chunk in chunks]) for i in (1, 2))
+    data = np.concatenate([chunk[3] for chunk in chunks])
+    least = 0 if len(cols) and cols.min() == 0 else 1
+    if base is None:
+        base = least
+    if least < base:
+        raise Misuse(f"{path}: there is a column 0, but columns count from {base}")
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Rows(labels, indptr, cols - base, data, base)
+
+
+def _libsvm(path: Path, bare: bool = False) -> Iterator[tuple[Floats, Integers, Integers, Floats]]:
     """(labels, entries of each row, columns, values) of each chunk."""
     for chunk in _chunks(path):
         size = len(chunk.text)
         labels, lengths = np.empty(size // 2 + 1), np.empty(size // 2 + 1, np.int64)
         cols, values = np.empty(size // 4 + 1, np.int64), np.empty(size // 4 + 1)
-        rows, count, start, wrong = parse.parse_libsvm(chunk.text, labels, lengths, cols, values)
+        rows, count, start, wrong = parse.parse_libsvm(
+            chunk.text, labels, lengths, cols, values, bare
+        )
         if wrong:
             _refuse(path, chunk, start, wrong)
-        yield labels[:rows].copy(), lengths[:rows], cols[:count], values[:count]
+        # Copies: the arrays have room for the shortest lines that there may be.
+        yield (
+            labels[:rows].copy(),
+            lengths[:rows].copy(),
+            cols[:count].copy(),
+            values[:count].copy(),
+        )
 
 
 def _counted(counts: Integers, cols: Integers) -> Integers:

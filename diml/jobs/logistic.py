@@ -12,7 +12,6 @@ is the same loop with a server that steps once a round, on the sum over all work
 from __future__ import annotations
 
 import math
-import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -28,8 +27,9 @@ from diml.errors import Misuse
 from diml.jobs import logistic_admm, logistic_compare, logistic_lbfgs
 from diml.jobs.account import Account
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
-from diml.jobs.logistic_batch import Run
+from diml.jobs.logistic_batch import Run, tell_test
 from diml.jobs.logistic_data import Examples, load, share_of, widened
+from diml.jobs.logistic_model import Model, write_model
 from diml.jobs.logistic_train import Course, Losses, Training
 from diml.ps.client import ParameterServer
 from diml.ps.filters import NAMES as FILTERS
@@ -76,7 +76,8 @@ def parser() -> JobParser:
         help="SGD: cut traffic by cached keys, half precision, compression; repeatable",
     )  # fmt: skip
     add("--intercept", action="store_true", help="learn a constant term as well")
-    add("--output_prefix", metavar="PREFIX", help="write PREFIX.w and PREFIX.loss")
+    outputs = "write the model as PREFIX.w (as PREFIX if it is a .npz or .h5), and PREFIX.loss"
+    add("--output_prefix", metavar="PREFIX", help=outputs)
     all_ways = "one table of the three ways, each with and without a death (start it alone)"
     add("--compare", metavar="DIR", nargs="?", const="compare", help=all_ways)
     tune("--workers", type=at_least(1), help="compare: workers of each run (the cores)")
@@ -109,10 +110,11 @@ def rule_options(flags: Namespace, examples_a_step: int) -> dict[str, Any]:
 
 
 class Output:
-    """Worker 0's files: PREFIX.loss, a flushed line an epoch, and PREFIX.w at the end."""
+    """Worker 0's files: PREFIX.loss, a flushed line an epoch, and the model at the end."""
 
-    def __init__(self, prefix: str | None, fresh: bool) -> None:
+    def __init__(self, prefix: str | None, fresh: bool, train: Examples, intercept: bool) -> None:
         self._prefix = prefix
+        self._facts: Any = (intercept, train.labels, train.base)
         self.epochs_written = 0
         self._begun = time.time()
         if prefix is None:
@@ -143,13 +145,9 @@ class Output:
         self._file.flush()
 
     def finish(self, weights: NDArray[Any]) -> None:
-        """The weights, one a line, in the order of the features; the intercept is the last."""
-        if self._prefix is None:
-            return
-        path = Path(f"{self._prefix}.w")
-        beside = path.with_name(path.name + ".part")
-        np.savetxt(beside, weights, "%.9g")
-        os.replace(beside, path)
+        """The model; with an intercept that is its last weight."""
+        if self._prefix is not None:
+            write_model(self._prefix, Model(np.asarray(weights, np.float64), *self._facts))
 
 
 def _read(flags: Namespace) -> tuple[Examples, Examples | None]:
@@ -157,7 +155,7 @@ def _read(flags: Namespace) -> tuple[Examples, Examples | None]:
     train = load(Path(flags.datafile), flags.intercept)
     if flags.test is None:
         return train, None
-    test = load(Path(flags.test), flags.intercept)
+    test = load(Path(flags.test), flags.intercept, like=train)
     cols = max(train.X.shape[1], test.X.shape[1])
     return widened(train, cols, flags.intercept), widened(test, cols, flags.intercept)
 
@@ -192,7 +190,9 @@ def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | No
         weights: KeyValues = ps.kv("weights", cols, dtype="float64", rule=flags.rule, **numbers)
         course = Course(flags.num_epochs, per_epoch, flags.l1, flags.l2)
         speaks = ps.worker == 0
-        output = Output(flags.output_prefix if speaks else None, ps.clock_now == 0)
+        output = Output(
+            flags.output_prefix if speaks else None, ps.clock_now == 0, train, flags.intercept
+        )
         account = Account(job, "examples")
         training = Training(
             ps, weights, cols, train, test, course, job.settings.seed, account,
@@ -214,10 +214,10 @@ def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | No
             result = training.run(report, output.epochs_written)
         if speaks:
             output.finish(result)
-            _say(ps, last)
+            _say(ps, last, tell_test(job, result, test))
 
 
-def _say(ps: ParameterServer, reported: list[Losses]) -> None:
+def _say(ps: ParameterServer, reported: list[Losses], measured: str) -> None:
     """The result in a few words."""
     end = reported[-1] if reported else None
     if end is None:
@@ -225,7 +225,7 @@ def _say(ps: ParameterServer, reported: list[Losses]) -> None:
     text = f"objective {end.objective:.6f}, train accuracy {end.train_accuracy:.4f}"
     if not math.isnan(end.test_accuracy):
         text += f", test loss {end.test_loss:.6f}, test accuracy {end.test_accuracy:.4f}"
-    print(f"logistic: {ps.consistency}, {ps.workers} workers: {text}", flush=True)
+    print(f"logistic: {ps.consistency}, {ps.workers} workers: {text}{measured}", flush=True)
 
 
 def servers_for(arguments: Sequence[str]) -> int:
@@ -245,7 +245,9 @@ def main(arguments: Sequence[str]) -> int | None:
         if on_collectives is None:
             _train(job, flags, train, test)
             return 0
-        output = Output(flags.output_prefix, job.incarnation == 0) if job.rank == 0 else None
+        output = None
+        if job.rank == 0:
+            output = Output(flags.output_prefix, job.incarnation == 0, train, flags.intercept)
         with Run(job, flags, train, test, output) as run:
             on_collectives(run, flags)
     return 0

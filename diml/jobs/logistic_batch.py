@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from diml.jobs.account import Account
 from diml.jobs.logistic_data import Examples, share_of
+from diml.jobs.logistic_model import auc, log_loss
 from diml.jobs.logistic_train import Losses
 from diml.kernels.logistic import loss_and_hits
 from diml.kernels.logistic_batch import add_loss_gradient
@@ -59,6 +60,19 @@ class Part:
         return float(loss), int(hits)
 
 
+def tell_test(job: diml.Job, w: Floats, test: Examples | None) -> str:
+    """AUC and log-loss of weights (d,) on all test examples, in words and in the event log.
+
+    Computed where it is asked for, by worker 0: every worker has read the whole test file.
+    """
+    if test is None:
+        return ""
+    z = np.asarray(test.X @ w, np.float64)
+    area, loss = auc(test.y, z), log_loss(test.y, z)
+    job.event("result", values={"test AUC": area, "test log-loss": loss})
+    return f", test AUC {area:.6f}, test log-loss {loss:.6f}"
+
+
 class Run:
     """One worker's run of a method: its rows, and worker 0's account of it."""
 
@@ -75,6 +89,7 @@ class Run:
         self.part = Part(share_of(train, job.rank, job.size))
         self._test = None if test is None else Part(share_of(test, job.rank, job.size))
         self._test_total = 0 if test is None else test.total
+        self._held_out = test
         self._output, self._flags = output, flags
         self._next = 0 if output is None else output.epochs_written
         self._progress = Progress.of(job, f"logistic {flags.method}", flags.num_iterations)
@@ -138,6 +153,7 @@ class Run:
             if self._test_total:
                 text += f", test loss {losses.test_loss:.6f}"
                 text += f", test accuracy {losses.test_accuracy:.4f}"
+            text += tell_test(self.job, w, self._held_out)
             about = f"{self._flags.method}, {self.job.size} workers, {losses.epoch} iterations"
             print(f"logistic: {about}: {text}", flush=True)
 

@@ -7,7 +7,7 @@ the same examples as the worker whose place it takes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from diml.data.design_text import read_libsvm
+from diml.data.design_text import read_libsvm_rows
 from diml.errors import Misuse
 
 Floats = NDArray[np.float64]
@@ -23,29 +23,43 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Rows in CSR form; y is 0 or 1. `total` rows are in the whole file."""
+    """Rows in CSR form; y is 0 or 1. `total` rows are in the whole file.
+
+    `labels` are the two values that the file has in place of 0 and 1, `base` is the number of the
+    first column there (0 or 1).
+    """
 
     X: Any
     y: Floats
     total: int
+    labels: tuple[float, float] = (0.0, 1.0)
+    base: int = 1
 
 
-def load(path: Path, intercept: bool) -> Examples:
+def load(path: Path, intercept: bool, like: Examples | None = None) -> Examples:
     """All rows of a libsvm file. With `intercept` a last column of ones is added.
 
-    Raises Misuse, naming file and line, for what is not libsvm, and for other than two labels.
+    Args:
+        like: examples with the same labels, whose columns count from the same number.
+
+    Raises Misuse, naming file and line, for what is not libsvm, for other than two labels, and for
+    labels that `like` does not have.
     """
     if not path.is_file():
         raise Misuse(f"{path}: no such file")
-    columns, labels = read_libsvm(path, 0, 1)
-    shape = (columns.rows, columns.total)
-    X = sp.csc_matrix((columns.data, columns.indices, columns.indptr), shape=shape).tocsr()
-    values = np.unique(labels)
-    if len(values) != 2:
+    rows = read_libsvm_rows(path, None if like is None else like.base)
+    values = np.unique(rows.labels)
+    if like is None and len(values) != 2:
         raise Misuse(f"{path}: {len(values)} different labels; logistic regression needs two")
+    low, high = (float(v) for v in values) if like is None else like.labels
+    if foreign := sorted(set(values.tolist()) - {low, high}):
+        raise Misuse(f"{path}: label {foreign[0]:g}, where there are {low:g} and {high:g} only")
+    cols = int(rows.cols.max()) + 1 if len(rows.cols) else 0
+    X = sp.csr_matrix((rows.data, rows.cols, rows.indptr), shape=(len(rows.labels), cols))
     if intercept:
         X = sp.hstack([X, np.ones((X.shape[0], 1))], format="csr")
-    return Examples(X, (labels == values[1]).astype(np.float64), X.shape[0])
+    y = (rows.labels == high).astype(np.float64)
+    return Examples(X, y, X.shape[0], (low, high), rows.base)
 
 
 def widened(examples: Examples, cols: int, intercept: bool) -> Examples:
@@ -57,13 +71,13 @@ def widened(examples: Examples, cols: int, intercept: bool) -> Examples:
         X = sp.hstack([body, sp.csr_matrix((X.shape[0], missing)), ones], format="csr")
     elif missing > 0:
         X = sp.csr_matrix((X.data, X.indices, X.indptr), shape=(X.shape[0], cols))
-    return Examples(X, examples.y, examples.total)
+    return replace(examples, X=X)
 
 
 def share_of(examples: Examples, worker: int, workers: int) -> Examples:
     """One worker's rows: contiguous, as many as the others' up to one."""
     low, high = (examples.total * w // workers for w in (worker, worker + 1))
-    return Examples(examples.X[low:high], examples.y[low:high], examples.total)
+    return replace(examples, X=examples.X[low:high], y=examples.y[low:high])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """`diml predict` and `diml recommend`: what a finished factorization says.
 
-Owns both command lines and the order of recommendations. Must not know how models are trained or
-stored (`diml.jobs.mf_files`).
+Owns the scores of pairs, the order of recommendations and the command line of the latter. Must not
+know how models are trained or stored (`diml.jobs.mf_files`).
 """
 
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,18 +56,13 @@ def best(factors: Factors, row: int, count: int, known: Ids) -> tuple[Ids, Score
     return open_ids[order], scores[open_ids[order]]
 
 
-def predict(arguments: Sequence[str]) -> int:
-    """Score the pairs of a file; returns 0. Raises Misuse for bad flags and bad input."""
-    parser = Command("predict", "Write what a factorization says of pairs of rows and columns.")
-    _common(parser)
-    pairs = "lines `row col`, or `row col value`: then the error is told as well"
-    parser.add_argument("pairs", metavar="PAIRS", help=pairs)
-    flags = parser.parse_args(arguments)
+def predict(flags: Namespace) -> int:
+    """Score the pairs of a file; returns 0. Raises Misuse for bad input."""
     factors = read_factors(flags.model)
     within = Within(len(factors.left), len(factors.right), flags.model)
     squares, count, first = 0.0, 0, int(flags.one_based)
-    with _output(flags.output) as file:
-        for path in files_of(flags.pairs):
+    with output(flags.output) as file:
+        for path in files_of(flags.data):
             read = read_triplets(
                 path, one_based=flags.one_based, format=flags.format, within=within
             )
@@ -88,7 +84,7 @@ def predict(arguments: Sequence[str]) -> int:
 def recommend(arguments: Sequence[str]) -> int:
     """Print the best columns of rows; returns 0. Raises Misuse for bad flags and bad input."""
     parser = Command("recommend", "Print the columns that a factorization values most in a row.")
-    _common(parser)
+    common(parser, "PREFIX of PREFIX.L and PREFIX.R, or a .npz or .h5 file")
     rows = "a row; repeatable (default: all rows)"
     parser.add_argument("--row", type=at_least(0), action="append", metavar="ID", help=rows)
     parser.add_argument("--top", type=at_least(1), default=10, help="how many (default 10)")
@@ -108,7 +104,7 @@ def recommend(arguments: Sequence[str]) -> int:
         known_rows, known_cols = _known(flags.datafile, flags.format, flags.one_based, within)
     order = np.argsort(known_rows, kind="stable")
     known_rows, known_cols = known_rows[order], known_cols[order]
-    with _output(flags.output) as file:
+    with output(flags.output) as file:
         for row in wanted:
             low, high = np.searchsorted(known_rows, (row, row + 1))
             cols, scores = best(factors, row, flags.top, known_cols[low:high])
@@ -119,8 +115,8 @@ def recommend(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _common(parser: Command) -> None:
-    model = "PREFIX of PREFIX.L and PREFIX.R, or a .npz or .h5 file"
+def common(parser: Command, model: str) -> None:
+    """The flags that both commands have; `model` is the help of their first word."""
     parser.add_argument("model", metavar="MODEL", help=model)
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="(default: stdout)")
     parser.add_argument("--format", choices=FORMATS, default="auto", help="(default auto)")
@@ -147,7 +143,7 @@ def _known(name: str, format: str, one_based: bool, within: Within) -> tuple[Ids
 
 
 @contextmanager
-def _output(path: Path | None) -> Iterator[TextIO]:
+def output(path: Path | None) -> Iterator[TextIO]:
     """The file, whole or not at all, or stdout."""
     if path is None:
         yield sys.stdout

@@ -63,6 +63,24 @@ def test_deaths_change_neither_weights_nor_losses(method: str, drills: str, tmp_
     assert float(calm[-1][1]) < float(calm[0][1])
 
 
+@pytest.mark.parametrize(("method", "n"), [("lbfgs", 2), ("sync-sgd", 3)])
+def test_predict_measures_what_the_job_has_measured(method: str, n: int, tmp_path: Path) -> None:
+    data = write_examples(tmp_path / "x.svm")
+    log, name = tmp_path / "events.jsonl", str(tmp_path / "model.npz")
+    args = ["--method", method, "--datafile", data, "--test", data, "--intercept", "--l2", "1e-3"]
+    told = ["--num_epochs", "5", "--output_prefix", name, "--events", log]
+    said = _run(n, *args, *told).stdout
+    measured = re.search(r"test AUC (\S+), test log-loss (\S+)$", said, re.MULTILINE)
+    assert measured, said
+    words = ["-m", "diml.cli", "predict", name, str(data), "-o", str(tmp_path / "out")]
+    predicted = run_mpi(None, words, timeout_s=60).expect(0)
+    assert predicted.stderr.startswith(f"AUC {measured[1]}, log-loss {measured[2]} over 500")
+    (result,) = [e["values"] for e in read_events(log) if e["what"] == "result"]
+    assert f"{result['test AUC']:.6f}" == measured[1] and result["test AUC"] > 0.75
+    chances = np.loadtxt(tmp_path / "out")
+    assert len(chances) == 500 and 0 < chances.min() < chances.max() < 1
+
+
 @needs_data
 def test_lbfgs_reaches_the_loss_of_scikit_learn(tmp_path: Path) -> None:
     from sklearn.linear_model import LogisticRegression

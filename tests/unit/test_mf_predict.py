@@ -106,7 +106,7 @@ def test_predict_scores_pairs_and_tells_the_error(
         ("predict {model} {file}", "", "file: no entries"),
         ("predict {model} {file}.absent", "", "cannot read it"),
         ("predict {file} {file}", "0 0\n", "file.L: cannot read it"),
-        ("predict {model}", "", "PAIRS"),
+        ("predict {model}", "", "DATA"),
         ("recommend {model} --row 5", "", "--row 5: "),
         ("recommend {model} --row 0 --one_based", "", "has rows 1..5"),
         ("recommend {model} --row 0 --datafile {file}", "0 9 1\n", "file, line 1: an id outside"),
