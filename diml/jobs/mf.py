@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +28,7 @@ from diml.jobs.mf_course import Course, blocks_within
 from diml.jobs.mf_data import Entries, Facts, Layout, Ratings, Share, choose_layout
 from diml.jobs.mf_evaluation import Evaluation
 from diml.jobs.mf_flags import Plan, parser, plan_of, servers_of
+from diml.jobs.mf_left import LeftWithBias
 from diml.jobs.mf_load import load
 from diml.jobs.mf_model import Rule
 from diml.jobs.mf_output import check_writable
@@ -34,6 +37,7 @@ from diml.jobs.mf_rotate import Passes, Rotation
 from diml.jobs.mf_stored import Stored
 from diml.jobs.mf_train import Tables, Training
 from diml.kernels import mf as kernels
+from diml.kernels import mf_grid
 from diml.report.progress import Progress
 
 _ROWS_AT_ONCE = 1 << 16
@@ -55,32 +59,33 @@ class Factors(NamedTuple):
 
 
 def factor_rows(
-    table: Any, rows: int, ids: npt.NDArray[np.int64] | None = None
+    table: Any, rows: int, at_once: int, ids: npt.NDArray[np.int64] | None = None
 ) -> Iterator[npt.NDArray[Any]]:
     """All rows of a table, a chunk at a time; where row i of it is ids[i] to the user, by that."""
     order = np.arange(rows) if ids is None else np.argsort(ids)
-    for low in range(0, rows, _ROWS_AT_ONCE):
-        yield table.get(order[low : low + _ROWS_AT_ONCE])
+    for low in range(0, rows, at_once):
+        yield table.get(order[low : low + at_once])
 
 
-def product(factors: Factors, rule: Rule, facts: Facts) -> tuple[Chunks, Chunks]:
-    """Rows of L and R whose product is the model, chunk by chunk.
+def product(factors: Factors, rule: Rule, facts: Facts, most: int = 0) -> tuple[Chunks, Chunks]:
+    """Rows of L and R whose product is the model, chunk by chunk: `most` rows each, 0 for many.
 
     With biases a row of L is (L_i, mean + b_i, 1) and one of R is (R_j, 1, c_j). Without, a row or
     column that has no training entries is such that its products come as near to the training
     mean, which is predicted there, as K numbers can bring them.
     """
-    left = factor_rows(factors.left, facts.n_rows, facts.row_ids)
-    right = factor_rows(factors.right, facts.n_cols, facts.col_ids)
+    n_rows, n_cols, most = facts.n_rows, facts.n_cols, most or _ROWS_AT_ONCE
+    left = factor_rows(factors.left, n_rows, most, facts.row_ids)
+    right = factor_rows(factors.right, n_cols, most, facts.col_ids)
     if rule.biased:
         mean, k = facts.mean, rule.k
         left = (np.insert(rows + mean * (np.arange(k + 1) == k), k + 1, 1, 1) for rows in left)
-        sides = factor_rows(factors.side, facts.n_cols, facts.col_ids)
+        sides = factor_rows(factors.side, n_cols, most, facts.col_ids)
         pairs = zip(right, sides, strict=True)
         right = (np.column_stack([rows, np.ones(len(rows)), side[:, 0]]) for rows, side in pairs)
     else:
-        cold_row = nearest_to(facts.mean, factor_rows(factors.right, facts.n_cols))
-        cold_col = nearest_to(facts.mean, factor_rows(factors.left, facts.n_rows))
+        cold_row = nearest_to(facts.mean, factor_rows(factors.right, n_cols, most))
+        cold_col = nearest_to(facts.mean, factor_rows(factors.left, n_rows, most))
         left = (filled(rows, cold_row) for rows in left)
         right = (filled(rows, cold_col) for rows in right)
     return left, right
@@ -119,6 +124,7 @@ def check_size(facts: Facts, rule: Rule, workers: int) -> None:
 def warm_up() -> None:
     """Compile what a worker runs, or load it from the cache: a spare too takes over at once."""
     kernels.warm_up()
+    mf_grid.warm_up()
     ids, values = np.empty(1, np.int64), np.empty(1, np.float32)
     parse_lines(np.frombuffer(b"0 0 1", np.uint8), ids, ids.copy(), values, False)
     one = np.zeros(1, np.int32)
@@ -147,7 +153,8 @@ def train(job: diml.Job, plan: Plan) -> None:
     check_size(facts, plan.rule, job.size)
     if job.settings.checkpoint_dir is not None:
         model = {"K": plan.rule.k, "update": plan.rule.update, "bias": plan.rule.biased}
-        job.identify(data=ratings.fingerprint, engine=plan.flags.engine, **model)
+        place = "the servers" if plan.flags.ps_row_cache_size else "the workers"
+        job.identify(data=ratings.fingerprint, engine=plan.flags.engine, L=place, **model)
     report = None
     if job.rank == 0:
         progress = Progress.of(job, "mf", plan.flags.num_iterations)
@@ -183,25 +190,18 @@ def with_servers(
     origin = time.time()
     cache = flags.ps_row_cache_size
     ps = job.parameter_server(staleness=flags.staleness, any_workers=True, row_cache_size=cache)
-    wanted = flags.num_clocks_per_iter
-    if cache:
-        least = ps.workers * (flags.staleness + 1) if ps.workers > 1 else 1
-        wanted = blocks_within(cache, ratings.col_entries, least)
-        if ratings.most_blocks is not None and wanted > ratings.most_blocks:
-            raise Misuse(
-                f"--ps_row_cache_size {cache} takes {wanted} blocks of columns, the file has "
-                f"{ratings.most_blocks}"
-            )
-    cut = wanted, ratings.most_blocks
-    layout = choose_layout(ps.workers, flags.staleness, ratings.col_entries, rule.eta(0), *cut)
+    layout = layout_of(flags, rule, ratings, ps.workers)
     share = ratings.share(ps.worker, ps.workers, layout, rule.seed)
     tell_balance(job, share, facts)
     del ratings
-    course = Course(flags.num_iterations, layout.blocks, flags.staleness, flags.eval_every)
-    tables = Tables.of(ps.table, rule, facts, course, keep_left=plan.prefix is not None)
+    course = Course(flags.num_iterations, layout.clocks, flags.staleness, flags.eval_every)
+    keep_left, served = plan.prefix is not None, cache > 0
+    tables = Tables.of(ps.table, rule, facts, course, keep_left, served)
     account = Account(job, "updates")
     pace = SharedPace(ps, ps.table, account)
-    training = Training(ps, tables, course, facts, share, rule, origin, plan.goal, pace)
+    training = Training(
+        ps, tables, course, facts, share, rule, origin, plan.goal, pace, layout.threads
+    )
 
     def tell(evaluations: Sequence[Evaluation]) -> None:
         assert report is not None
@@ -209,9 +209,30 @@ def with_servers(
 
     training.run(tell if report is not None else None)
     if report is not None and plan.prefix is not None:
-        factors = Factors(tables.left, tables.right, tables.side)
-        mf_files.write_factors(plan.prefix, *product(factors, rule, facts))
+        left: Any = tables.left
+        if tables.rows is not None:
+            left = LeftWithBias(tables.rows) if rule.biased else tables.rows.left
+        factors = Factors(left, tables.right, tables.side)
+        mf_files.write_factors(plan.prefix, *product(factors, rule, facts, cache))
     return training.ended
+
+
+def layout_of(flags: Namespace, rule: Rule, ratings: Ratings | Stored, workers: int) -> Layout:
+    """How an iteration on the parameter server is cut. Raises Misuse where the file cannot be."""
+    cache, wanted, groups = flags.ps_row_cache_size, flags.num_clocks_per_iter, 1
+    if cache:
+        least = workers * (flags.staleness + 1) if workers > 1 else 1
+        wanted = blocks_within(cache, ratings.col_entries, least)
+        if ratings.most_blocks < wanted:
+            raise Misuse(
+                f"--ps_row_cache_size {cache} takes {wanted} blocks of columns, the file has "
+                f"{ratings.most_blocks}: convert it with --col_groups {wanted} or more"
+            )
+        groups = ratings.row_groups(workers, cache)
+    cut = wanted, ratings.most_blocks
+    layout = choose_layout(workers, flags.staleness, ratings.col_entries, rule.eta(0), *cut)
+    threads = flags.client_worker_threads
+    return replace(layout, row_groups=groups, rows_max=cache, threads=threads)
 
 
 def rotate(
@@ -220,12 +241,12 @@ def rotate(
     """Train by rotation; why it ended early, or nothing."""
     flags, rule = plan.flags, plan.rule
     origin = time.time()
-    layout = Layout(job.size, shuffled=True, whole=True)
+    layout = Layout(job.size, True, whole=True, threads=flags.client_worker_threads)
     share = ratings.share(job.rank, job.size, layout, rule.seed)
     tell_balance(job, share, facts)
     del ratings
     passes = Passes(flags.num_iterations, flags.eval_every, plan.goal, flags.auto_step)
-    training = Rotation(job, facts, share, rule, passes, origin)
+    training = Rotation(job, facts, share, rule, passes, origin, layout.threads)
 
     def tell(evaluations: Sequence[Evaluation]) -> None:
         if report is not None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from diml.data.cells import own_cells, own_col_entries
 from diml.data.partition import balanced
+from diml.kernels.mf_grid import dealt, ranges
 
 Ids = npt.NDArray[np.int64]
 
@@ -95,6 +96,11 @@ class Ratings:
             crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
         return f"{self.n_rows}x{self.n_cols}x{len(self.train.values)} {crc:08x}"
 
+    def row_groups(self, workers: int, rows_max: int) -> int:
+        """Into how many groups each worker's rows must be cut so that none has more rows."""
+        owner = balanced(_counts(self.train.rows, self.n_rows), workers)
+        return -(-int(np.bincount(owner).max()) // rows_max)
+
     def share(self, worker: int, workers: int, layout: Layout, seed: int) -> Share:
         """The part of one worker, in blocks."""
         return share_of(self, worker, workers, layout, seed)
@@ -108,16 +114,20 @@ class Ratings:
 
 @dataclass(frozen=True)
 class Block:
-    """What a worker does in one clock. Column ids in the entries are places in `cols`.
+    """What a worker does in one clock. Column ids in the entries are places in `cols`, row ids
+    count from `rows.start`.
 
     Attributes:
+        rows: the places in `Share.row_ids` of the rows that the entries have.
         cols: int64 (m,), rising: the columns that the entries have.
-        col_entries: int64 (m,), this worker's training entries in each of them.
-        source: gives the training entries, a piece at a time, as often as it is called.
+        col_entries: int64 (m,), the training entries here in each of them.
+        source: gives the training entries, a piece at a time, as often as it is called. Under
+            `Layout.threads` they come so many pieces together that share no row and no column.
         test: held-out entries whose row and column both have training entries.
         cold: held-out entries whose row or column has none: no factor knows them.
     """
 
+    rows: slice
     cols: Ids
     col_entries: Ids
     source: Callable[[], Iterator[Entries]]
@@ -131,7 +141,8 @@ class Block:
     def pieces(self) -> Iterator[Entries]:
         """The training entries in the order in which they are worked through.
 
-        The arrays of a piece are valid until the next one is asked for.
+        The arrays of a piece are valid until the next one is asked for; with several threads, until
+        the next after those that go together.
         """
         return self.source()
 
@@ -143,12 +154,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Share:
-    """One worker's part of the ratings. Row ids in its blocks are places in `row_ids`.
+    """One worker's part of the ratings.
 
     Attributes:
         row_ids: int64 (own rows,), rising.
         row_entries: int64 (own rows,), training entries of each.
         all_col_entries: int64 (n_cols,), training entries of each column on all workers.
+        blocks: by block of columns, then by group of own rows.
+        row_groups: groups of own rows.
     """
 
     worker: int
@@ -157,29 +170,45 @@ class Share:
     row_entries: Ids
     all_col_entries: Ids
     blocks: tuple[Block, ...]
+    row_groups: int = 1
 
     def block_at(self, clock: int) -> Block:
         """The block of a clock: a Latin square of workers and clocks.
 
-        Worker p starts p * blocks / workers further on, so a block comes to the next worker
-        blocks / workers clocks after this one had it; once that is staleness + 1 or more, every
-        read of a column sees all that others did to it.
+        Worker p starts p * blocks / workers further on, so a block of columns comes to the next
+        worker blocks / workers turns after this one had it; once that is staleness + 1 or more,
+        every read of a column sees all that others did to it. A turn is a clock for each group of
+        own rows.
         """
-        blocks = len(self.blocks)
-        return self.blocks[(clock + self.worker * blocks // self.workers) % blocks]
+        blocks = len(self.blocks) // self.row_groups
+        turn, group = divmod(clock, self.row_groups)
+        block = (turn + self.worker * blocks // self.workers) % blocks
+        return self.blocks[block * self.row_groups + group]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How an iteration is cut: into so many blocks, one a clock, shuffled inside cells or not.
+    """How an iteration is cut: into so many blocks of columns, shuffled inside cells or not.
 
-    With `whole` a block lists all of its columns, on every worker alike, not only those in which
-    this worker has entries: then blocks of R can travel.
+    Attributes:
+        whole: a block lists all of its columns, on every worker alike, not only those in which
+            this worker has entries: then blocks of R can travel.
+        row_groups: a worker's rows are cut too, into so many groups.
+        rows_max: of how many rows at most; 0 for no limit.
+        threads: a worker's compute threads.
     """
 
     blocks: int
     shuffled: bool
     whole: bool = False
+    row_groups: int = 1
+    rows_max: int = 0
+    threads: int = 1
+
+    @property
+    def clocks(self) -> int:
+        """Clocks of an iteration: one for each block and group."""
+        return self.blocks * self.row_groups
 
 
 def choose_layout(
@@ -240,21 +269,45 @@ def share_of(ratings: Ratings, worker: int, workers: int, layout: Layout, seed: 
     warm = (row_entries[test.rows] > 0) & (col_entries[test.cols] > 0)
     test_block = block_of[test.cols]
     test = Entries(row_place[test.rows], col_place[test.cols], test.values)
+    groups = np.arange(layout.row_groups + 1) * len(row_ids) // layout.row_groups
     made = []
     for block, (first, last) in enumerate(pairwise(ends)):
-        ids = block_cols[block]
         entries = Entries(rows[first:last], cols[first:last], values[first:last])
         if not layout.shuffled:
             entries = entries.take(np.lexsort((entries.cols, entries.rows)))
         here = test_block == block
-        known, cold = test.take(here & warm), test.take(here & ~warm)
-        made.append(Block(ids, mine[ids], _held(entries), known, cold))
-    return Share(worker, workers, row_ids, row_entries[row_ids], col_entries, tuple(made))
+        for low, high in pairwise(groups.tolist()):
+            parts = [entries, test.take(here & warm), test.take(here & ~warm)]
+            own = slice(low, high)
+            parts = [_within(part, own) for part in parts]
+            made.append(_block(own, block_cols[block], parts, layout.threads))
+    counts = row_entries[row_ids]
+    return Share(worker, workers, row_ids, counts, col_entries, tuple(made), layout.row_groups)
 
 
-def _held(entries: Entries) -> Callable[[], Iterator[Entries]]:
-    """The source of a block whose entries are in memory: one piece."""
-    return lambda: iter((entries,))
+def _block(rows: slice, cols: Ids, parts: list[Entries], threads: int) -> Block:
+    """A block whose entries are in memory: one piece, or one for each cell of a thread.
+
+    `parts` are training entries, and held-out ones that are warm and cold.
+    """
+    entries, warm, cold = parts
+    counts = _counts(entries.cols, len(cols))
+    pieces = [entries]
+    if threads > 1:
+        cut = ranges(_counts(entries.rows, rows.stop - rows.start), threads)
+        dealt_out = dealt(*entries, cut, ranges(counts, threads), threads)
+        pieces = [Entries(*cell) for cell in dealt_out]
+    return Block(rows, cols, counts, lambda: iter(pieces), warm, cold)
+
+
+def _within(entries: Entries, rows: slice) -> Entries:
+    """The entries of a range of rows, which count from its start."""
+    start = np.int32(rows.start)
+    own = (entries.rows >= start) & (entries.rows < rows.stop)
+    if own.all():
+        return entries if not rows.start else entries._replace(rows=entries.rows - start)
+    found = entries.take(own)
+    return found._replace(rows=found.rows - start)
 
 
 def _counts(ids: npt.NDArray[np.int32], size: int) -> Ids:

@@ -77,8 +77,10 @@ def parser() -> JobParser:
     add("--one_based", action="store_true", help="ids in text files begin at 1")
     tune("--eval_every", type=at_least(1), default=1, help="iterations between evaluations")
     tune("--num_clocks_per_iter", type=at_least(1), help="column blocks (default: by the data)")
-    held = "rows of R that a worker holds at a time (default 0: those of its share of an iteration)"
-    tune("--ps_row_cache_size", type=at_least(0), default=0, help=held)
+    held = "rows of L and of R that a worker holds at a time: L too is on the servers then"
+    tune("--ps_row_cache_size", type=at_least(0), default=0, help=f"{held} (default 0: its share)")
+    threads = "compute threads of a worker; results depend on their number, not on their timing"
+    tune("--client_worker_threads", type=at_least(1), default=1, help=f"{threads} (default 1)")
     tune("--planted_rank", type=at_least(1), default=8, help="of generated data (default 8)")
     tune("--planted_noise", type=real(least=0), default=0.5, help="its noise (default 0.5)")
     tune("--planted_skew", type=real(least=0), default=0.0, help="its power law (default 0)")

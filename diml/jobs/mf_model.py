@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from diml.jobs.mf_data import Block, Share
+from diml.jobs.mf_team import Team
 from diml.kernels import mf as kernels
 from diml.ps.tables import TableSpec, first_values
 
+Floats = npt.NDArray[np.float32]
 UPDATES = ("petuum", "nnz", "adagrad")
 INITS = ("scaled", "petuum")
 _ROWS_AT_ONCE = 1 << 16
@@ -101,24 +103,55 @@ class Sums(NamedTuple):
 class Model:
     """One worker's rows: left float32 (own rows, k), row_bias and row_sum float32 (own rows,).
 
+    Where own rows are cut into groups (`Share.row_groups`) it has those of one group at a time.
     `halvings` is how often the step was halved because it was too large.
     """
 
-    def __init__(self, rule: Rule, share: Share, mean: float, n_rows: int) -> None:
-        """Start values. `mean` is that of all training values."""
+    def __init__(
+        self, rule: Rule, share: Share, mean: float, n_rows: int, threads: int = 1
+    ) -> None:
+        """Start values. `mean` is that of all training values; `threads` compute together."""
         self.rule, self.share = rule, share
         self._mean = np.float32(mean)
+        self._team = Team(threads)
         self.halvings = 0
-        own = len(share.row_ids)
-        spec = TableSpec("L", n_rows, rule.k, init=rule.left_start, seed=rule.seed)
-        self.left = _rows_of(spec, share.row_ids)
-        self.left[share.row_entries == 0] = 0
-        self.row_bias = np.zeros(own, np.float32)
-        self.row_sum = np.zeros(own, np.float32)
-        entries = np.maximum(share.row_entries, 1)
-        self._row_decay = (rule.decay / entries).astype(np.float32)
-        self._row_weight = np.minimum(share.row_entries, 1 if rule.update == "nnz" else 2**62)
-        self._row_weight = self._row_weight.astype(np.float64)
+        self._start = TableSpec("L", n_rows, rule.k, init=rule.left_start, seed=rule.seed)
+        self._held = slice(0, 0)
+        self.left = np.empty((0, rule.k), np.float32)
+        self.row_bias, self.row_sum = np.empty(0, np.float32), np.empty(0, np.float32)
+        if share.row_groups == 1:
+            self.begin()
+
+    def begin(self) -> None:
+        """Give all own rows their start values."""
+        count = len(self.share.row_ids)
+        left = _rows_of(self._start, self.share.row_ids)
+        self.hold(slice(0, count), left, np.zeros((count, self.rule.side_cols), np.float32))
+
+    def hold(self, rows: slice, left: Floats, side: Floats) -> None:
+        """Go on with these own rows: left (n, k), changed in place; side (n, side_cols), copied.
+
+        Rows without training entries become 0.
+        """
+        self._held, self.left = rows, left
+        left[self._entries == 0] = 0
+        bias, total = self._unpacked(side)
+        zeros = np.zeros(len(left), np.float32)
+        self.row_bias = bias.copy() if self.rule.biased else zeros
+        self.row_sum = total.copy() if self.rule.update == "adagrad" else zeros.copy()
+
+    @property
+    def row_side(self) -> Floats:
+        """What stands beside the rows at hand, float32 (n, side_cols)."""
+        there = [self.row_bias] * self.rule.biased + [self.row_sum] * (
+            self.rule.update == "adagrad"
+        )
+        return np.stack(there, axis=1) if there else np.empty((len(self.left), 0), np.float32)
+
+    @property
+    def _entries(self) -> npt.NDArray[np.int64]:
+        """Training entries of the rows at hand."""
+        return self.share.row_entries[self._held]
 
     def state(self) -> dict[str, Any]:
         """What a replacement of this worker needs."""
@@ -145,12 +178,12 @@ class Model:
             kernel, last = kernels.sgd_petuum, (decay,)
         elif rule.update == "nnz":
             entries = self.share.all_col_entries[block.cols].clip(1).astype(np.float32)
-            kernel, last = kernels.sgd_nnz, (self._row_decay, decay / entries)
+            row_decay = (rule.decay / self._entries.clip(1)).astype(np.float32)
+            kernel, last = kernels.sgd_nnz, (row_decay, decay / entries)
         else:
             kernel, last = kernels.sgd_adagrad, (decay, self.row_sum, total)
         eta2 = np.float32(2 * rule.eta(iteration) * 0.5**self.halvings)
-        for piece in block.pieces():
-            kernel(*piece, *model, eta2, *last)
+        self._team.work(kernel, block.pieces(), *model, eta2, *last)
         if rule.biased:
             columns.side[:, 0] = bias
         if rule.update == "adagrad":
@@ -173,21 +206,21 @@ class Model:
         if biased:
             penalty += float(weights @ bias.astype(np.float64) ** 2)
         return Sums(
-            sum(kernels.squared_error(*entries, *model) for entries in block.pieces()),
+            sum(self._team.work(kernels.squared_error, block.pieces(), *model)),
             held_out + float(np.sum(np.square(cold, dtype=np.float64))),
             penalty,
         )
 
     def row_penalty(self) -> float:
-        """What own rows add to the penalty."""
-        penalty: float = kernels.weighted_square(self.left, self._row_weight)
+        """What the rows at hand add to the penalty."""
+        entries = self._entries
+        weight = (entries > 0 if self.rule.update == "nnz" else entries).astype(np.float64)
+        penalty: float = kernels.weighted_square(self.left, weight)
         if self.rule.biased:
-            penalty += float(self._row_weight @ self.row_bias.astype(np.float64) ** 2)
+            penalty += float(weight @ self.row_bias.astype(np.float64) ** 2)
         return penalty
 
-    def _unpacked(
-        self, side: npt.NDArray[np.float32]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def _unpacked(self, side: Floats) -> tuple[Floats, Floats]:
         """Bias and accumulator of each column, contiguous; empty where the rule has none."""
         none = np.empty(0, np.float32)
         bias = np.ascontiguousarray(side[:, 0]) if self.rule.biased else none

@@ -72,13 +72,20 @@ class Rotation:
     """
 
     def __init__(
-        self, job: Ring, facts: Facts, share: Share, rule: Rule, passes: Passes, origin: float
+        self,
+        job: Ring,
+        facts: Facts,
+        share: Share,
+        rule: Rule,
+        passes: Passes,
+        origin: float,
+        threads: int = 1,
     ) -> None:
         """`share` has `job.size` blocks that list all their columns; `origin` is the wall-clock
-        time (s since the epoch) from which `seconds` counts."""
+        time (s since the epoch) from which `seconds` counts; `threads` compute together."""
         self._job, self._facts, self._share = job, facts, share
         self._rule, self._passes = rule, passes
-        self._model = Model(rule, share, facts.mean, facts.n_rows)
+        self._model = Model(rule, share, facts.mean, facts.n_rows, threads)
         self._held = start_of_right(rule, share.block_at(0).cols, facts.n_cols)
         self._row_ids = share.row_ids.astype(np.int32)
         self._col_ids = share.block_at(0).cols.astype(np.int32)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from diml.data.partition import cut
 from diml.data.stream import BUFFER_BYTES, Part, Stream
 from diml.errors import Misuse
 from diml.jobs.mf_data import Block, Entries, Facts, Ids, Layout, Share
+from diml.kernels.mf_grid import dealt, ranges
 
 _ENTRY_BYTES = 12
 
@@ -95,26 +97,58 @@ class Stored:
                     f"convert it with --{what[:3]}_groups {wanted} or more"
                 )
         rows = self._edges("row", self.n_rows, workers)
-        low, high = int(rows.ids[worker]), int(rows.ids[worker + 1])
-        row_entries = _widened(self._file.read("row_entries"), self.n_rows)[low:high]
-        test = self._test.take((self._test.rows >= low) & (self._test.rows < high))
-        known = (row_entries[test.rows - low] > 0) & (self.col_entries[test.cols] > 0)
+        first, end = int(rows.ids[worker]), int(rows.ids[worker + 1])
+        row_entries = _widened(self._file.read("row_entries"), self.n_rows)
+        test = self._test.take((self._test.rows >= first) & (self._test.rows < end))
+        known = (row_entries[test.rows] > 0) & (self.col_entries[test.cols] > 0)
         stream, room = Stream(self._file), self._room()
         cols = self._edges("col", self.n_cols, layout.blocks)
-        own = int(rows.groups[worker]), int(rows.groups[worker + 1])
+        cuts = self._row_cuts(rows, worker, layout.rows_max)
+        # Others may have more groups: the last ones are empty here.
+        cuts += [cuts[-1]] * (layout.row_groups + 1 - len(cuts))
         blocks = []
-        for block in range(layout.blocks):
-            left, right = int(cols.ids[block]), int(cols.ids[block + 1])
-            part = Part(own, (int(cols.groups[block]), int(cols.groups[block + 1])))
-            source, counts, room = _source(stream, part, right - left, room)
-            here = (test.cols >= left) & (test.cols < right)
-            warm, cold = (
-                Entries(found.rows - np.int32(low), found.cols - np.int32(left), found.values)
-                for found in (test.take(here & known), test.take(here & ~known))
-            )
-            blocks.append(Block(np.arange(left, right), counts, source, warm, cold))
-        ids = np.arange(low, high)
-        return Share(worker, workers, ids, row_entries, self.col_entries, tuple(blocks))
+        for (left, right), col_part in zip(pairwise(cols.ids.tolist()), cols.parts, strict=True):
+            for (low_group, low), (high_group, high) in pairwise(cuts):
+                part = Part((low_group, high_group), col_part)
+                counts = row_entries[low:high], np.zeros(right - left, np.int64)
+                source, room = _source(stream, part, *counts, room, layout.threads)
+                here = (test.rows >= low) & (test.rows < high)
+                here &= (test.cols >= left) & (test.cols < right)
+                warm, cold = (
+                    Entries(found.rows - np.int32(low), found.cols - np.int32(left), found.values)
+                    for found in (test.take(here & known), test.take(here & ~known))
+                )
+                own = slice(low - first, high - first)
+                blocks.append(Block(own, np.arange(left, right), counts[1], source, warm, cold))
+        ids, entries = np.arange(first, end), row_entries[first:end]
+        made = tuple(blocks), layout.row_groups
+        return Share(worker, workers, ids, entries, self.col_entries, *made)
+
+    def row_groups(self, workers: int, rows_max: int) -> int:
+        """Into how many groups each worker's rows must be cut so that none has more rows.
+
+        Raises Misuse where a group of the file has more already.
+        """
+        rows = self._edges("row", self.n_rows, workers)
+        return max(len(self._row_cuts(rows, worker, rows_max)) - 1 for worker in range(workers))
+
+    def _row_cuts(self, rows: _Edges, worker: int, rows_max: int) -> list[tuple[int, int]]:
+        """Where a worker's rows are cut, as (group of the file, row); 0 for no limit."""
+        ends = self._file.read("row_ends")
+        ends[-1] = self.n_rows
+        first, end = int(rows.groups[worker]), int(rows.groups[worker + 1])
+        cuts = [first]
+        for group in range(first, end):
+            if not rows_max or ends[group + 1] - ends[cuts[-1]] <= rows_max:
+                continue
+            if group > cuts[-1]:
+                cuts.append(group)
+            if ends[group + 1] - ends[group] > rows_max:
+                raise Misuse(
+                    f"{self._file.path}: a group has {ends[group + 1] - ends[group]} rows, more "
+                    f"than {rows_max}: convert it with more --row_groups"
+                )
+        return [(group, int(ends[group])) for group in [*cuts, end]]
 
     def _edges(self, side: str, size: int, parts: int) -> _Edges:
         """Cut the groups of one side into parts of about equal entries; the last one has what is
@@ -153,12 +187,19 @@ class _Edges(NamedTuple):
     groups: Ids
     ids: Ids
 
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """The groups of each part."""
+        return list(pairwise(self.groups.tolist()))
+
 
 def _source(
-    stream: Stream, part: Part, n_cols: int, room: int | None
-) -> tuple[Callable[[], Iterator[Entries]], Ids, int | None]:
-    """The source of a block, its entries by column, and the bytes left: it is kept if it fits."""
-    counts = np.zeros(n_cols, np.int64)
+    stream: Stream, part: Part, row_entries: Ids, counts: Ids, room: int | None, threads: int
+) -> tuple[Callable[[], Iterator[Entries]], int | None]:
+    """The source of a block, and the bytes left: it is kept if it fits.
+
+    Its entries by column are added to `counts`; `row_entries` are those of its rows, in all blocks.
+    """
     size = stream.count(part) * _ENTRY_BYTES
     keeps = room is None or size <= room
     kept = []
@@ -166,9 +207,26 @@ def _source(
         count_ids(cols, counts)
         if keeps:
             kept.append(Entries(rows.copy(), cols.copy(), values.copy()))
+    deal = _dealer(row_entries, counts, threads)
     if keeps:
-        return lambda: iter(kept), counts, None if room is None else room - size
-    return lambda: (Entries(*piece) for piece in stream.pieces(part)), counts, room
+        # Dealt out piece by piece, as from disk: the same order.
+        dealt_out = list(deal(iter(kept)))
+        return lambda: iter(dealt_out), None if room is None else room - size
+    return lambda: deal(Entries(*piece) for piece in stream.pieces(part)), room
+
+
+def _dealer(
+    row_entries: Ids, col_entries: Ids, threads: int
+) -> Callable[[Iterator[Entries]], Iterator[Entries]]:
+    """What makes of each piece the cells that threads can work on together."""
+    if threads == 1:
+        return lambda pieces: pieces
+    cut = ranges(row_entries, threads), ranges(col_entries, threads)
+
+    def deal(pieces: Iterator[Entries]) -> Iterator[Entries]:
+        return (Entries(*cell) for piece in pieces for cell in dealt(*piece, *cut, threads))
+
+    return deal
 
 
 def _widened(counts: Ids, size: int) -> Ids:

@@ -17,24 +17,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from diml.jobs.account import SharedPace
 from diml.jobs.mf_course import Course
 from diml.jobs.mf_data import Block, Facts, Share
 from diml.jobs.mf_evaluation import Evaluation, Goal, too_large
+from diml.jobs.mf_left import RowTables, ServedRows, Table
 from diml.jobs.mf_model import Columns, Model, Rule, Sums, meeting
 
 _ROWS_AT_ONCE = 1 << 16
 _SUMS_ROWS = 4096
 _FIELDS = ("squares", "held_out", "penalty", "workers", "seconds", "eval_seconds")
-
-
-class Table(Protocol):
-    """A table of the parameter server."""
-
-    def get(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]: ...
-    def inc(self, ids: npt.NDArray[np.int64], deltas: npt.NDArray[Any]) -> None: ...
 
 
 class Server(Protocol):
@@ -59,6 +52,9 @@ class Tables:
     """The job's tables: right (n_cols, k), side (n_cols, side_cols) where there are any, sums
     (at least iterations, fields) float64, left (n_rows, k and bias) where L is to be handed over.
 
+    Where L lives on the servers (`rows` of `Tables.of`), rows are its two tables, in the manner of
+    right and side, and left is None.
+
     A run that goes on for more iterations must find the same tables, so sums has rows to spare.
     """
 
@@ -66,21 +62,30 @@ class Tables:
     side: Table | None
     sums: Table
     left: Table | None
+    rows: RowTables | None = None
 
     @classmethod
     def of(
-        cls, make: Callable[..., Any], rule: Rule, facts: Facts, course: Course, keep_left: bool
+        cls,
+        make: Callable[..., Any],
+        rule: Rule,
+        facts: Facts,
+        course: Course,
+        keep_left: bool,
+        served: bool = False,
     ) -> Tables:
-        """Make or look up the tables. `make` is `ps.table`."""
+        """Make or look up the tables. `make` is `ps.table`; `served`: L lives on the servers."""
         rows, cols, width = facts.n_rows, facts.n_cols, rule.side_cols
         spare = max(_SUMS_ROWS, 1 << course.iterations.bit_length())
+        keeps = keep_left and not served
         return cls(
             make("R", rows=cols, cols=rule.k, dtype="float32", init=rule.right_start),
             make("R_side", rows=cols, cols=width, dtype="float32", init="zeros") if width else None,
             make("sums", rows=spare, cols=len(_FIELDS), dtype="float64", init="zeros"),
             make("L", rows=rows, cols=rule.k + rule.biased, dtype="float32", init="zeros")
-            if keep_left
+            if keeps
             else None,
+            RowTables.of(make, rule, facts) if served else None,
         )
 
 
@@ -103,10 +108,14 @@ class Training:
         origin: float,
         goal: Goal,
         pace: SharedPace,
+        threads: int = 1,
     ) -> None:
         """`origin` is the wall-clock time (s since the epoch) from which `seconds` counts."""
         self._ps, self._tables, self._course = ps, tables, course
-        self._model = Model(rule, share, facts.mean, facts.n_rows)
+        self._model = Model(rule, share, facts.mean, facts.n_rows, threads)
+        self._served: ServedRows | None = None
+        if tables.rows is not None:
+            self._served = ServedRows(tables.rows, self._model, pace.account)
         self._share, self._rule = share, rule
         self._facts, self._goal = facts, goal
         self._origin, self._account = origin, pace.account
@@ -128,6 +137,8 @@ class Training:
             found: dict[str, Any] | None = local
             return found
         states = resumed.locals
+        if self._served is not None:
+            return dict(states[0])
         mine = {**states[0], **self._model.state(), "halvings": states[0]["halvings"]}
         for state in states:
             to, of = meeting(self._rows, state["rows"])
@@ -136,7 +147,8 @@ class Training:
         return mine
 
     def _go_on_from(self, state: dict[str, Any]) -> None:
-        self._model.restore(state)
+        if self._served is None:
+            self._model.restore(state)
         self._origin, self._eval_seconds = state["origin"], state["eval_seconds"]
         start = state["start"]
         if "iteration" in state:
@@ -224,12 +236,14 @@ class Training:
     def _state(self) -> dict[str, Any]:
         clock = {"origin": self._origin, "eval_seconds": self._eval_seconds}
         start = self._course.start_clock, self._course.start_iteration
-        return {**self._model.state(), **clock, "start": start}
+        rows = self._model.state() if self._served is None else {}
+        return {**rows, **clock, "start": start}
 
     def _durable_state(self) -> dict[str, Any]:
         """What another run needs, perhaps on other workers."""
         iteration = self._course.iteration(self._ps.clock_now)
-        return {**self._state(), "rows": self._rows, "iteration": iteration, "now": time.time()}
+        rows = {"rows": self._rows} if self._served is None else {}
+        return {**self._state(), **rows, "iteration": iteration, "now": time.time()}
 
     def _columns(self, block: Block) -> Columns:
         """The block's columns as they stand on the servers, for this worker to change."""
@@ -239,12 +253,20 @@ class Training:
         return Columns(right, np.array(self._tables.side.get(block.cols)))
 
     def _descend(self, block: Block, iteration: int) -> None:
-        if not len(block):
-            return
-        columns = self._columns(block)
-        before = Columns(columns.right.copy(), columns.side.copy())
-        self._model.descend(block, columns, iteration)
-        self._account.units += len(block)
+        # The first time, rows that have no entries become 0 on the servers too.
+        if self._served is not None and (len(block) or not iteration):
+            self._served.fetch(block)
+        if len(block):
+            columns = self._columns(block)
+            before = Columns(columns.right.copy(), columns.side.copy())
+            self._model.descend(block, columns, iteration)
+            self._account.units += len(block)
+            self._give(block, columns, before)
+        if self._served is not None and (len(block) or not iteration):
+            self._served.give()
+
+    def _give(self, block: Block, columns: Columns, before: Columns) -> None:
+        """Add to the servers' columns what has changed here."""
         self._tables.right.inc(block.cols, columns.right - before.right)
         if self._tables.side is not None:
             self._tables.side.inc(block.cols, columns.side - before.side)
@@ -252,8 +274,12 @@ class Training:
     def _evaluate(self, iteration: int) -> None:
         """Add this worker's part of an iteration's sums to the table; worker 0 adds the times."""
         started = time.time()
-        sums = Sums(penalty=self._model.row_penalty())
-        for block in self._share.blocks:
+        sums = Sums()
+        for place, block in enumerate(self._share.blocks):
+            if self._served is not None:
+                self._served.fetch(block)
+            if place < self._share.row_groups:
+                sums = sums.plus(Sums(penalty=self._model.row_penalty()))
             if len(block.cols):
                 sums = sums.plus(self._model.sums(block, self._columns(block)))
         self._eval_seconds += time.time() - started

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,15 +66,19 @@ def run(
     reporter: Callable[[], Callable[[Sequence[Evaluation]], None]] | None = None,
     goal: Goal | None = None,
     servers: FakeServers | None = None,
+    rows_max: int = 0,
+    threads: int = 1,
 ) -> Run:
     """Train on the fake server. `deaths` are (worker, clock): it dies once as that clock ends.
 
-    `reporter` makes what each incarnation of worker 0 reports to.
+    `reporter` makes what each incarnation of worker 0 reports to; `rows_max` puts L on the servers.
     """
     layout = choose_layout(
         workers, staleness, ratings.col_entries, rule.eta(0), blocks, ratings.most_blocks
     )
-    course = Course(iterations, layout.blocks, staleness, eval_every)
+    groups = ratings.row_groups(workers, rows_max) if rows_max else 1
+    layout = replace(layout, row_groups=groups, rows_max=rows_max, threads=threads)
+    course = Course(iterations, layout.clocks, staleness, eval_every)
     servers = servers if servers is not None else FakeServers(workers, staleness, rule.seed)
     due = set(deaths)
     facts = ratings.facts()
@@ -82,10 +86,10 @@ def run(
 
     def work(ps: FakeClient) -> None:
         share = ratings.share(ps.worker, ps.workers, layout, rule.seed)
-        tables = Tables.of(ps.table, rule, facts, course, keep_left=True)
+        tables = Tables.of(ps.table, rule, facts, course, keep_left=True, served=rows_max > 0)
         goal_of = goal if goal is not None else Goal()
         pace = SharedPace(ps, ps.table, Account(Silent(), "updates"))  # type: ignore[arg-type]
-        training = Training(ps, tables, course, facts, share, rule, 0.0, goal_of, pace)
+        training = Training(ps, tables, course, facts, share, rule, 0.0, goal_of, pace, threads)
         report = reporter() if reporter is not None and ps.worker == 0 else None
 
         def tell(evaluations: Sequence[Evaluation]) -> None:
@@ -108,4 +112,7 @@ def run(
     servers.run(work)
     assert not due, f"deaths that never came: {due}"
     tables = {name: table.read(-1, 2**40, staleness) for name, table in servers.tables.items()}
-    return Run(tables["L"], tables["R"], tables.get("R_side"), found, layout)
+    left = tables["L"]
+    if rows_max and rule.biased:
+        left = np.column_stack([left, tables["L_side"][:, :1]])
+    return Run(left, tables["R"], tables.get("R_side"), found, layout)

@@ -1,0 +1,80 @@
+"""Entries of a matrix dealt out so that several threads never meet: T x T cells in T turns.
+
+Owns the cutting of rows and of columns into T ranges of about equal entries, and the sorting of
+entries by cell. Must not know what is done with a cell. In turn t thread p has the cell of row
+range p and column range (p + t) mod T: the cells of one turn share no row and no column, so what
+the threads do does not depend on which of them is faster (Gemulla et al. 2011, inside a worker).
+
+Invariant: inside a cell entries keep their order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Ids = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+Counts = npt.NDArray[np.int64]
+
+
+def ranges(entries: Counts, threads: int) -> Ids:
+    """The range of each row (or column) by its number of entries: int32 (n,), rising."""
+    before = np.cumsum(entries) - entries
+    total = max(int(entries.sum()), 1)
+    made: Ids = np.minimum(before * threads // total, threads - 1).astype(np.int32)
+    return made
+
+
+def dealt(
+    rows: Ids, cols: Ids, values: Floats, row_range: Ids, col_range: Ids, threads: int
+) -> list[tuple[Ids, Ids, Floats]]:
+    """Entries by turn, then thread: threads * threads triples, the cells of a turn together."""
+    ends = np.zeros(threads * threads + 1, np.int64)
+    _count(rows, cols, row_range, col_range, threads, ends)
+    np.cumsum(ends, out=ends)
+    out = np.empty_like(rows), np.empty_like(cols), np.empty_like(values)
+    _fill(rows, cols, values, row_range, col_range, threads, ends[:-1].copy(), *out)
+    cells = zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+    return [(out[0][low:high], out[1][low:high], out[2][low:high]) for low, high in cells]
+
+
+@njit(cache=True, nogil=True)
+def _cell(row_range: int, col_range: int, threads: int) -> int:
+    return (col_range - row_range + threads) % threads * threads + row_range
+
+
+@njit(cache=True, nogil=True)
+def _count(
+    rows: Ids, cols: Ids, row_range: Ids, col_range: Ids, threads: int, counts: Counts
+) -> None:
+    """Count the entries of cell x into counts[x + 1]."""
+    for n in range(rows.shape[0]):
+        counts[_cell(row_range[rows[n]], col_range[cols[n]], threads) + 1] += 1
+
+
+@njit(cache=True, nogil=True)
+def _fill(
+    rows: Ids,
+    cols: Ids,
+    values: Floats,
+    row_range: Ids,
+    col_range: Ids,
+    threads: int,
+    starts: Counts,
+    out_rows: Ids,
+    out_cols: Ids,
+    out_values: Floats,
+) -> None:
+    for n in range(rows.shape[0]):
+        cell = _cell(row_range[rows[n]], col_range[cols[n]], threads)
+        to = starts[cell]
+        starts[cell] = to + 1
+        out_rows[to], out_cols[to], out_values[to] = rows[n], cols[n], values[n]
+
+
+def warm_up() -> None:
+    """Compile the loops, or load them from the cache."""
+    one = np.zeros(1, np.int32)
+    dealt(one, one, np.zeros(1, np.float32), one, one, 1)
