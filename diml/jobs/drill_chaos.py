@@ -140,7 +140,7 @@ def _torment(
     """Kill until the job ends or the time is over; the kills and the job's exit status."""
     chance = random.Random(flags.seed or 0)
     kills: list[Kill] = []
-    begun = time.monotonic()
+    begun = float("inf")  # until all have started for the first time
     due: float | None = None
     while job.poll() is None:
         time.sleep(_POLL_S)
@@ -154,7 +154,8 @@ def _torment(
         targets = {pid: who for pid, who in living(events).items() if who not in killed}
         if not targets:
             continue
-        if due is None:  # all have started: from now on
+        if due is None:
+            begun = now
             due = now + chance.expovariate(1.0 / flags.chaos)
             continue
         due = now + chance.expovariate(1.0 / flags.chaos)

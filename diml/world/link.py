@@ -310,9 +310,18 @@ class Link:
         """Whether a member has revoked the communicator."""
         return bool(self.comm.Is_revoked())
 
-    def ack_deaths(self) -> None:
-        """Accept the deaths known so far: receiving from anyone works again among the living."""
+    def ack_deaths(self) -> frozenset[int]:
+        """Accept the deaths known so far: receiving from anyone works again among the living.
+
+        Returns the ranks of all who have died on this link.
+        """
         self.comm.Ack_failed()
+        failed, everyone = self.comm.Get_failed(), self.comm.Get_group()
+        dead = MPI.Group.Translate_ranks(failed, list(range(failed.size)), everyone)
+        everyone.Free()
+        if failed != MPI.GROUP_EMPTY:
+            failed.Free()
+        return frozenset(dead)
 
     def revoke(self) -> None:
         """Make every member's calls on this link end with PeerFailed."""

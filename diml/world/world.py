@@ -343,10 +343,14 @@ class World:
             message = self.full.receive(timeout_s=1.0)
         except PeerFailed:
             # The death of another spare is nobody's business until a seat is empty, and then
-            # those who work on the dead one's behalf revoke the link.
+            # those who work on the dead one's behalf revoke the link; but if no worker is left
+            # to do so, the spares have to.
             if self.full.is_revoked():
                 raise
-            self.full.ack_deaths()
+            dead = self.full.ack_deaths()
+            workers = range(len(self.membership.workers))
+            if all(self.address(Role.WORKER, i) in dead for i in workers):
+                raise
             return False
         return message is not None and message.tag == LEAVE_TAG
 

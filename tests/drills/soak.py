@@ -65,18 +65,27 @@ def run_once(seed: int) -> int:
     rng = random.Random(seed)
     kills = rng.randint(1, SPARES)
     killed = 0
+    at_once: set[int] = set()
     with start_mpi(RANKS + SPARES, PROGRAM) as job:
         deadline = time.monotonic() + 60.0
         while job.stdout.count("up") < RANKS and time.monotonic() < deadline:
             time.sleep(0.02)
         for _ in range(kills):
-            time.sleep(rng.choice((0.0, rng.uniform(0.0, 1.0))))
+            if pause := rng.choice((0.0, rng.uniform(0.0, 1.0))):
+                time.sleep(pause)
+                at_once.clear()
             ranks = sorted(job.ranks().items())
             if not ranks or "final" in job.stdout:
                 break
-            killed += job.kill(rng.choice(ranks)[1].pid)
+            rank, process = rng.choice(ranks)
+            killed += job.kill(process.pid)
+            at_once.add(rank)
         finished = job.wait(timeout_s=TIMEOUT_S)
     final = sorted(line for line in finished.stdout.splitlines() if line.startswith("final"))
+    if at_once == set(range(RANKS)) and finished.returncode == 1:
+        # All workers died at once: no replica is left, and that has to be said.
+        assert "all state is gone" in finished.stderr, f"seed {seed}\n{finished.report()}"
+        return killed
     assert finished.returncode == 0, f"seed {seed}\n{finished.report()}"
     assert final == expected(), f"seed {seed}: {final}\n{finished.report()}"
     return killed
