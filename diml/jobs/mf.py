@@ -24,6 +24,7 @@ from diml.errors import Misuse
 from diml.jobs import mf_files
 from diml.jobs.account import Account, SharedPace
 from diml.jobs.flags import parse, run_job
+from diml.jobs.mf_careful import CarefulTraining
 from diml.jobs.mf_course import Course, blocks_within
 from diml.jobs.mf_data import Entries, Facts, Layout, Ratings, Share, choose_layout
 from diml.jobs.mf_evaluation import Evaluation
@@ -195,19 +196,22 @@ def with_servers(
     tell_balance(job, share, facts)
     del ratings
     course = Course(flags.num_iterations, layout.clocks, flags.staleness, flags.eval_every)
-    keep_left, served = plan.prefix is not None, cache > 0
-    tables = Tables.of(ps.table, rule, facts, course, keep_left, served)
+    keep_left = plan.prefix is not None
+
+    def tables_of(halvings: int) -> Tables:
+        return Tables.of(ps.table, rule, facts, course, keep_left, cache > 0, halvings)
+
     account = Account(job, "updates")
     pace = SharedPace(ps, ps.table, account)
-    training = Training(
-        ps, tables, course, facts, share, rule, origin, plan.goal, pace, layout.threads
-    )
+    about = ps, tables_of, course, facts, share, rule, origin, plan.goal, pace, layout.threads
+    training = CarefulTraining(*about) if flags.auto_step else Training(*about)
 
     def tell(evaluations: Sequence[Evaluation]) -> None:
         assert report is not None
         report.tell(evaluations, account.pace)
 
-    training.run(tell if report is not None else None)
+    training.run(tell if report is not None else None, job.event)
+    tables = training.tables
     if report is not None and plan.prefix is not None:
         left: Any = tables.left
         if tables.rows is not None:

@@ -71,7 +71,7 @@ def parser() -> JobParser:
     add("--engine", choices=ENGINES, default="ps", help=engine)
     add("--target_rmse", type=real(above=0), help="stop once the (held-out) RMSE is that low")
     add("--patience", type=at_least(1), help="stop after so many evaluations without a lower one")
-    halve = "where a step makes the loss infinite, go back and halve it (rotate)"
+    halve = "where a step makes the loss infinite, go back and halve it"
     add("--auto_step", action="store_true", help=halve)
     add("--format", choices=FORMATS, default="auto", help="of the files (default auto)")
     add("--one_based", action="store_true", help="ids in text files begin at 1")
@@ -146,9 +146,13 @@ def _check_engine(flags: Namespace) -> None:
     """Refuse flags that mean nothing to the engine. Raises Misuse."""
     if flags.ps_row_cache_size and flags.num_clocks_per_iter:
         raise Misuse("--ps_row_cache_size sets --num_clocks_per_iter: give one of them")
+    if flags.auto_step and flags.eval_every != 1:
+        raise Misuse("--auto_step evaluates every iteration: leave out --eval_every")
     if flags.engine == "ps":
-        if flags.auto_step:
-            raise Misuse("--auto_step goes with --engine rotate")
+        if flags.auto_step and flags.ps_row_cache_size:
+            raise Misuse(
+                "--auto_step keeps a copy of a worker's rows: not with --ps_row_cache_size"
+            )
         return
     if flags.servers:
         raise Misuse("--engine rotate has no servers: leave out --servers")
@@ -156,8 +160,6 @@ def _check_engine(flags: Namespace) -> None:
         raise Misuse("--staleness and --num_clocks_per_iter go with --engine ps")
     if flags.ps_row_cache_size:
         raise Misuse("--ps_row_cache_size goes with --engine ps: more workers hold smaller blocks")
-    if flags.auto_step and flags.eval_every != 1:
-        raise Misuse("--auto_step evaluates every iteration: leave out --eval_every")
 
 
 def servers_of(flags: Namespace) -> int:

@@ -29,6 +29,12 @@ _ROWS_AT_ONCE = 1 << 16
 _SUMS_ROWS = 4096
 _FIELDS = ("squares", "held_out", "penalty", "workers", "seconds", "eval_seconds")
 
+Event = Callable[..., None]
+
+
+def no_event(what: str, **fields: Any) -> None:
+    """Write nothing: there is no event log."""
+
 
 class Server(Protocol):
     """What training needs of the parameter server (`diml.ps`)."""
@@ -53,7 +59,7 @@ class Tables:
     (at least iterations, fields) float64, left (n_rows, k and bias) where L is to be handed over.
 
     Where L lives on the servers (`rows` of `Tables.of`), rows are its two tables, in the manner of
-    right and side, and left is None.
+    right and side, and left is None. They are those after so many `halvings` of the step.
 
     A run that goes on for more iterations must find the same tables, so sums has rows to spare.
     """
@@ -63,6 +69,7 @@ class Tables:
     sums: Table
     left: Table | None
     rows: RowTables | None = None
+    halvings: int = 0
 
     @classmethod
     def of(
@@ -73,19 +80,26 @@ class Tables:
         course: Course,
         keep_left: bool,
         served: bool = False,
+        halvings: int = 0,
     ) -> Tables:
-        """Make or look up the tables. `make` is `ps.table`; `served`: L lives on the servers."""
+        """Make or look up the tables. `make` is `ps.table`; `served`: L lives on the servers.
+
+        After so many halvings of the step R and sums are others, all zero at first.
+        """
         rows, cols, width = facts.n_rows, facts.n_cols, rule.side_cols
         spare = max(_SUMS_ROWS, 1 << course.iterations.bit_length())
         keeps = keep_left and not served
+        nth, start = (f".{halvings}", ("zeros",)) if halvings else ("", rule.right_start)
+        side = {"rows": cols, "cols": width, "dtype": "float32", "init": "zeros"}
         return cls(
-            make("R", rows=cols, cols=rule.k, dtype="float32", init=rule.right_start),
-            make("R_side", rows=cols, cols=width, dtype="float32", init="zeros") if width else None,
-            make("sums", rows=spare, cols=len(_FIELDS), dtype="float64", init="zeros"),
+            make(f"R{nth}", rows=cols, cols=rule.k, dtype="float32", init=start),
+            make(f"R_side{nth}", **side) if width else None,
+            make(f"sums{nth}", rows=spare, cols=len(_FIELDS), dtype="float64", init="zeros"),
             make("L", rows=rows, cols=rule.k + rule.biased, dtype="float32", init="zeros")
             if keeps
             else None,
             RowTables.of(make, rule, facts) if served else None,
+            halvings,
         )
 
 
@@ -100,7 +114,7 @@ class Training:
     def __init__(
         self,
         ps: Server,
-        tables: Tables,
+        tables_of: Callable[[int], Tables],
         course: Course,
         facts: Facts,
         share: Share,
@@ -110,12 +124,10 @@ class Training:
         pace: SharedPace,
         threads: int = 1,
     ) -> None:
-        """`origin` is the wall-clock time (s since the epoch) from which `seconds` counts."""
-        self._ps, self._tables, self._course = ps, tables, course
+        """`origin` is the wall-clock time (s since the epoch) from which `seconds` counts;
+        `tables_of` gives the tables after so many halvings of the step."""
+        self._ps, self._tables_of, self._course = ps, tables_of, course
         self._model = Model(rule, share, facts.mean, facts.n_rows, threads)
-        self._served: ServedRows | None = None
-        if tables.rows is not None:
-            self._served = ServedRows(tables.rows, self._model, pace.account)
         self._share, self._rule = share, rule
         self._facts, self._goal = facts, goal
         self._origin, self._account = origin, pace.account
@@ -125,9 +137,18 @@ class Training:
         self.evaluations: list[Evaluation] = []
         self.ended = ""
         self._rows = share.row_ids.astype(np.int32)
+        self._served: ServedRows | None = None
         state = self._found_state()
+        self._tables = tables_of(0 if state is None else state["halvings"])
+        if self._tables.rows is not None:
+            self._served = ServedRows(self._tables.rows, self._model, pace.account)
         if state is not None:
             self._go_on_from(state)
+
+    @property
+    def tables(self) -> Tables:
+        """Where the result is."""
+        return self._tables
 
     def _found_state(self) -> dict[str, Any] | None:
         """This worker's state as it was kept: by its predecessor, or by the run before, maybe on
@@ -137,7 +158,7 @@ class Training:
             found: dict[str, Any] | None = local
             return found
         states = resumed.locals
-        if self._served is not None:
+        if "rows" not in states[0]:
             return dict(states[0])
         mine = {**states[0], **self._model.state(), "halvings": states[0]["halvings"]}
         for state in states:
@@ -158,9 +179,11 @@ class Training:
         self._course = self._course.resumed(*start)
         self._read_up_to = self._course.start_clock
 
-    def run(self, report: Callable[[Sequence[Evaluation]], None] | None) -> None:
+    def run(
+        self, report: Callable[[Sequence[Evaluation]], None] | None, event: Event = no_event
+    ) -> None:
         """Train from `ps.clock_now` to the end. `report` (worker 0's) is told of all evaluations
-        so far, whenever one has become readable.
+        so far, whenever one has become readable; `event` writes into the event log.
 
         Raises DimlError where the model is no longer finite.
         """
@@ -194,7 +217,7 @@ class Training:
         """
         before = len(self.evaluations)
         if not before and self._course.start_iteration:
-            self._recall()
+            self._recall(self._course.start_iteration - 1)
         for past in range(self._read_up_to, clock + 1):
             last = self.evaluations[-1].iteration if self.evaluations else 0
             after = max(last, self._course.start_iteration - 1)
@@ -210,9 +233,12 @@ class Training:
             return True
         return False
 
-    def _recall(self) -> None:
-        """The evaluations of the run that this one goes on from."""
-        earlier = self._tables.sums.get(np.arange(self._course.start_iteration - 1))
+    def _recall(self, iterations: int) -> None:
+        """The evaluations of so many iterations, made by the run that this one goes on from or
+        known to a worker that this one replaces."""
+        if not iterations:
+            return
+        earlier = self._tables.sums.get(np.arange(iterations))
         for iteration, row in enumerate(earlier, 1):
             sums = dict(zip(_FIELDS, map(float, row), strict=True))
             if sums["workers"]:
@@ -236,7 +262,7 @@ class Training:
     def _state(self) -> dict[str, Any]:
         clock = {"origin": self._origin, "eval_seconds": self._eval_seconds}
         start = self._course.start_clock, self._course.start_iteration
-        rows = self._model.state() if self._served is None else {}
+        rows = self._model.state() if self._served is None else {"halvings": 0}
         return {**rows, **clock, "start": start}
 
     def _durable_state(self) -> dict[str, Any]:
@@ -267,9 +293,12 @@ class Training:
 
     def _give(self, block: Block, columns: Columns, before: Columns) -> None:
         """Add to the servers' columns what has changed here."""
-        self._tables.right.inc(block.cols, columns.right - before.right)
+        # Too large a step ends in infinity less infinity: the evaluation tells.
+        with np.errstate(invalid="ignore", over="ignore"):
+            right, side = columns.right - before.right, columns.side - before.side
+        self._tables.right.inc(block.cols, right)
         if self._tables.side is not None:
-            self._tables.side.inc(block.cols, columns.side - before.side)
+            self._tables.side.inc(block.cols, side)
 
     def _evaluate(self, iteration: int) -> None:
         """Add this worker's part of an iteration's sums to the table; worker 0 adds the times."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from diml.events import read_events
 from tests.helpers.mpi import Finished, run_mpi
 
 SMALL = ("--generate", "400x300x20000", "--K", 5, "--seed", 3, "--bias", "--update", "adagrad")
@@ -46,3 +47,21 @@ def test_deaths_leave_the_bits_and_the_disk_has_all_rows(tmp_path: Path) -> None
     assert found[0] == before[0]
     assert found[3] == pytest.approx(before[3], rel=0.05)
     assert found[5] < found[0]
+
+
+def test_a_halved_step_survives_deaths(tmp_path: Path) -> None:
+    args = (*SMALL[:-2], "--num_iterations", 4, "--init_step_size", 400, "--auto_step", "--quiet")
+    args += ("--output_prefix",)
+    job = ["-m", "diml.jobs.mf"]
+    run_mpi(3, job, args=(*args, tmp_path / "calm"), timeout_s=120).expect()
+    # A worker while it goes back, the server later on.
+    drills = ("--drill", "1,3,0,0", "--drill", "2,12,0,0", "--spares", 2)
+    events = ("--events", tmp_path / "events")
+    run_mpi(5, job, args=(*args, tmp_path / "stormy", *drills, *events), timeout_s=120).expect()
+    halved = [event for event in read_events(tmp_path / "events") if event["what"] == "halved"]
+    assert len({event["halvings"] for event in halved}) > 1
+    assert losses(tmp_path / "calm.loss") == losses(tmp_path / "stormy.loss")
+    assert len(losses(tmp_path / "calm.loss")) == 4
+    for suffix in ("L", "R"):
+        one, two = (tmp_path / f"{name}.{suffix}" for name in ("calm", "stormy"))
+        assert one.read_bytes() == two.read_bytes()

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diml.jobs.account import Account, SharedPace
+from diml.jobs.mf_careful import CarefulTraining
 from diml.jobs.mf_course import Course
 from diml.jobs.mf_data import Layout, Ratings, choose_layout
 from diml.jobs.mf_evaluation import Evaluation, Goal
@@ -68,6 +69,7 @@ def run(
     servers: FakeServers | None = None,
     rows_max: int = 0,
     threads: int = 1,
+    auto_step: bool = False,
 ) -> Run:
     """Train on the fake server. `deaths` are (worker, clock): it dies once as that clock ends.
 
@@ -83,13 +85,18 @@ def run(
     due = set(deaths)
     facts = ratings.facts()
     found: list[Evaluation] = []
+    nth: list[str] = []
 
     def work(ps: FakeClient) -> None:
         share = ratings.share(ps.worker, ps.workers, layout, rule.seed)
-        tables = Tables.of(ps.table, rule, facts, course, keep_left=True, served=rows_max > 0)
+
+        def tables_of(halvings: int) -> Tables:
+            return Tables.of(ps.table, rule, facts, course, True, rows_max > 0, halvings)
+
         goal_of = goal if goal is not None else Goal()
         pace = SharedPace(ps, ps.table, Account(Silent(), "updates"))  # type: ignore[arg-type]
-        training = Training(ps, tables, course, facts, share, rule, 0.0, goal_of, pace, threads)
+        about = ps, tables_of, course, facts, share, rule, 0.0, goal_of, pace, threads
+        training = CarefulTraining(*about) if auto_step else Training(*about)
         report = reporter() if reporter is not None and ps.worker == 0 else None
 
         def tell(evaluations: Sequence[Evaluation]) -> None:
@@ -106,6 +113,7 @@ def run(
 
         ps.clock = clock_or_die  # type: ignore[method-assign]
         training.run(tell if ps.worker == 0 else None)
+        nth.append(f".{training.tables.halvings}" if training.tables.halvings else "")
         if ps.worker == 0:
             found.extend(training.evaluations)
 
@@ -115,4 +123,6 @@ def run(
     left = tables["L"]
     if rows_max and rule.biased:
         left = np.column_stack([left, tables["L_side"][:, :1]])
-    return Run(left, tables["R"], tables.get("R_side"), found, layout)
+    end = nth[0] if nth else ""
+    right, side = tables[f"R{end}"], tables.get(f"R_side{end}")
+    return Run(left, right, side, found, layout)

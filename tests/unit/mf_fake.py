@@ -38,6 +38,12 @@ class Resumed:
     locals: list[Any]
 
 
+def _add(values: npt.NDArray[Any], ids: npt.NDArray[np.int64], deltas: npt.NDArray[Any]) -> None:
+    """Add rows as a server does: infinity less infinity is NaN, and no warning."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        np.add.at(values, ids, deltas)
+
+
 class FakeTable:
     """One table: first values and every update as (stamp, worker, ids, deltas)."""
 
@@ -50,15 +56,16 @@ class FakeTable:
         """Fold in, for good, the updates stamped before this clock."""
         for stamp, worker in sorted(key for key in self.updates if key[0] < before):
             for ids, deltas in self.updates.pop((stamp, worker)):
-                np.add.at(self.folded, ids, deltas)
+                _add(self.folded, ids, deltas)
 
     def read(self, worker: int, clock: int, staleness: int) -> npt.NDArray[Any]:
         values = self.folded.copy()
         for stamp, source in sorted(self.updates):
             if stamp <= clock - staleness - 1 or source == worker:
                 for ids, deltas in self.updates[stamp, source]:
-                    np.add.at(values, ids, deltas)
-        return values.astype(self.spec.dtype)
+                    _add(values, ids, deltas)
+        with np.errstate(over="ignore"):
+            return values.astype(self.spec.dtype)
 
 
 class FakeServers:
@@ -73,6 +80,7 @@ class FakeServers:
         self.failed: BaseException | None = None
         self.resumed: Resumed | None = None
         self.stop_at = -1
+        self.checkpoints: set[int] = set()
         self.kept: dict[int, Any] = {}
 
     def again(self, workers: int, staleness: int) -> FakeServers:
@@ -147,7 +155,7 @@ class FakeClient:
             table = servers.tables[name]
             values = table.read(self.worker, self.clock_now, servers.staleness)
         for own_ids, deltas in self._pending.get(name, []):
-            np.add.at(values, own_ids, deltas.astype(values.dtype))
+            _add(values, own_ids, deltas.astype(values.dtype))
         return values[ids]
 
     def add(self, name: str, ids: npt.NDArray[np.int64], deltas: npt.NDArray[Any]) -> None:
@@ -162,6 +170,7 @@ class FakeClient:
 
     def checkpoint(self, local: Any = None) -> None:
         servers = self._servers
+        servers.checkpoints.add(self.clock_now)
         if self.clock_now == servers.stop_at:
             servers.kept[self.worker] = copy.deepcopy(local())
             raise Stop

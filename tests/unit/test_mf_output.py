@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_a_replaced_worker_0_leaves_each_iteration_once(tmp_path: Path) -> None:
 
     def reporter() -> Callable[[Sequence[Evaluation]], None]:
         files.append(Report(path, 81, Progress("mf", 8, quiet=True)))
-        return files[-1].tell
+        return partial(files[-1].tell, pace={})
 
     deaths = ((0, 0), (0, 3), (0, 6))
     run(sample(), Rule(k=3), workers=2, iterations=8, deaths=deaths, reporter=reporter)
