@@ -1,6 +1,7 @@
 """The showpiece with any one of its processes killed: the same bits as without.
 
-`DIML_MF_KILLS` sets how many kills (default: one of worker 0, the server, the spare and another worker; `make soak`: 20).
+`DIML_MF_KILLS` sets how many kills (default: one of worker 0, the server, the spare and another
+worker; `make soak`: 20).
 """
 
 from __future__ import annotations
