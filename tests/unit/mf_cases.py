@@ -54,6 +54,19 @@ class Run:
     layout: Layout
 
 
+def _die_at(ps: FakeClient, due: set[tuple[int, int]]) -> None:
+    """Have a worker die, once for each (worker, clock) that is due, as that clock ends."""
+    clock_of = ps.clock
+
+    def clock_or_die(local: object = None) -> None:
+        if (ps.worker, ps.clock_now) in due:
+            due.remove((ps.worker, ps.clock_now))
+            raise Death
+        clock_of(local)
+
+    ps.clock = clock_or_die  # type: ignore[method-assign]
+
+
 def run(
     ratings: Ratings | Stored,
     rule: Rule,
@@ -103,15 +116,7 @@ def run(
             if report is not None:
                 report(evaluations)
 
-        clock_of = ps.clock
-
-        def clock_or_die(local: object = None) -> None:
-            if (ps.worker, ps.clock_now) in due:
-                due.remove((ps.worker, ps.clock_now))
-                raise Death
-            clock_of(local)
-
-        ps.clock = clock_or_die  # type: ignore[method-assign]
+        _die_at(ps, due)
         training.run(tell if ps.worker == 0 else None)
         nth.append(f".{training.tables.halvings}" if training.tables.halvings else "")
         if ps.worker == 0:
