@@ -2,7 +2,8 @@
 
 Owns its processes and its folder; ends both. Must not know what is submitted. Each node's daemon
 has a host name of its own, so that mpirun starts its daemon on the other one through srun, as on
-a real cluster; and a disk of its own: what `local` names is another folder on each node.
+a real cluster; and a disk and a memory of its own: what `local` names is another folder on each
+node, and so is /dev/shm.
 """
 
 from __future__ import annotations
@@ -118,9 +119,9 @@ class Cluster:
 
     def start_node(self, name: str) -> None:
         """Start the daemon of a node."""
-        disk = f"mount --bind {self.disk(name)} {self.local}"
+        own = f"mount --bind {self.disk(name)} {self.local} && mount -t tmpfs tmpfs /dev/shm"
         slurmd = f"exec {_which('slurmd')} -D -f {self.configuration} -N {name}"
-        command = f"hostname {name} && {disk} && {slurmd}"
+        command = f"hostname {name} && {own} && {slurmd}"
         self._start(["unshare", "-u", "-m", "sh", "-c", command], f"slurmd-{name}")
 
     def disk(self, name: str) -> Path:

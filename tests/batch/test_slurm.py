@@ -17,7 +17,7 @@ import pytest
 from diml.world.batch import Job, script
 from tests.batch import cluster
 from tests.batch.cluster import Cluster
-from tests.helpers.mpi import CHECKOUT
+from tests.helpers.mpi import CHECKOUT, start_mpi
 from tests.mpi.test_durable import PROGRAM
 
 # .ci/run says that there must be one: then its absence is a failure with the same reason.
@@ -61,10 +61,6 @@ def answer(text: str) -> str:
     return str(found[0])
 
 
-def starts(text: str) -> list[int]:
-    return [int(version) for version in re.findall(r"^from (\d+)$", text, re.MULTILINE)]
-
-
 def test_the_drill_survives_two_deaths(slurm: Cluster) -> None:
     job = slurm.submit(CHECKOUT / "jobs" / "slurm" / "drill.sbatch", "--ndata", "100")
     text = slurm.finish(job)
@@ -81,48 +77,6 @@ def test_factorization_runs_from_its_script(slurm: Cluster) -> None:
     assert "held-out RMSE" in text and (slurm.folder / "mf.L").exists(), text
 
 
-def test_a_rank_killed_on_each_node_is_replaced(slurm: Cluster, wanted: str) -> None:
-    job = submit(slurm, "ranks", 0.3, spares=2)
-    slurm.wait_for(job, "at 3\n")
-    for node in cluster.NODES:
-        ranks = slurm.ranks(node, "program.py")
-        assert ranks, f"no rank on {node}\n{slurm.report(job)}"
-        os.kill(ranks[0], signal.SIGKILL)
-        time.sleep(2)
-    text = slurm.finish(job)
-    # A spare that takes over rank 0 says where it goes on; the job itself has started once.
-    assert answer(text) == wanted and "started again" not in text, text
-
-
-def test_a_lost_node_is_left_behind(slurm: Cluster, wanted: str) -> None:
-    job = submit(slurm, "node", 0.3)
-    slurm.wait_for(job, "at 5\n")
-    lose_node(slurm, "program.py")
-    try:
-        text = slurm.finish(job)
-    finally:
-        slurm.start_node("n2")
-    assert "never said it was done" in text and "going on without n2" in text, text
-    assert answer(text) == wanted and starts(text)[-1] >= 4, text
-
-
-def test_at_the_wall_time_it_goes_back_to_the_queue_and_ends_right(
-    slurm: Cluster, wanted: str
-) -> None:
-    """The checkpoints lie on each node's own disk: no node sees them all."""
-    options = (
-        "--time=1",
-        "--signal=B:USR1@30",
-        f"--export=ALL,DIML_CHECKPOINTS={slurm.local}/kept",
-    )
-    job = submit(slurm, "wall", 1.0, *options)
-    text = slurm.finish(job, timeout_s=300)
-    assert "stopped in good order" in text and "back to the queue" in text, text
-    assert answer(text) == wanted and len(starts(text)) > 1 and starts(text)[1] > 0, text
-    ranks = [{path.name for path in slurm.disk(node).rglob("rank-*.h5")} for node in cluster.NODES]
-    assert all(ranks) and not ranks[0] & ranks[1], ranks
-
-
 def test_a_plain_mpirun_deals_the_ranks_out_over_the_nodes(slurm: Cluster) -> None:
     path = slurm.folder / "plain.sbatch"
     path.write_text("#!/bin/bash\nmpirun -n 6 sh -c 'echo rank $PMIX_RANK on $(hostname)'\n")
@@ -135,6 +89,86 @@ def test_two_jobs_side_by_side(slurm: Cluster, wanted: str) -> None:
     jobs = [submit(slurm, f"pair{number}", 0.05, *options) for number in range(2)]
     for job in jobs:
         assert answer(slurm.finish(job)) == wanted
+
+
+ITERATIONS = 600
+# Which node's disk has which pieces of the ratings.
+PIECES = {"part-0": "n2", "part-1": "n1", "part-2": "n2"}
+
+
+def factorize(slurm: Cluster, name: str, *options: str) -> int:
+    """Submit a factorization of the pieces; its checkpoints stay on the disks of the nodes."""
+    flags = f"--K 3 --num_iterations {ITERATIONS} --engine rotate --output_prefix {name} --quiet"
+    data = f"--datafile '{slurm.local}/part-*' --pieces {len(PIECES)}"
+    job = Job(name, "A test", (f"diml.jobs.mf {data} {flags}",), workers=3, spares=2, minutes=5)
+    path = slurm.folder / f"{name}.sbatch"
+    path.write_text(script("slurm", job))
+    kept = f"--export=ALL,DIML_CHECKPOINTS={slurm.local}/{name}"
+    return slurm.submit(path, "--checkpoint-every", "0.2", options=(kept, *options))
+
+
+def told(slurm: Cluster, name: str) -> list[int]:
+    """The iterations that a factorization has told its losses of."""
+    path = slurm.folder / f"{name}.loss"
+    lines = path.read_text().splitlines()[1:] if path.exists() else []
+    return [int(line.split(",")[0]) for line in lines]
+
+
+def wait_for_iteration(slurm: Cluster, job: int, name: str, iteration: int) -> None:
+    deadline = time.monotonic() + 90
+    while len(told(slurm, name)) < iteration:
+        now = slurm.state(job)
+        assert time.monotonic() < deadline and now in ("PENDING", "RUNNING"), slurm.report(job)
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def factors(slurm: Cluster) -> tuple[bytes, bytes]:
+    """L and R of one file with all pieces' lines, on this machine, without Slurm and failures."""
+    lines = [f"{i} {j} {i * j % 5}\n" for i in range(40) for j in range(30)]
+    for number, (name, node) in enumerate(PIECES.items()):
+        piece = lines[number * 400 : (number + 1) * 400]
+        (slurm.disk(node) / name).write_text("".join(piece))
+    (slurm.folder / "whole.txt").write_text("".join(lines))
+    flags = f"--engine rotate --K 3 --num_iterations {ITERATIONS} --quiet --output_prefix calm"
+    command = ["-m", "diml.jobs.mf", "--datafile", "whole.txt", *flags.split()]
+    with start_mpi(3, command, cwd=slurm.folder) as running:
+        running.wait(timeout_s=120).expect(0)
+    return factors_of(slurm, "calm")
+
+
+def factors_of(slurm: Cluster, name: str) -> tuple[bytes, bytes]:
+    assert told(slurm, name) == list(range(1, ITERATIONS + 1))
+    return (slurm.folder / f"{name}.L").read_bytes(), (slurm.folder / f"{name}.R").read_bytes()
+
+
+def test_killed_on_each_node_and_out_of_time_it_ends_right_from_the_disks_of_the_nodes(
+    slurm: Cluster, factors: tuple[bytes, bytes]
+) -> None:
+    """Pieces and checkpoints lie on each node's own disk: no node sees them all."""
+    job = factorize(slurm, "pieces", "--time=1", "--signal=B:USR1@35")
+    wait_for_iteration(slurm, job, "pieces", 2)
+    for node in cluster.NODES:
+        os.kill(slurm.ranks(node, "diml.jobs.mf")[0], signal.SIGKILL)
+    text = slurm.finish(job, timeout_s=280)
+    assert "stopped in good order" in text and "back to the queue" in text, text
+    assert "started again" not in text and factors_of(slurm, "pieces") == factors, text
+    ranks = [{path.name for path in slurm.disk(n).glob("pieces/*/*.h5")} for n in cluster.NODES]
+    assert all(ranks) and not ranks[0] & ranks[1], ranks
+
+
+def test_a_lost_node_is_left_behind_though_it_had_pieces_of_the_data(
+    slurm: Cluster, factors: tuple[bytes, bytes]
+) -> None:
+    job = factorize(slurm, "left")
+    wait_for_iteration(slurm, job, "left", ITERATIONS // 10)
+    lose_node(slurm, "diml.jobs.mf")
+    try:
+        text = slurm.finish(job, timeout_s=280)
+    finally:
+        slurm.start_node("n2")
+    assert "never said it was done" in text and "going on without n2" in text, text
+    assert factors_of(slurm, "left") == factors, text
 
 
 def lose_node(slurm: Cluster, program: str) -> None:

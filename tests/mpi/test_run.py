@@ -78,7 +78,7 @@ def test_what_a_killed_run_has_left_in_memory_is_removed_by_the_next(tmp_path: P
 FACTORIZE = ["diml.jobs.mf", "--generate", "--K", "8", "--lambda", "0.02", "--quiet"]
 
 
-@pytest.mark.parametrize("engine", ["rotate"])
+@pytest.mark.parametrize("engine", ["rotate", "ps"])
 def test_factorization_goes_on_from_the_memory_of_the_node(tmp_path: Path, engine: str) -> None:
     iterations = 12
 
