@@ -16,7 +16,7 @@ import re
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,8 +138,7 @@ def _own_log() -> Path:
     return Path(folder) / f"diml-drill-{re.sub('[^A-Za-z0-9.-]', '_', run)}.jsonl"
 
 
-def _report(job: Job, log: Path, identical: bool, seconds: float) -> None:
-    lines = log.read_text().splitlines() if log.exists() else []
+def _report(job: Job, lines: Iterable[str], identical: bool, seconds: float) -> None:
     events = sorted((json.loads(line) for line in lines), key=lambda e: float(e["time"]))
     deaths = deaths_in(events)
     print(*table(deaths), sep="\n")
@@ -185,8 +184,10 @@ def main(arguments: Sequence[str]) -> int | None:
             wanted = zlib.crc32(twin.tobytes())
         identical = digests == [job.broadcast(wanted)] * job.size
         log = Path(job.settings.events)
+        # Each host has a log of its own, unless `--events` names one that all see.
+        logs = job.allgather(log.read_text().splitlines() if log.exists() else [])
         if job.rank == 0 and not job.settings.quiet:
-            _report(job, log, identical, seconds)
+            _report(job, set().union(*logs), identical, seconds)
         job.barrier()
         if log == own_log:
             log.unlink(missing_ok=True)  # by every rank: each host has one

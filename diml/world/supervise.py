@@ -190,6 +190,7 @@ class Supervisor:
     hydra: bool = False
     _ends: list[End] = field(default_factory=list)
     _stop: str = ""
+    _goes_on: bool = False
 
     def run(self) -> int:
         """Run the job to its end; returns the exit status to leave with."""
@@ -296,8 +297,11 @@ class Supervisor:
         if self._stop == "SIGTERM":
             process.terminate()
             return True
-        self._say(f"{self._stop}: the job keeps no checkpoints (--checkpoint-dir), so it goes on")
-        self._stop = ""
+        if not self._goes_on:
+            self._goes_on = True
+            self._say(
+                f"{self._stop}: the job keeps no checkpoints (--checkpoint-dir) yet: it goes on"
+            )
         return False
 
     def _forget(self, memory: Path) -> None:

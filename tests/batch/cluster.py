@@ -52,7 +52,7 @@ KillWait=5
 SlurmdTimeout=20
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 State=UNKNOWN\n"
+_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 State=UNKNOWN\n"
 
 
 def missing() -> str:
@@ -127,6 +127,11 @@ class Cluster:
     def disk(self, name: str) -> Path:
         """What `local` is on a node, as it is seen from outside."""
         return self.folder / "disk" / name
+
+    def in_memory(self, name: str) -> list[Path]:
+        """What DiML has in the memory of a node."""
+        (daemon,) = self.processes("slurmd", f"-N {name}")[:1]
+        return list(Path(f"/proc/{daemon}/root/dev/shm").glob("diml-*"))
 
     def ask(self, *command: str) -> str:
         """What one of Slurm's commands prints."""

@@ -55,6 +55,13 @@ def wanted(slurm: Cluster) -> str:
     return answer(slurm.finish(submit(slurm, "calm", 0.0, spares=0)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def at_the_wall(slurm: Cluster) -> int:
+    """A job whose time is too short. It sleeps mostly, so it runs beside the first tests."""
+    kept = f"--export=ALL,DIML_CHECKPOINTS={slurm.local}/kept"
+    return submit(slurm, "wall", 1.0, "--time=1", "--signal=B:USR1@30", kept)
+
+
 def answer(text: str) -> str:
     found = re.findall(r"^answer (\d+)$", text, re.MULTILINE)
     assert len(found) == 1, text
@@ -91,12 +98,12 @@ def test_two_jobs_side_by_side(slurm: Cluster, wanted: str) -> None:
         assert answer(slurm.finish(job)) == wanted
 
 
-ITERATIONS = 600
+ITERATIONS = 150
 # Which node's disk has which pieces of the ratings.
 PIECES = {"part-0": "n2", "part-1": "n1", "part-2": "n2"}
 
 
-def factorize(slurm: Cluster, name: str, *options: str) -> int:
+def factorize(slurm: Cluster, name: str) -> int:
     """Submit a factorization of the pieces; its checkpoints stay on the disks of the nodes."""
     flags = f"--K 3 --num_iterations {ITERATIONS} --engine rotate --output_prefix {name} --quiet"
     data = f"--datafile '{slurm.local}/part-*' --pieces {len(PIECES)}"
@@ -104,7 +111,7 @@ def factorize(slurm: Cluster, name: str, *options: str) -> int:
     path = slurm.folder / f"{name}.sbatch"
     path.write_text(script("slurm", job))
     kept = f"--export=ALL,DIML_CHECKPOINTS={slurm.local}/{name}"
-    return slurm.submit(path, "--checkpoint-every", "0.2", options=(kept, *options))
+    return slurm.submit(path, "--checkpoint-every", "0.2", options=(kept,))
 
 
 def told(slurm: Cluster, name: str) -> list[int]:
@@ -142,19 +149,39 @@ def factors_of(slurm: Cluster, name: str) -> tuple[bytes, bytes]:
     return (slurm.folder / f"{name}.L").read_bytes(), (slurm.folder / f"{name}.R").read_bytes()
 
 
-def test_killed_on_each_node_and_out_of_time_it_ends_right_from_the_disks_of_the_nodes(
+def test_srun_is_refused_with_the_command_that_works(slurm: Cluster) -> None:
+    command = ["srun", "-N2", "-n2", "--mpi=none", "python", "program.py", "1", "0", "local"]
+    done = subprocess.run(
+        command, env=slurm.env, cwd=slurm.folder, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 2 and "mpirun -n 2 python program.py 1 0 local" in done.stderr
+
+
+def test_killed_on_each_node_and_requeued_it_ends_right_from_the_disks_of_the_nodes(
     slurm: Cluster, factors: tuple[bytes, bytes]
 ) -> None:
     """Pieces and checkpoints lie on each node's own disk: no node sees them all."""
-    job = factorize(slurm, "pieces", "--time=1", "--signal=B:USR1@35")
+    job = factorize(slurm, "pieces")
     wait_for_iteration(slurm, job, "pieces", 2)
     for node in cluster.NODES:
         os.kill(slurm.ranks(node, "diml.jobs.mf")[0], signal.SIGKILL)
+    wait_for_iteration(slurm, job, "pieces", ITERATIONS // 10)
+    slurm.ask("scancel", "--signal=USR1", "--batch", str(job))
     text = slurm.finish(job, timeout_s=280)
     assert "stopped in good order" in text and "back to the queue" in text, text
     assert "started again" not in text and factors_of(slurm, "pieces") == factors, text
     ranks = [{path.name for path in slurm.disk(n).glob("pieces/*/*.h5")} for n in cluster.NODES]
     assert all(ranks) and not ranks[0] & ranks[1], ranks
+    assert not [*slurm.in_memory("n1"), *slurm.in_memory("n2")]
+
+
+def test_at_the_wall_time_it_goes_back_to_the_queue_and_ends_right(
+    slurm: Cluster, wanted: str, at_the_wall: int
+) -> None:
+    text = slurm.finish(at_the_wall, timeout_s=300)
+    assert "stopped in good order" in text and "back to the queue" in text, text
+    found = [int(version) for version in re.findall(r"^from (\d+)$", text, re.MULTILINE)]
+    assert answer(text) == wanted and len(found) > 1 and found[1] > 0, text
 
 
 def test_a_lost_node_is_left_behind_though_it_had_pieces_of_the_data(
@@ -176,11 +203,3 @@ def lose_node(slurm: Cluster, program: str) -> None:
     lost = slurm.processes("slurmd", "-N n2") + slurm.processes("prted")
     for pid in lost + slurm.ranks("n2", program):
         os.kill(pid, signal.SIGKILL)
-
-
-def test_srun_is_refused_with_the_command_that_works(slurm: Cluster) -> None:
-    command = ["srun", "-N2", "-n2", "--mpi=none", "python", "program.py", "1", "0", "local"]
-    done = subprocess.run(
-        command, env=slurm.env, cwd=slurm.folder, capture_output=True, text=True, timeout=90
-    )
-    assert done.returncode == 2 and "mpirun -n 2 python program.py 1 0 local" in done.stderr
