@@ -216,12 +216,15 @@ def sparse_spread(
 ) -> None:
     """out (columns, rows of a chunk) = rows `start` … of packed columns whose row numbers rise.
 
-    `cursor` holds where each column's next entry is; it moves on to the next chunk.
+    `cursor` holds where each column's next entry is, or an earlier one; it moves on to the next
+    chunk.
     """
     out[:] = 0.0
     stop = start + out.shape[1]
     for j in range(len(indptr) - 1):
         k = cursor[j]
+        while k < indptr[j + 1] and indices[k] < start:
+            k += 1
         while k < indptr[j + 1] and indices[k] < stop:
             out[j, indices[k] - start] = data[k]
             k += 1

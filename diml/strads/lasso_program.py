@@ -51,7 +51,7 @@ class LassoProgram(LassoBase):
         return self._block_entries or max(_BLOCK_LEAST, self._entries // self.job.size)
 
     def _settle(self) -> None:
-        self._products = Products(keep=self.job.rank == 0)
+        self._products = Products(keep=self.job.rank == 0, parts=self.job.size)
         self.patience = type(self).patience
         longest = int(self._own.held.entries().max(initial=0))
         self._longest = int(self.job.allreduce(np.array([longest], np.int64), "max")[0])
@@ -173,9 +173,9 @@ class LassoProgram(LassoBase):
         fresh = products.wanted(self._store, ids)
         if len(fresh) == 0:
             return
-        rows = products.rows(self._store, fresh, job.rank, job.size)
+        rows = products.part(self._store, fresh, job.rank)
         if job.size > 1:
-            rows = job.allgather(rows)
+            rows = job.allreduce(rows)
             self.bytes += rows.nbytes
         products.add(fresh, rows)
         self.work += rows.size

@@ -2,7 +2,7 @@
 
 Owns which inner products are known, and the decision to compute more: when the entries swept over
 since the last time exceed what it costs ("rent until it is worth to buy"), which at worst doubles
-the work. Rows are shared out over the workers; worker 0, who solves blocks, keeps them. Must not
+the work. All workers compute a part each; worker 0, who solves blocks, keeps the sum. Must not
 know what they are for. Invariant: all workers know the same ids, for all are told the same costs.
 """
 
@@ -31,10 +31,11 @@ class Products:
 
     Args:
         keep: whether this worker keeps the numbers (else only which are known).
+        parts: over how many workers the work is shared out, which divides its price.
     """
 
-    def __init__(self, keep: bool) -> None:
-        self._keep = keep
+    def __init__(self, keep: bool, parts: int = 1) -> None:
+        self._keep, self._parts = keep, parts
         self.clear()
 
     def clear(self) -> None:
@@ -69,28 +70,36 @@ class Products:
             return fresh[:0]
         entries = int(store.entries_of(np.concatenate([self._ids, fresh])).sum())
         cost = len(fresh) * min(_GATHERED * entries, _SPREAD * total * store.rows)
-        return fresh if self._spent + swept >= cost else fresh[:0]
+        return fresh if self._spent + swept >= cost / self._parts else fresh[:0]
 
-    def rows(self, store: Store, fresh: Integers, part: int, parts: int) -> Floats:
-        """This worker's share of the products of `fresh` with all columns: (share, all)."""
+    def part(self, store: Store, fresh: Integers, part: int) -> Floats:
+        """This worker's part of the products of `fresh` with all columns, (len(fresh), all): they
+        are the sum over all parts."""
         everything = np.concatenate([self._ids, fresh])
         slots = store.slots(everything)
         indptr, indices, values = store.sparse_block(slots)
-        edges = len(self._ids) + np.arange(parts + 1) * len(fresh) // parts
-        first, last = int(edges[part]), int(edges[part + 1])
-        out = np.zeros((last - first, len(everything)))
+        known = len(self._ids)
+        out = np.zeros((len(fresh), len(everything)))
         if _SPREAD * len(everything) * store.rows < _GATHERED * len(values):
             step = max(1, _CHUNK_NUMBERS // len(everything))
             cursor = indptr[:-1].copy()
-            for start in range(0, store.rows, step):
-                dense = np.empty((len(everything), min(step, store.rows - start)))
+            # Some of the observations: so each product of two new columns is computed once only.
+            stop = self._edge(part + 1, store.rows)
+            for start in range(self._edge(part, store.rows), stop, step):
+                dense = np.empty((len(everything), min(step, stop - start)))
                 kernels.sparse_spread(indptr, indices, values, cursor, start, dense)
-                out += dense[first:last] @ dense.T
+                out += dense[known:] @ dense.T
         else:
-            kernels.sparse_inner(indptr, indices, values, store.rows, first, last, out)
-        mean = store.mean[slots]
-        out -= store.rows * np.outer(mean[first:last], mean)
+            first, last = self._edge(part, len(fresh)), self._edge(part + 1, len(fresh))
+            share = known + first, known + last
+            kernels.sparse_inner(indptr, indices, values, store.rows, *share, out[first:last])
+        if part == 0:
+            mean = store.mean[slots]
+            out -= store.rows * np.outer(mean[known:], mean)
         return out
+
+    def _edge(self, part: int, whole: int) -> int:
+        return part * whole // self._parts
 
     def add(self, fresh: Integers, rows: Floats) -> None:
         """Take in the products of `fresh`: (len(fresh), all)."""

@@ -33,10 +33,9 @@ def test_products_are_right_in_either_form(
 ) -> None:
     monkeypatch.setattr(module, "_CHUNK_NUMBERS", 40 * 64)
     store, expected = filled(density)
-    held = Products(keep=True)
+    held = Products(True, parts)
     for fresh in (np.array([3, 30, 7]), np.array([1, 39, 20, 0])):
-        rows = [held.rows(store, fresh, part, parts) for part in range(parts)]
-        held.add(fresh, np.concatenate(rows))
+        held.add(fresh, np.sum([held.part(store, fresh, part) for part in range(parts)], axis=0))
     ids = np.array([0, 3, 20, 39])
     np.testing.assert_allclose(held.block(ids), expected[np.ix_(ids, ids)], atol=1e-12)
     assert held.holds(np.array([2, 7])).tolist() == [False, True]
