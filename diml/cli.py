@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,9 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--cluster", action="store_true", help="also what the batch system offers, and a script"
     )
     _add_run(commands)
+    help_ = "search the flags of a job over the ranks of one allocation, into one CSV"
+    commands.add_parser("sweep", help=help_, add_help=False)
     for name, (_, help_) in _ELSEWHERE.items():
         commands.add_parser(name, help=help_, add_help=False)
     try:
+        if words[:1] == ["sweep"]:
+            return _sweep(words[1:])
         if words and words[0] in _ELSEWHERE:
             module, _, function = _ELSEWHERE[words[0]][0].partition(":")
             status: int = getattr(importlib.import_module(module), function)(words[1:])
@@ -62,9 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     help_ = "run a job by mpirun, wherever this is, and start it again when it is lost"
     run = commands.add_parser("run", help=help_, description=help_)
-    run.add_argument("-n", type=_count, required=True, metavar="N", help="workers")
-    run.add_argument("--spares", type=_count, metavar="S", help="processes more, to take over")
+    _add_launching(run, required=True)
     run.add_argument("--servers", type=_count, metavar="K", help="processes more, for parameters")
+    run.add_argument(
+        "job", nargs=argparse.REMAINDER, metavar="-- JOB ...", help="module or script, its flags"
+    )
+
+
+def _add_launching(run: argparse.ArgumentParser, required: bool) -> None:
+    """The flags that say on what to run."""
+    run.add_argument("-n", type=_count, required=required, metavar="N", help="workers")
+    run.add_argument("--spares", type=_count, metavar="S", help="processes more, to take over")
     run.add_argument(
         "--hosts", type=Path, metavar="FILE", help="host file (Open MPI's, PBS's, Petuum's)"
     )
@@ -74,9 +86,21 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     run.add_argument(
         "--mpirun", type=Path, metavar="PATH", help="another launcher than this environment's"
     )
-    run.add_argument(
-        "job", nargs=argparse.REMAINDER, metavar="-- JOB ...", help="module or script, its flags"
-    )
+
+
+def _sweep(words: Sequence[str]) -> int:
+    """`diml sweep`: with -n under supervision, else on this process (or under its mpirun)."""
+    place = words.index("--") if "--" in words else len(words)
+    launching = _Parser(prog="diml sweep", add_help=False, allow_abbrev=False)
+    _add_launching(launching, required=False)
+    flags, own = launching.parse_known_args(words[:place])
+    own += words[place:]
+    if flags.n is None:
+        job = importlib.import_module("diml.jobs.sweep")
+        status: int = job.main(words)
+        return status
+    flags.servers, flags.job = None, ["diml.jobs.sweep", *own]
+    return _run(flags)
 
 
 def _count(text: str) -> int:
@@ -106,7 +130,8 @@ def _run(flags: argparse.Namespace) -> int:
 
     job = flags.job[1:] if flags.job[:1] == ["--"] else flags.job
     program = program_words(job)
-    for word in program:
+    # Behind another -- are the words of what the job itself runs.
+    for word in takewhile(lambda word: word != "--", program):
         if word.partition("=")[0] in ("--spares", "--servers"):
             raise Misuse(f"give {word.partition('=')[0]} to diml run, before the --")
     if flags.n < 1:

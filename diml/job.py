@@ -60,11 +60,11 @@ def init(
     """
     if _current is not None:
         raise Misuse("diml.init was called twice in one process")
-    from diml.world.launch import say_once, singleton
+    from diml.world.launch import TRIAL, say_once, singleton
     from diml.world.orphan import Guard, was_spawned
 
     # MPI has not started yet: from here on something else can end a process that hangs in it.
-    guard = Guard() if was_spawned() else None
+    guard = Guard() if was_spawned() and TRIAL not in os.environ else None
     from diml.world.start import start, start_spawned
 
     servers_default = arguments.pop("servers", None) or 0
@@ -178,6 +178,16 @@ class _WithoutServers:
 def current() -> Job | None:
     """The job of this process, once `init` has returned."""
     return _current
+
+
+def put_aside(job: Job | None) -> Job | None:
+    """Make another job, or none, this process's own; returns the one before.
+
+    For an outer job that lends its ranks to inner ones, each of which calls `init`.
+    """
+    global _current
+    before, _current = _current, job
+    return before
 
 
 class Job:

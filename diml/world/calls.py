@@ -15,6 +15,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,7 @@ class Board:
         self.descriptor = descriptor
         self.slots = slots
         self._memory = mmap.mmap(descriptor, slots * _STRIDE)
+        weakref.finalize(self, os.close, descriptor)
 
     @classmethod
     def create(cls, path: Path, slots: int) -> Board:

@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+TRIAL = "DIML_TRIAL"
+"""The variable by which a job knows that it is a trial of a sweep, on ranks that stay."""
 _PATIENCE_S = 10.0  # for rank 0 on this host to say it
 _PATIENCE_ELSEWHERE_S = 2.0  # for a rank 0 that cannot be watched
 
@@ -44,9 +46,10 @@ def say_once(text: str, env: Mapping[str, str]) -> None:
 
     Rank 0 prints it, the others wait until it has gone: mpirun ends the job when the second rank
     has left with an error, and what rank 0 has not said by then is lost. If rank 0 has not gone
-    within ten seconds it has nothing to say, and the line is this rank's own.
+    within ten seconds it has nothing to say, and the line is this rank's own. In a trial of a sweep
+    each rank says it, to the sweep, which shows one.
     """
-    if not speaks(env) and _rank_0_has_gone(env):
+    if TRIAL not in env and not speaks(env) and _rank_0_has_gone(env):
         return
     print(text, file=sys.stderr, flush=True)
 

@@ -23,7 +23,7 @@ from diml.world.host import first_host, later_host
 from diml.world.launch import refuse_singleton
 from diml.world.link import Link
 from diml.world.membership import Membership
-from diml.world.mpi import world_comm
+from diml.world.mpi import at_failure, lent, world_comm
 from diml.world.repair import Rebuild, first_footing
 from diml.world.spawn import Spawner, await_seat
 from diml.world.world import World
@@ -36,11 +36,11 @@ def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None =
         Misuse: the processes are too few for the servers and spares, a launcher started each
             one on its own, or the event log cannot be written.
     """
-    if comm is not None and settings.on_failure == "respawn":
-        # A spawned process would not find its way into a communicator of the caller's.
+    if (comm is not None or lent()) and settings.on_failure == "respawn":
+        # A spawned process would not find its way into a communicator of another's.
         settings = replace(settings, on_failure="spare")
     comm = comm if comm is not None else world_comm()
-    refusal = refuse_singleton(os.environ, comm.Get_size(), _command())
+    refusal = refuse_singleton(os.environ, MPI.COMM_WORLD.Get_size(), _command())
     if refusal is not None:
         raise Misuse(refusal)
     servers = settings.servers
@@ -57,6 +57,9 @@ def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None =
     _hold_node_memory()
     footing = first_footing(comm, membership)
     full = footing.full
+    for link in (full, footing.workers):
+        if link is not None:
+            at_failure(link.revoke)
     run = str(full.broadcast_object(uuid.uuid4().hex[:12], 0))
     events = _event_log(settings, full, run)
     return World(settings, footing, events, first_host(full, run))

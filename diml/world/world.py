@@ -27,7 +27,7 @@ from diml.world.calls import Activity, Calls
 from diml.world.host import Host
 from diml.world.link import LEAVE_TAG, Link
 from diml.world.membership import Membership, Role
-from diml.world.mpi import abort
+from diml.world.mpi import abort, at_return, lent
 from diml.world.repair import Footing, PhaseClock, Rebuild, Unfilled
 from diml.world.spawn import Spawner
 from diml.world.watchdog import Watch, Watchdog, ticks
@@ -88,6 +88,8 @@ class World:
         self._committed = False
         self._record_place()
         self.watchdog = Watchdog(self._watch())
+        at_return(self.watchdog.stop)
+        at_return(event.close)
         self.event("start", size=footing.full.size, **(about(settings) if self.uid == 0 else {}))
 
     def _watch(self) -> Watch:
@@ -362,7 +364,9 @@ class World:
         MPI_Abort.
         """
         self._ending, self._last_words = status, words
-        with self.watchdog.limit(_END_DEADLINE_S, "everyone to leave", status, words):
+        # On lent ranks nobody can be ended by force: the others are waited for.
+        limit_s = self.settings.deadline_s if lent() else _END_DEADLINE_S
+        with self.watchdog.limit(limit_s, "everyone to leave", status, words):
             try:
                 self.recover()
             except JobEnded as ended:

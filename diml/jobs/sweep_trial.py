@@ -1,0 +1,173 @@
+"""One trial of a sweep on this rank: a job run inside of another, on a communicator lent to it.
+
+Owns what a job may touch in the process and gets back as it was: the environment's DIML variables,
+standard output and error, signal handlers, `sys.argv`, the process's own `diml.Job`. Must not know
+what the sweep makes of the outcome.
+
+A job is a module with a `main(arguments)`, as those of `diml.jobs`, or a script. Its result is
+what its events say: the values of its last `progress` and `result`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import io
+import os
+import runpy
+import signal
+import sys
+import time
+import traceback
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diml.config import OPTIONS
+from diml.errors import DimlError, Misuse
+from diml.events import watched
+from diml.exports import numbers
+from diml.job import put_aside
+from diml.world.launch import TRIAL
+from diml.world.marker import ATTEMPT, FOLDER, MEMORY
+from diml.world.mpi import lend
+
+# The outer job's, not the trial's.
+_VARIABLES = (*(option.variable for option in OPTIONS), ATTEMPT, FOLDER, MEMORY)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_REASON_LONGEST = 300
+_TELLING = ("progress", "result")
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a sweep runs.
+
+    Attributes:
+        name: a module's name, or a script's path.
+        run: does it with these arguments; ends as a program does, or raises.
+        parser: makes the parser of its flags, where it shows one.
+    """
+
+    name: str
+    run: Callable[[Sequence[str]], Any]
+    parser: Callable[[], ArgumentParser] | None = None
+
+
+@dataclass
+class Outcome:
+    """How a trial ended on this rank; on the others it may have ended otherwise.
+
+    Attributes:
+        status: the exit status that the job alone would have had.
+        values: what this rank has told, by name, each with the time at which it did.
+    """
+
+    status: int = 0
+    reason: str = ""
+    seconds: float = 0.0
+    values: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """Take an event of the trial's job."""
+        if event["what"] in _TELLING:
+            for name, value in numbers(event["values"]):
+                self.values[plain(name)] = (event["time"], value)
+
+
+def plain(name: str) -> str:
+    """A metric's name, however it is spelled: held-out_RMSE and "held-out rmse" are one."""
+    return "".join(c if c.isalnum() else "_" for c in name.lower())
+
+
+def program(name: str) -> Program:
+    """The program of this name. Raises Misuse where it is neither a job's module nor a script."""
+    if Path(name).is_file():
+        return Program(name, lambda arguments: _script(name, arguments))
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise Misuse(f"there is no job {name}: neither a module nor a file") from None
+    main = getattr(module, "main", None)
+    if main is None:
+        raise Misuse(f"{name} is no job: it has no main(arguments)")
+    return Program(name, main, getattr(module, "parser", None))
+
+
+def _script(path: str, arguments: Sequence[str]) -> None:
+    before, sys.argv = sys.argv, [path, *arguments]
+    try:
+        runpy.run_path(path, run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def run_trial(job: Program, arguments: Sequence[str], comm: Any, seed: int) -> Outcome:
+    """Run the job once, on `comm`, collectively over its members.
+
+    Whatever the job raises is in the outcome; only a death of this process is not.
+    """
+    outcome, said = Outcome(), io.StringIO()
+    begun = time.perf_counter()
+    outer = put_aside(None)
+    try:
+        with (
+            _aside(seed),
+            watched(outcome.hear),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(said),
+        ):
+            outcome.status = _status(lambda: _lent(job, arguments, comm))
+    finally:
+        put_aside(outer)
+        gc.collect()
+    outcome.seconds = time.perf_counter() - begun
+    if outcome.status:
+        lines = [line.strip() for line in said.getvalue().splitlines() if line.strip()]
+        last = lines[-1].removeprefix("diml: ") if lines else ""
+        outcome.reason = last[:_REASON_LONGEST]
+    return outcome
+
+
+def _lent(job: Program, arguments: Sequence[str], comm: Any) -> Any:
+    with lend(comm):
+        return job.run(arguments)
+
+
+def _status(run: Callable[[], Any]) -> int:
+    """The exit status of a program, its reason on stderr."""
+    try:
+        ended = run()
+    except SystemExit as left:
+        ended = left.code
+    except DimlError as error:
+        print(f"diml: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+    if ended is None or isinstance(ended, int):
+        return ended or 0
+    print(ended, file=sys.stderr)
+    return 1
+
+
+@contextlib.contextmanager
+def _aside(seed: int) -> Iterator[None]:
+    """The environment of a trial; afterwards the outer job's again."""
+    kept = {name: os.environ.pop(name) for name in _VARIABLES if name in os.environ}
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    os.environ.update({TRIAL: "1", "DIML_SEED": str(seed)})
+    try:
+        yield
+    finally:
+        for name in (TRIAL, "DIML_SEED"):
+            os.environ.pop(name, None)
+        os.environ.update(kept)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
