@@ -179,9 +179,12 @@ class Sweep:
         }
 
     def _record(self, row: Row) -> None:
-        """Worker 0: keep a finished trial, once."""
-        if self._table is None or not self._table.add(row):
-            return
+        """Worker 0: keep a finished trial, once. Raises GaveUp where the disk refuses it."""
+        try:
+            if self._table is None or not self._table.add(row):
+                return
+        except OSError as error:
+            raise GaveUp(f"--csv {self._flags.csv}: {error.strerror or error}") from None
         rows = self._table.rows
         marker.say("version", len(rows))
         self._job.event("trial", trial=int(row["trial"]), status=row["status"])
