@@ -32,7 +32,7 @@ from diml.report.progress import Progress
 from diml.world import marker
 from diml.world.groups import grouped
 
-_TRIES = 3  # of a trial whose ranks die
+_TRIES = 4  # of a trial whose ranks die
 _BARREN_MOST = 6  # meetings in a row that follow a death and bring no finished trial
 _DEADLINE_S = 30 * 86400.0  # for who waits while others run trials, whose own deadline is theirs
 _MISUSE, _INTERRUPTED = 2, 130
@@ -88,6 +88,8 @@ class Sweep:
                 for row in self._rows.values():
                     self._record(row)
                 left = [trial for trial in range(self._plan.trials) if trial not in self._rows]
+                # What may kill its ranks comes last, so that the others are done by then.
+                left.sort(key=lambda trial: (model["lost"].get(str(trial), 0), trial))
                 if not left:
                     return self._rows
                 if model["barren"] >= _BARREN_MOST:

@@ -59,10 +59,10 @@ def lend(comm: MPI.Intracomm) -> Iterator[None]:
             step()
 
 
-def at_return(step: Callable[[], None]) -> None:
-    """Where the job runs on lent ranks, call this once they are given back."""
+def at_return(*steps: Callable[[], None]) -> None:
+    """Where the job runs on lent ranks, call these once they are given back."""
     if _loan is not None:
-        _loan.at_return.append(step)
+        _loan.at_return.extend(steps)
 
 
 def at_failure(step: Callable[[], None]) -> None:

@@ -23,7 +23,7 @@ from diml.world.host import first_host, later_host
 from diml.world.launch import refuse_singleton
 from diml.world.link import Link
 from diml.world.membership import Membership
-from diml.world.mpi import at_failure, lent, world_comm
+from diml.world.mpi import at_failure, at_return, lent, world_comm
 from diml.world.repair import Rebuild, first_footing
 from diml.world.spawn import Spawner, await_seat
 from diml.world.world import World
@@ -62,7 +62,9 @@ def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None =
             at_failure(link.revoke)
     run = str(full.broadcast_object(uuid.uuid4().hex[:12], 0))
     events = _event_log(settings, full, run)
-    return World(settings, footing, events, first_host(full, run))
+    world = World(settings, footing, events, first_host(full, run))
+    at_return(world.watchdog.stop, events.close)
+    return world
 
 
 def start_spawned(settings: Settings) -> World:

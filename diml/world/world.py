@@ -27,14 +27,13 @@ from diml.world.calls import Activity, Calls
 from diml.world.host import Host
 from diml.world.link import LEAVE_TAG, Link
 from diml.world.membership import Membership, Role
-from diml.world.mpi import abort, at_return, lent
+from diml.world.mpi import abort, lent
 from diml.world.repair import Footing, PhaseClock, Rebuild, Unfilled
 from diml.world.spawn import Spawner
 from diml.world.watchdog import Watch, Watchdog, ticks
 
 # So many repairs in a row in which nobody was lost, and the cause is none that a repair mends.
 _IDLE_REPAIRS_MAX = 16
-
 
 # How long a rank that leaves in error waits for the others to hear of it.
 _END_DEADLINE_S = 10.0
@@ -88,8 +87,6 @@ class World:
         self._committed = False
         self._record_place()
         self.watchdog = Watchdog(self._watch())
-        at_return(self.watchdog.stop)
-        at_return(event.close)
         self.event("start", size=footing.full.size, **(about(settings) if self.uid == 0 else {}))
 
     def _watch(self) -> Watch:
@@ -364,8 +361,7 @@ class World:
         MPI_Abort.
         """
         self._ending, self._last_words = status, words
-        # On lent ranks nobody can be ended by force: the others are waited for.
-        limit_s = self.settings.deadline_s if lent() else _END_DEADLINE_S
+        limit_s = self.settings.deadline_s if lent() else _END_DEADLINE_S  # nobody lent is forced
         with self.watchdog.limit(limit_s, "everyone to leave", status, words):
             try:
                 self.recover()

@@ -127,7 +127,7 @@ def test_a_trial_that_kills_its_ranks_is_given_up(tmp_path: Path) -> None:
     run_mpi(2, SWEEP, args=args, timeout_s=120).expect(0)
     rows = _table(tmp_path / "out.csv")
     assert [row["status"] for row in rows] == ["ok", "lost", "ok"]
-    assert rows[1]["reason"] == "ranks died in each of 3 tries"
+    assert rows[1]["reason"] == "ranks died in each of 4 tries"
 
 
 def test_jobs_of_each_kind_and_failed_trials_are_rows(tmp_path: Path) -> None:
