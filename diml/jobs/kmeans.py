@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from diml.data import fingerprint
 from diml.errors import Misuse
 from diml.jobs.account import Account
-from diml.jobs.flags import at_least, job_parser, parse, real, run_job
+from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
 from diml.report.progress import Progress
 
 if TYPE_CHECKING:
@@ -235,21 +235,23 @@ def train(job: Job, rows: Rows, k: int, iterations: int, tolerance: float) -> di
     return final
 
 
+def parser() -> JobParser:
+    """The job's command line."""
+    made = job_parser("kmeans", "k-means (Lloyd, k-means++) on Allreduce.")
+    add = made.add_argument
+    add("--datafile", type=Path, help="npy, npz, libsvm, MatrixMarket or HDF5")
+    add("--generate", type=at_least(1), metavar="ROWS", help="planted clouds")
+    add("--columns", type=at_least(1), default=20, help="of --generate")
+    add("--k", type=at_least(1), default=8, help="number of centres")
+    add("--num_iterations", type=at_least(0), default=100, help="at most")
+    add("--tolerance", type=real(least=0.0), default=1e-6, help="least relative gain to go on")
+    add("--output", type=Path, metavar="PREFIX", help="write PREFIX.C, PREFIX.labels")
+    return made
+
+
 def main(arguments: Sequence[str]) -> int | None:
     """Cluster the rows of a file, or of planted clouds."""
-    parser = job_parser("kmeans", "k-means (Lloyd, k-means++) on Allreduce.")
-    parser.add_argument("--datafile", type=Path, help="npy, npz, libsvm, MatrixMarket or HDF5")
-    parser.add_argument("--generate", type=at_least(1), metavar="ROWS", help="planted clouds")
-    parser.add_argument("--columns", type=at_least(1), default=20, help="of --generate")
-    parser.add_argument("--k", type=at_least(1), default=8, help="number of centres")
-    parser.add_argument("--num_iterations", type=at_least(0), default=100, help="at most")
-    parser.add_argument(
-        "--tolerance", type=real(least=0.0), default=1e-6, help="least relative gain to go on"
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="PREFIX", help="write PREFIX.C, PREFIX.labels"
-    )
-    flags = parse(parser, arguments)
+    flags = parse(parser(), arguments)
     if (flags.datafile is None) == (flags.generate is None):
         raise Misuse("give either --datafile or --generate")
     import diml

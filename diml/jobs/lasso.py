@@ -206,6 +206,7 @@ def validated(job: diml.Job, flags: Namespace, held: Columns, y: NDArray[np.floa
     if job.rank == 0:
         job.log(f"{flags.cv} folds: least error {means[best]:.6g} at lambda {lambdas[best]:.6g}, "
                 f"{best + 1} of {len(lambdas)}")  # fmt: skip
+        job.event("result", values={"cv_error": means[best], "lambda": lambdas[best]})
         if flags.cv_output:
             write_cv(Path(flags.cv_output), lambdas, errors)
     return Grid(lambdas=(float(lambdas[best]),))
@@ -321,8 +322,11 @@ def main(arguments: Sequence[str]) -> int:
             raise Misuse("X is all zero (or constant, with an intercept): there is nothing to fit")
         if job.rank == 0:
             report(program, job.log)
+            last = program.solutions[-1]
+            found = {"objective": last.objective, "lambda": last.lam, "gap": last.gap}
+            job.event("result", values={**found, "nonzeros": len(last.ids)})
             if flags.output:
-                write_coefficients(Path(flags.output), program.solutions[-1], held.total)
+                write_coefficients(Path(flags.output), last, held.total)
             if flags.path_output:
                 write_path(Path(flags.path_output), program.solutions, held.total)
     return 0

@@ -30,7 +30,6 @@ from diml.jobs.sweep_table import DIVERGED, FAILED, LOST, MISUSE, NO_METRIC, OK,
 from diml.jobs.sweep_trial import Outcome, Program, plain, program, run_trial
 from diml.report.progress import Progress
 from diml.world import marker
-from diml.world.groups import grouped
 
 _TRIES = 4  # of a trial whose ranks die
 _BARREN_MOST = 6  # meetings in a row that follow a death and bring no finished trial
@@ -127,6 +126,8 @@ class Sweep:
 
     def _episode(self, left: Sequence[int]) -> Desk | None:
         """Run trials until none is left or somebody dies. Returns the desk, still open."""
+        from diml.world.groups import grouped  # starts MPI, which is for `diml.init` to do
+
         job = self._job
         try:
             group = grouped(job.world, self._flags.ranks_per_trial)

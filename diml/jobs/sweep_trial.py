@@ -33,7 +33,6 @@ from diml.exports import numbers
 from diml.job import put_aside
 from diml.world.launch import TRIAL
 from diml.world.marker import ATTEMPT, FOLDER, MEMORY
-from diml.world.mpi import lend
 
 # The outer job's, not the trial's.
 _VARIABLES = (*(option.variable for option in OPTIONS), ATTEMPT, FOLDER, MEMORY)
@@ -133,6 +132,8 @@ def run_trial(job: Program, arguments: Sequence[str], comm: Any, seed: int) -> O
 
 
 def _lent(job: Program, arguments: Sequence[str], comm: Any) -> Any:
+    from diml.world.mpi import lend  # starts MPI, which is for `diml.init` to do
+
     with lend(comm):
         return job.run(arguments)
 

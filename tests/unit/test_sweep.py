@@ -8,6 +8,8 @@ import json
 import math
 import os
 import queue
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,6 +232,12 @@ def test_a_trial_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -
         assert "DIML_SPARES" not in os.environ and "DIML_SUPERVISED" not in os.environ
         assert os.environ["DIML_SEED"] == "5"
     assert dict(os.environ) == before
+
+
+def test_importing_a_sweep_starts_no_mpi() -> None:
+    # A spawned replacement arms its guard before MPI starts.
+    program = "import sys, diml.jobs.sweep\nassert 'mpi4py.MPI' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_every_way_to_end_is_a_status(capsys: pytest.CaptureFixture[str]) -> None:
