@@ -18,9 +18,11 @@ import diml
 TABLE_ROWS, WIDTH = 100_000, 32
 
 
-def _least_us(call: Callable[[], Any], repeats: int, rounds: int = 15) -> float:
-    """The least over rounds of the mean time of a call, in microseconds: on a machine that others
-    use too, the round that was disturbed least, for the limit as for what is held against it."""
+def _least_us(call: Callable[[], Any], rows: int) -> float:
+    """The least over short rounds of the mean time of a call, in microseconds: on a machine that
+    others use too, the round that was disturbed least, for the limit as for what is held against
+    it. A round is shorter than a time slice of the system, or all would be disturbed."""
+    repeats, rounds = (20, 250) if rows < 1000 else (4, 150)
     means = []
     for _ in range(rounds):
         begun = time.perf_counter()
@@ -43,7 +45,6 @@ def raw(rows: int) -> None:
     comm = MPI.COMM_WORLD
     ask, give = np.zeros(64 + 8 * rows, np.uint8), np.zeros(64 + 4 * WIDTH * rows, np.uint8)
     push, ack = np.zeros(64 + (8 + 4 * WIDTH) * rows, np.uint8), np.zeros(64, np.uint8)
-    repeats = 300 if rows < 1000 else 40
 
     def exchange() -> None:
         if comm.rank == 0:
@@ -58,14 +59,14 @@ def raw(rows: int) -> None:
             comm.Send(ack, 0)
 
     exchange()
-    message_us = _least_us(exchange, repeats)
+    message_us = _least_us(exchange, rows)
     comm.Barrier()
     if comm.rank == 0:
         ids, values = _ids(rows), np.zeros((TABLE_ROWS, WIDTH), np.float32)
         deltas, out = np.ones((rows, WIDTH), np.float32), np.empty((rows, WIDTH), np.float32)
         scatter_add(values, 0, ids, deltas)
-        scatter_us = _least_us(lambda: scatter_add(values, 0, ids, deltas), repeats)
-        gather_us = _least_us(lambda: np.take(values, ids, axis=0, out=out, mode="clip"), repeats)
+        scatter_us = _least_us(lambda: scatter_add(values, 0, ids, deltas), rows)
+        gather_us = _least_us(lambda: np.take(values, ids, axis=0, out=out, mode="clip"), rows)
         _say(message_us=message_us, scatter_us=scatter_us, gather_us=gather_us)
 
 
@@ -83,7 +84,7 @@ def table(rows: int, staleness: int) -> None:
         for _ in range(20):
             step()
         ps.barrier()
-        step_us = _least_us(step, 300 if rows < 1000 else 40)
+        step_us = _least_us(step, rows)
         ps.barrier()
         slowest = float(job.allreduce(np.array([step_us]), "max")[0])
         if ps.worker == 0:

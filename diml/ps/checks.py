@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diml.errors import Misuse
-from diml.kernels.rows import first_outside
+from diml.kernels.rows import any_outside
 from diml.ps.message import Ids
 from diml.ps.tables import TableSpec
 
@@ -28,9 +28,9 @@ def checked_ids(spec: TableSpec, ids: ArrayLike) -> Ids:
             "not a list of whole numbers"
         )
     checked = np.ascontiguousarray(array, np.int64)
-    bad = first_outside(checked, spec.rows)
-    if bad >= 0:
-        raise Misuse(f"table {spec.name!r} has rows 0..{spec.rows - 1}, not {array[bad]}")
+    if any_outside(checked, spec.rows):
+        bad = array[(checked < 0) | (checked >= spec.rows)][0]
+        raise Misuse(f"table {spec.name!r} has rows 0..{spec.rows - 1}, not {bad}")
     if len(checked) * (8 + 2 * spec.width * spec.numpy_dtype.itemsize) > _MESSAGE_BYTES_MAX:
         raise Misuse(f"table {spec.name!r}: {len(checked)} rows are too many for one call")
     return checked

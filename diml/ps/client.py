@@ -34,6 +34,7 @@ class Table:
 
     def __init__(self, server: ParameterServer, session: Session, spec: TableSpec) -> None:
         self._server, self._session, self._spec = server, session, spec
+        self._reading = f"reading table {spec.name!r}"
 
     @property
     def name(self) -> str:
@@ -67,9 +68,10 @@ class Table:
             return np.asarray(self.get_sparse(ids).toarray())
         checked = checked_ids(spec, ids)
         with session:
-            session.take_all()
+            if session.core.pushing:
+                session.take_all()
             request, sends = session.core.get(spec, checked)
-            session.ask(request, sends, f"reading table {spec.name!r}")
+            session.ask(request, sends, self._reading)
             rows, staleness = session.core.rows_of(request)
             self._server.staleness_seen[staleness] += 1
         return rows
@@ -96,9 +98,8 @@ class Table:
         spec, session = self._sparse_spec(), self._session
         checked = checked_ids(spec, ids)
         with session:
-            session.take_all()
             request, sends = session.core.get(spec, np.unique(checked))
-            session.ask(request, sends, f"reading table {spec.name!r}")
+            session.ask(request, sends, self._reading)
             cells, values, staleness = session.core.cells_of(request)
             self._server.staleness_seen[staleness] += 1
         return matrix_of(spec, checked, cells, values)

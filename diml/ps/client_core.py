@@ -49,6 +49,8 @@ class ClientCore:
         questions: what it has asked and not taken the answers of.
         repairs: how many it has come through.
         answered: whether any server has ever answered: from then on a lost shard is a loss.
+        pushing: whether servers send rows without being asked.
+        watermark: clocks that every server has acknowledged.
     """
 
     def __init__(
@@ -59,10 +61,12 @@ class ClientCore:
         cache_rows: int | None = None,
         significance: float = 0.0,
     ) -> None:
-        self._cache_rows = 0 if cache_rows is None and consistency.model == "essp" else cache_rows
+        self.pushing = consistency.model == "essp"
+        self._cache_rows = 0 if cache_rows is None and self.pushing else cache_rows
         self._significance = significance
         self.worker, self.servers, self.consistency = worker, servers, consistency
         self.clock = 0
+        self.watermark = 0
         self.repairs = 0
         self.specs: dict[int, TableSpec] = {}
         self.answered = False
@@ -97,6 +101,7 @@ class ClientCore:
         home = replies[self.worker % self.servers]
         self.clock = home.clock
         self._acknowledged = [(home.clock, 0)] * self.servers
+        self.watermark = home.clock
         return (home.n, home.values.reshape(-1)) if home.values.size else None
 
     def define(self, spec: TableSpec) -> tuple[int, list[Send]]:
@@ -111,8 +116,7 @@ class ClientCore:
         self.specs[spec.id] = spec
         cache = None
         if self._cache_rows is not None and not spec.sparse:
-            pushing = self.consistency.model == "essp"
-            cache = RowCache(spec, self.servers, self._cache_rows, pushing)
+            cache = RowCache(spec, self.servers, self._cache_rows, self.pushing)
         self._writing[spec.id] = Writing.of(spec, cache, self._significance)
 
     def get(self, spec: TableSpec, ids: Ids) -> tuple[int, list[Send]]:
@@ -239,11 +243,6 @@ class ClientCore:
         window = self.consistency.window_clocks
         return window is None or self.clock - self.watermark < window
 
-    @property
-    def watermark(self) -> int:
-        """Clocks that every server has acknowledged."""
-        return min(clock for clock, _ in self._acknowledged)
-
     def finish_clock(self, local: Bytes | None) -> list[Send]:
         """End the clock: what is pending goes to the servers, the own state to the home server."""
         assert self.may_clock, f"worker {self.worker} is a window ahead at clock {self.clock}"
@@ -315,8 +314,7 @@ class ClientCore:
         """Take a server's message."""
         self.answered = True
         if message.kind is Kind.ACK:
-            self._acknowledged[server] = (message.clock, message.n)
-            self._trim()
+            self._acknowledge(server, message.clock, message.n)
             return
         if message.kind is Kind.PUSHED:
             self._doubt(message)
@@ -325,8 +323,22 @@ class ClientCore:
         self.questions.answer(server, message)
         if message.kind is Kind.VALUES:
             self._doubt(message)
-            self._acknowledged[server] = (message.mark, message.n)
-            self._trim()
+            self._acknowledge(server, message.mark, message.n)
+
+    def _acknowledge(self, server: int, clock: int, n: int) -> None:
+        """A server has all before (clock, n)."""
+        before, self._acknowledged[server] = self._acknowledged[server], (clock, n)
+        if before[0] != clock:
+            self.watermark = min(clock for clock, _ in self._acknowledged)
+        self._trim()
+
+    def _trim(self) -> None:
+        """Forget updates that cannot be needed again."""
+        buffered = self.consistency.buffered
+        for server, retained in enumerate(self._retained):
+            needed = (self.watermark, 0) if buffered else self._acknowledged[server]
+            while retained and (retained[0].clock, retained[0].n) < needed:
+                retained.popleft()
 
     def _doubt(self, message: Message) -> None:
         if (message.mark, message.n) > (self.clock, self._n):
@@ -355,14 +367,6 @@ class ClientCore:
                 if writing.cache is not None:
                     writing.cache.pushed[server] = message.clock
 
-    def _trim(self) -> None:
-        for server, retained in enumerate(self._retained):
-            needed = (
-                (self.watermark, 0) if self.consistency.buffered else self._acknowledged[server]
-            )
-            while retained and (retained[0].clock, retained[0].n) < needed:
-                retained.popleft()
-
     def recovered(self, plan: Plan) -> list[Send]:
         """After a repair: everything that a server does not have, and all open questions, anew."""
         sends = []
@@ -376,6 +380,7 @@ class ClientCore:
             for message in self._retained[server]:
                 if update_key(message) >= ledger[self.worker]:
                     sends.append(Send(to, message))
+        self.watermark = min(clock for clock, _ in self._acknowledged)
         self.questions.give_up(_OF_CHECKPOINTS)
         for number, asked in self.questions.open.items():
             reading = asked.reading

@@ -63,6 +63,7 @@ _MAGIC = b"DMPS"
 _END = 2**32
 _FORMAT = 1
 DTYPES = tuple(np.dtype(name) for name in ("uint8", "float32", "float64", "int32", "int64"))
+_INT64 = np.dtype(np.int64)
 _CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 assert _HEADER.size <= HEADER_BYTES
 
@@ -188,34 +189,27 @@ def frame(ids: int, rows: int, width: int, dtype: np.dtype[Any]) -> tuple[Bytes,
     """An empty wire buffer, and the views into it that ids (ids,) and values (rows, width) are."""
     start = HEADER_BYTES + 8 * ids
     buffer = np.empty(start + rows * width * dtype.itemsize, np.uint8)
-    return (
-        buffer,
-        buffer[HEADER_BYTES:start].view(np.int64),
-        _rows(buffer, start, rows, width, dtype),
-    )
-
-
-def _rows(buffer: Bytes, start: int, rows: int, width: int, dtype: np.dtype[Any]) -> Rows:
-    return buffer[start:].view(dtype).reshape(rows, width)
+    # One call a view: a slice, its dtype and its shape each cost as much.
+    its_ids: Ids = np.ndarray(ids, _INT64, buffer, HEADER_BYTES)
+    return buffer, its_ids, np.ndarray((rows, width), dtype, buffer, start)
 
 
 def encode(message: Message) -> Bytes:
     """The message as one buffer: its own frame where it has one, else a new one (one copy)."""
-    ids, values = message.ids, message.values
-    assert ids.dtype == np.int64 and ids.ndim == 1 and values.ndim == 2, str(message)
-    rows, width = values.shape
-    buffer = message.frame
+    kind, worker, clock, n, table, ids, values, flags, mark, shard, request, buffer = message
+    assert ids.dtype == _INT64 and ids.ndim == 1 and values.ndim == 2, str(message)
+    count, (rows, width), dtype = len(ids), values.shape, values.dtype
     if buffer is None:
-        buffer, its_ids, its_values = frame(len(ids), rows, width, values.dtype)
-        if len(ids):
-            its_ids[:] = ids
-        if values.size:
-            its_values[:] = values
-    assert len(buffer) == HEADER_BYTES + 8 * len(ids) + values.nbytes, str(message)
+        start = HEADER_BYTES + 8 * count
+        buffer = np.empty(start + values.nbytes, np.uint8)
+        if count:
+            np.ndarray(count, _INT64, buffer, HEADER_BYTES)[:] = ids
+        if rows:
+            np.ndarray((rows, width), dtype, buffer, start)[:] = values
+    assert len(buffer) == HEADER_BYTES + 8 * count + values.nbytes, str(message)
     _HEADER.pack_into(
-        buffer.data, 0, _MAGIC, message.kind, _CODES[values.dtype], message.flags, _FORMAT,
-        message.worker, message.clock, message.mark, len(ids), rows, message.n, width,
-        message.table, message.shard, 0, message.request,
+        buffer, 0, _MAGIC, kind, _CODES[dtype], flags, _FORMAT, worker, clock, mark, count, rows,
+        n, width, table, shard, 0, request,
     )  # fmt: skip
     return buffer
 
@@ -228,7 +222,7 @@ def decode(buffer: Bytes) -> Message:
     if len(buffer) < HEADER_BYTES:
         raise CorruptState(f"a message of {len(buffer)} bytes has no room for its header")
     (magic, kind, code, flags, version, worker, clock, mark, ids, rows, n, width, table, shard, _,
-     request) = _HEADER.unpack_from(buffer.data)  # fmt: skip
+     request) = _HEADER.unpack_from(buffer)  # fmt: skip
     if magic != _MAGIC or version != _FORMAT:
         raise CorruptState(f"a message begins with {magic!r} {version}, not {_MAGIC!r} {_FORMAT}")
     if code >= len(DTYPES) or ids < 0 or rows < 0:
@@ -240,8 +234,8 @@ def decode(buffer: Bytes) -> Message:
         )
     if kind not in _KINDS:
         raise CorruptState(f"a message has the unknown kind {kind}")
-    its_ids = buffer[HEADER_BYTES:start].view(np.int64) if ids else NO_IDS
-    values = _rows(buffer, start, rows, width, dtype) if rows or width else NO_ROWS
+    its_ids = np.ndarray(ids, _INT64, buffer, HEADER_BYTES) if ids else NO_IDS
+    values = np.ndarray((rows, width), dtype, buffer, start) if rows or width else NO_ROWS
     return Message(
         _KINDS[kind], worker, clock, n, table, its_ids, values,
         flags, mark, shard, request, buffer,

@@ -324,6 +324,7 @@ class Node:
         """Whether the clock that this process holds has moved on; drills strike on the way."""
         if not self._world.settings.drills:
             return False
+        self._core.settle()
         shard = self._core.server.shard if self._core.server else None
         for copy in self._core.copies.values():
             shard = shard or copy

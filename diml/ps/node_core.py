@@ -2,7 +2,9 @@
 
 Owns what a process holds, from the start through repairs, whatever its role is at the time. Must
 not know MPI: the driver carries messages and transfers, the simulator does the same in memory.
-Invariant: a copy changes only by a whole commit, so it always equals some version of its shard.
+Invariant: a copy changes only by a whole commit, so it always equals some version of its shard. A
+commit is acknowledged once it is here as a whole and installed when there is time: whoever asks
+for the copy finds it installed.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class NodeCore:
         self.server: ServerCore | None = None
         self.copies: dict[int, Shard] = {}
         self._parts: dict[int, list[Message]] = {}
+        # By shard, whole commits that are not installed yet.
+        self._arrived: dict[int, list[list[Message]]] = {}
         self._workers, self._servers, self._storage = workers, servers, storage
         for shard in range(0 if joined_later else servers):
             owner, *others = placement(shard, servers, spares, replicas)
@@ -75,8 +79,18 @@ class NodeCore:
         return self.server.handle(message)
 
     def flush(self) -> list[Send]:
-        """To be called when no message is waiting: start the next commit."""
+        """To be called when no message is waiting: start the next commit, install what came."""
+        if self._arrived:
+            self.settle()
         return self.server.flush() if self.server else []
+
+    def settle(self) -> None:
+        """Install the commits that have come."""
+        arrived, self._arrived = self._arrived, {}
+        for index, commits in arrived.items():
+            for parts in commits:
+                self.copies[index].install(parts)
+                self._arm(self.copies[index])
 
     @property
     def may_linger(self) -> bool:
@@ -88,10 +102,8 @@ class NodeCore:
         parts.append(message)
         if message.kind is not Kind.COMMIT:
             return []
-        shard = self.copies[message.shard]
-        shard.install(parts)
-        self._parts[message.shard] = []
-        self._arm(shard)
+        self._arrived.setdefault(message.shard, []).append(parts)
+        del self._parts[message.shard]
         done = Message(Kind.COMMITTED, shard=message.shard, mark=message.mark)
         return [Send(sender, done)]
 
@@ -104,6 +116,7 @@ class NodeCore:
     # Repair ----------------------------------------------------------------------------------
 
     def _held(self) -> dict[int, Shard]:
+        self.settle()
         own = {self.server.shard.index: self.server.shard} if self.server else {}
         return {**self.copies, **own}
 
@@ -148,6 +161,7 @@ class NodeCore:
         """
         held = {**self._held(), **received}
         self.server, self.copies, self._parts = None, {}, {}
+        assert not self._arrived
         for index, ranks in enumerate(plan.placed):
             if rank not in ranks:
                 continue

@@ -12,7 +12,7 @@ from collections import deque
 
 from diml.ps.filters import Filters
 from diml.ps.message import Address, Message, Send
-from diml.world.link import LEAVE_TAG, Link, Sending
+from diml.world.link import ANY, LEAVE_TAG, Link, Sending
 from diml.world.link import Message as Received
 from diml.world.membership import Role
 from diml.world.world import World
@@ -20,9 +20,10 @@ from diml.world.world import World
 PS_TAG = 1
 # Smaller messages are gone when the call that sends them returns.
 _EAGER_BYTES = 4096
-# How a wait polls: yield the core while an answer may be due, then sleep longer and longer. Large
-# answers, and those that a replica must confirm, take longer than 300 microseconds.
-_YIELD_S = 1e-3
+# How a wait polls: without a pause while an answer may be due (it only makes room for others where
+# there are fewer cores than processes), then sleep longer and longer. Large answers, and those
+# that a replica must confirm, take longer than 300 microseconds.
+_AWAKE_S = 1e-3
 _NAP_S = 50e-6
 _IDLE_AFTER_S = 10e-3
 _IDLE_NAP_S = 1e-3
@@ -38,6 +39,7 @@ class WorldPort:
         self._link: Link | None = None
         self._ranks: dict[Address, int] = {}
         self._places: list[Address] = []
+        self._crowded = True
 
     def _current(self) -> Link:
         """The link of today; addresses are read anew after a repair."""
@@ -56,6 +58,7 @@ class WorldPort:
             }
             self._places = sorted(self._ranks, key=self._ranks.__getitem__)
             self._link = link
+            self._crowded = self._world.crowded
             self.filters.restart()
             self._sendings.clear()
         return link
@@ -77,7 +80,7 @@ class WorldPort:
         because a large one leaves only as fast as its sender looks after it.
         """
         link = self._current()
-        found = link.poll(tag=PS_TAG)
+        found = link.poll(ANY, PS_TAG)
         if found is None and timeout_s > 0:
             found = self._wait(link, timeout_s)
         if found is None:
@@ -90,11 +93,12 @@ class WorldPort:
             waited_s = time.monotonic() - begun
             if waited_s >= timeout_s:
                 return None
-            if waited_s < _YIELD_S or self._still_sending():
-                os.sched_yield()
+            if waited_s < _AWAKE_S or self._still_sending():
+                if self._crowded:
+                    os.sched_yield()
             else:
                 time.sleep(_NAP_S if waited_s < _IDLE_AFTER_S else _IDLE_NAP_S)
-            found = link.poll(tag=PS_TAG)
+            found = link.poll(ANY, PS_TAG)
             if found is not None:
                 return found
 

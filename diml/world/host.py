@@ -65,6 +65,13 @@ class Host:
         """The other processes on this host's board."""
         return [p for p in self.processes.values() if self._shares(p) and p.uid != self.me.uid]
 
+    @property
+    def crowded(self) -> bool:
+        """Whether this host has more processes of the run than cores for them: then one that
+        waits has to make room."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return len(self.neighbours()) >= cores
+
     def _shares(self, process: Process) -> bool:
         return process.host == self.me.host and process.slot >= 0
 

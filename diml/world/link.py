@@ -13,10 +13,10 @@ from __future__ import annotations
 import os
 import pickle
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
@@ -28,6 +28,7 @@ Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 
 ANY = MPI.ANY_SOURCE
+_BYTE = MPI.BYTE
 # The world's own tags; users of a link keep below 1 << 14.
 LEAVE_TAG = 1 << 14
 
@@ -63,8 +64,7 @@ def _translated(error: MPI.Exception) -> DimlError:
     return PeerFailed(error.Get_error_string())
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A received message: its bytes (uint8, owned by the caller), sender's link rank, tag."""
 
     data: Bytes
@@ -103,7 +103,7 @@ class Link:
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         self._status = MPI.Status()
-        self._sendings: list[Sending] = []
+        self._sendings: deque[Sending] = deque()
 
     # Collectives -----------------------------------------------------------------------------
 
@@ -258,12 +258,14 @@ class Link:
     def isend(self, buffer: Any, dest: int, tag: int = 0) -> Sending:
         """Start to send bytes; the link keeps the buffer alive until they are gone."""
         try:
-            sending = Sending(self.comm.Isend([buffer, MPI.BYTE], dest, tag), buffer)
+            sending = Sending(self.comm.Isend([buffer, _BYTE], dest, tag), buffer)
         except MPI.Exception as error:
             raise _translated(error) from None
-        if len(self._sendings) >= 32:
-            self._sendings = [s for s in self._sendings if not s.done()]
-        self._sendings.append(sending)
+        # Let go of what has left at once: memory that is used again is still in the core's cache.
+        while self._sendings and self._sendings[0].done():
+            self._sendings.popleft()
+        if not sending.done():
+            self._sendings.append(sending)
         return sending
 
     def poll(self, source: int = ANY, tag: int = MPI.ANY_TAG) -> Message | None:
@@ -274,8 +276,8 @@ class Link:
             if handle is None:
                 return None
             sender, its_tag = status.Get_source(), status.Get_tag()
-            data = np.empty(status.Get_count(MPI.BYTE), dtype=np.uint8)
-            handle.Recv([data, MPI.BYTE])
+            data = np.empty(status.Get_count(_BYTE), np.uint8)
+            handle.Recv([data, _BYTE])
             return Message(data, sender, its_tag)
         except MPI.Exception as error:
             raise _translated(error) from None
@@ -348,7 +350,7 @@ class Link:
         message that is still on its way from before the failure could be taken for a new one.
         """
         _GRAVEYARD.extend(sending for sending in self._sendings if not sending.done())
-        self._sendings = []
+        self._sendings.clear()
 
 
 _GRAVEYARD: list[Sending] = []

@@ -151,6 +151,11 @@ class World:
         known, seats = self._host.processes, self.membership.workers
         return tuple(known[s.uid].host_name if s.uid in known else "" for s in seats)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether this host has more processes of the run than cores (see `Host.crowded`)."""
+        return self._host.crowded
+
     def address(self, role: Role, index: int) -> int:
         """Rank in `full` of a logical worker, server or spare."""
         return self.footing.uids.index(self.membership.uid_at(role, index))
