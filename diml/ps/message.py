@@ -26,6 +26,7 @@ RULE       server -> replica  ids, new state of the rule   shard, table
 KEEP       server -> replica  -, a worker's own state      shard, worker, clock
 COMMIT     server -> replica  ledger (clock, n by worker)  shard, mark (version)
 COMMITTED  replica -> server                               shard, mark (version)
+PASSED     server -> replica  ids, rows to apply           shard, table
 WHO        worker -> server                                request
 LATE       server -> worker   -, text: who is late         request
 CHECK      worker -> server   -                            clock, request, flags (STOP)
@@ -97,6 +98,7 @@ class Kind(IntEnum):
     RECALL = 24
     RECALLED = 25
     MIRROR = 26
+    PASSED = 27
 
 
 _KINDS = {int(kind): kind for kind in Kind}

@@ -17,7 +17,7 @@ from diml.ps.saving import Storage
 from diml.ps.server_core import ServerCore
 from diml.ps.shard import CLOCK, N, Shard, Tree
 
-_OF_REPLICA = frozenset({Kind.TABLE, Kind.ROWS, Kind.RULE, Kind.KEEP, Kind.COMMIT})
+_OF_REPLICA = frozenset({Kind.TABLE, Kind.ROWS, Kind.RULE, Kind.KEEP, Kind.PASSED, Kind.COMMIT})
 
 
 class NodeCore:
@@ -117,6 +117,8 @@ class NodeCore:
 
     def _held(self) -> dict[int, Shard]:
         self.settle()
+        if self.server is not None:
+            self.server.settle()
         own = {self.server.shard.index: self.server.shard} if self.server else {}
         return {**self.copies, **own}
 

@@ -8,7 +8,8 @@ from a worker, `committed` for each answer of a replica, and `flush` whenever no
 Invariants (design: "The parameter server, exactly once"): between the first change after a commit
 and the last replica's COMMITTED nothing is acknowledged or shown, so whatever a worker has seen
 survives this server. While a commit is on its way, messages wait in `_deferred`, so that rows
-and ledger cannot move between the two. Each (worker, clock, n) is applied once.
+and ledger cannot move between the two, but for updates of a clock that the replicas are told of
+themselves (`_close`). Each (worker, clock, n) is applied once.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from diml.ps.message import (
     text_rows,
 )
 from diml.ps.saving import Nowhere, Saving, Storage
-from diml.ps.shard import CLOCK, Shard
+from diml.ps.shard import CLOCK, Closing, Shard
 from diml.ps.tables import TableSpec
 
 _OF_SAVING = frozenset({Kind.CHECK, Kind.SAVE, Kind.RECALL})
@@ -69,6 +70,9 @@ class ServerCore:
         self._configure()
         self._staged = False
         self._waiting: set[Address] = set()
+        # What replicas are to be told at once, and what of it is yet to be done to the rows here.
+        self._commits: list[Send] = []
+        self._closing: list[Closing] = []
         self._deferred: deque[Message] = deque()
         self._parked: list[Message] = []
         self._replies: list[Send] = []
@@ -179,11 +183,23 @@ class ServerCore:
             return
         self._finished.add(worker)
         if len(self._finished) == self.shard.workers:
-            self._stage()
-            self.shard.close(message for buffer in self._buffers for message in buffer)
+            self._close([message for buffer in self._buffers for message in buffer])
             self._buffers = [[] for _ in range(self.shard.workers)]
             self._finished = set()
             self._to_acknowledge.update(range(self.shard.workers))
+
+    def _close(self, updates: list[Message]) -> None:
+        """Apply a clock; where the updates themselves can go to the replicas, once they are on
+        their way, so that both are done at the same time."""
+        alone = not self._staged
+        self._stage()
+        closing = self.shard.end_clock(updates)
+        passed_on = self.shard.passed_on(closing) if self.replicas and alone else []
+        if not passed_on:
+            self.shard.apply_clock(closing)
+            return
+        self._closing = closing
+        self._commits += self._commit(passed_on)
 
     # Commits ---------------------------------------------------------------------------------
 
@@ -198,23 +214,35 @@ class ServerCore:
     def flush(self) -> list[Send]:
         """Start to replicate what has changed since the last commit, if anything has; else say
         the acknowledgements that no answer has carried."""
+        self.settle()
         if self._waiting:
             return []
         if not self._staged:
             return self._acknowledgements() if self._to_acknowledge else []
+        return self._commit([])
+
+    def _commit(self, passed_on: list[Message]) -> list[Send]:
+        """Tell the replicas what has changed, and wait for them."""
         self._staged = False
         self._waiting = set(self.replicas)
-        parts = self.shard.changes()
+        parts = self.shard.changes(passed_on)
         return [Send(replica, part) for replica in self.replicas for part in parts]
+
+    def settle(self) -> None:
+        """Do to the rows what the replicas have been told of already."""
+        if self._closing:
+            closing, self._closing = self._closing, []
+            self.shard.apply_clock(closing)
 
     def committed(self, replica: Address, version: int) -> list[Send]:
         """A replica holds a commit. Once all do, it is shown, and what waited is taken up."""
         assert version == self.shard.version, f"{replica} committed {version}"
+        self.settle()
         self._waiting.discard(replica)
         if self._waiting:
             return []
         sends = self._released() + self._acknowledgements()
-        while self._deferred:
+        while self._deferred and not self._waiting:
             self._process(self._deferred.popleft())
         return sends + self._released()
 
@@ -225,9 +253,10 @@ class ServerCore:
         self._replies.append(Send(to, reply))
 
     def _released(self) -> list[Send]:
-        """All that may be said now: nothing while a change is not safe yet."""
+        """All that may be said now: nothing to workers while a change is not safe yet."""
         if self._staged or self._waiting:
-            return []
+            commits, self._commits = self._commits, []
+            return commits
         if self.shard.push and self.shard.closed > self._pushed:
             self._replies += self._pushes()
         parked, self._parked = self._parked, []

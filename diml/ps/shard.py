@@ -12,14 +12,14 @@ have acknowledged, because a replacement never goes on from an earlier clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diml.ps.message import Bytes, Kind, Message, blob_rows, text_of, text_rows
+from diml.ps.message import NO_IDS, Bytes, Ids, Kind, Message, blob_rows, text_of, text_rows
 from diml.ps.sparse_shard import SparseShard
 from diml.ps.table_shard import Saved, TableShard
 from diml.ps.tables import TableSpec, row_range, same_definition
@@ -28,6 +28,15 @@ Tree: TypeAlias = dict[str, Any]
 
 # Columns of the ledger: the first (clock, n) not applied, and the worker's acknowledged clocks.
 CLOCK, N, ACKNOWLEDGED = 0, 1, 2
+
+
+class Closing(NamedTuple):
+    """What the end of a clock does to one table: its updates in their order, and, where somebody
+    wants to know, the rows that they change, each once."""
+
+    table: TableShard
+    messages: list[Message]
+    fresh: Ids
 
 
 @dataclass(slots=True)
@@ -123,8 +132,9 @@ class Shard:
         self.ledger[worker] = (clock, n, acknowledged)
         self._forget()
 
-    def close(self, updates: Iterable[Message]) -> None:
-        """Apply one clock of all workers as a whole, in worker order and each worker's in turn."""
+    def end_clock(self, updates: Iterable[Message]) -> list[Closing]:
+        """One clock of all workers, in worker order and each worker's in turn: ledger and own
+        states as they are at its end, and what `apply_clock` has yet to do with each table."""
         by_table: dict[int, list[Message]] = {}
         for message in updates:
             seen = int(self.ledger[message.worker, ACKNOWLEDGED])
@@ -133,21 +143,41 @@ class Shard:
                 self._keep(message.worker, message.clock + 1, message.values.reshape(-1))
             elif len(message.ids):
                 by_table.setdefault(message.table, []).append(message)
-        self._undo = [] if self.undoable else None
+        self.ledger[:, CLOCK] += 1
+        self.ledger[:, N] = 0
+        self._forget()
+        closing = []
         for key in sorted(by_table):
-            table, messages = self.tables[key], by_table[key]
+            table, messages, fresh = self.tables[key], by_table[key], NO_IDS
             if self.track or self.undoable:
                 fresh = np.concatenate(
                     [table.for_replica.mark(message.ids) for message in messages]
                 )
-                if self._undo is not None:
-                    self._undo.append(table.saved(fresh))
                 if not self.track:
                     table.for_replica.take()
+            closing.append(Closing(table, messages, fresh))
+        return closing
+
+    def passed_on(self, closing: list[Closing]) -> list[Message]:
+        """The updates of a clock as a replica can apply them by itself, if that is as good as to
+        tell it the rows that they change: if none of these is changed twice. Else nothing."""
+        for table, messages, fresh in closing:
+            updates = sum(len(message.ids) for message in messages)
+            if not table.rule.additive or table.spec.sparse or updates > len(fresh):
+                return []
+        parts = []
+        for table, messages, _ in closing:
+            table.for_replica.take()
+            parts += [m._replace(kind=Kind.PASSED, flags=0, shard=self.index) for m in messages]
+        return parts
+
+    def apply_clock(self, closing: list[Closing]) -> None:
+        """Change the rows as `end_clock` has said."""
+        self._undo = [] if self.undoable else None
+        for table, messages, fresh in closing:
+            if self._undo is not None:
+                self._undo.append(table.saved(fresh))
             table.apply_clock(messages)
-        self.ledger[:, CLOCK] += 1
-        self.ledger[:, N] = 0
-        self._forget()
 
     @property
     def revertible(self) -> bool:
@@ -169,11 +199,17 @@ class Shard:
 
     # What a replica is told ------------------------------------------------------------------
 
-    def changes(self) -> list[Message]:
-        """The messages that bring a replica from the last commit to this one; COMMIT is last."""
+    def changes(self, passed_on: Sequence[Message] = ()) -> list[Message]:
+        """The messages that bring a replica from the last commit to this one; COMMIT is last.
+        `passed_on` are among them."""
         parts = [
-            Message(Kind.TABLE, shard=self.index, values=text_rows(self.tables[key].spec.to_json()))
-            for key in self._new_tables
+            *passed_on,
+            *(
+                Message(
+                    Kind.TABLE, shard=self.index, values=text_rows(self.tables[key].spec.to_json())
+                )
+                for key in self._new_tables
+            ),
         ]
         for key in sorted(self.tables):
             parts += self._changed_rows(self.tables[key])
@@ -228,6 +264,10 @@ class Shard:
                 self._undo.append(table.saved(part.ids))
             table.put(part.ids, part.values)
             table.steps = part.clock
+        elif part.kind is Kind.PASSED:
+            if closes and self._undo is not None:
+                self._undo.append(table.saved(part.ids))
+            table.apply(part.ids, part.values)
         else:
             assert part.kind is Kind.RULE, f"a replica cannot install {part}"
             table.put_state(part.ids, part.values)

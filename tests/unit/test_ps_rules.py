@@ -128,7 +128,8 @@ def test_a_clock_of_many_workers_is_one_step_on_their_sum(rule: str) -> None:
         ids = [np.array([0, 2, 3]), np.array([2, 5])]
         g = [rng.normal(size=(len(i), COLS)) for i in ids]
         wide = [np.hstack([x, np.zeros_like(x)]) if rule == "adarevision" else x for x in g]
-        shard.close(Message(Kind.UPDATE, w, clock, 0, spec.id, ids[w], wide[w]) for w in range(2))
+        updates = [Message(Kind.UPDATE, w, clock, 0, spec.id, ids[w], wide[w]) for w in range(2)]
+        shard.apply_clock(shard.end_clock(updates))
         total = np.zeros((ROWS, COLS))
         for i, x in zip(ids, g, strict=True):
             np.add.at(total, i, x)

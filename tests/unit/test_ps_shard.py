@@ -36,7 +36,7 @@ def _clock(shard: Shard, rng: np.random.Generator) -> None:
             Message(Kind.LOCAL, worker, shard.closed, values=blob_rows(state), mark=shard.closed)
         )
     shard.version += 1
-    shard.close(messages)
+    shard.apply_clock(shard.end_clock(messages))
 
 
 def _content(shard: Shard) -> bytes:

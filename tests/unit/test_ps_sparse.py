@@ -87,13 +87,13 @@ def test_rules_act_on_cells_as_on_dense_rows(rule: str) -> None:
         messages = [Message(Kind.UPDATE, 0, clock, 0, spec.id, ids, v) for ids, v in parts]
         table = shard.tables[spec.id]
         _, before, kept = table.answer_frame(np.arange(23))
-        shard.close(messages)
+        shard.apply_clock(shard.end_clock(messages))
         if clock == 2:
             shard.revert()
             _, cells, values = table.answer_frame(np.arange(23))
             assert cells.tolist() == before.tolist() and values.tolist() == kept.tolist()
-            shard.close(messages)
-        dense.close(messages)
+            shard.apply_clock(shard.end_clock(messages))
+        dense.apply_clock(dense.end_clock(messages))
     table = shard.tables[spec.id]
     wanted = dense.tables[twin.id].values[:, 0]
     found = np.zeros(23 * 40)
