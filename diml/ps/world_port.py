@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 
 from diml.ps.filters import Filters
 from diml.ps.message import Address, Message, Send
-from diml.world.link import ANY, LEAVE_TAG, Link, Sending
+from diml.world.link import ANY, LEAVE_TAG, Link
 from diml.world.link import Message as Received
 from diml.world.membership import Role
 from diml.world.world import World
 
 PS_TAG = 1
-# Smaller messages are gone when the call that sends them returns.
-_EAGER_BYTES = 4096
 # How a wait polls: without a pause while an answer may be due (it only makes room for others where
 # there are fewer cores than processes), then sleep longer and longer. Large answers, and those
 # that a replica must confirm, take longer than 300 microseconds.
@@ -35,7 +32,6 @@ class WorldPort:
     def __init__(self, world: World) -> None:
         self._world = world
         self.filters = Filters()
-        self._sendings: deque[Sending] = deque()
         self._link: Link | None = None
         self._ranks: dict[Address, int] = {}
         self._places: list[Address] = []
@@ -60,7 +56,6 @@ class WorldPort:
             self._link = link
             self._crowded = self._world.crowded
             self.filters.restart()
-            self._sendings.clear()
         return link
 
     def post(self, sends: list[Send]) -> None:
@@ -69,9 +64,7 @@ class WorldPort:
         for to, message in sends:
             rank = self._ranks[to]
             buffer = self.filters.pack(message, rank)
-            sending = link.isend(buffer, rank, PS_TAG)
-            if len(buffer) > _EAGER_BYTES:
-                self._sendings.append(sending)
+            link.isend(buffer, rank, PS_TAG)
 
     def receive(self, timeout_s: float) -> tuple[Address, Message] | None:
         """The next message of the parameter server, or None after so long. Raises PeerFailed.
@@ -93,7 +86,7 @@ class WorldPort:
             waited_s = time.monotonic() - begun
             if waited_s >= timeout_s:
                 return None
-            if waited_s < _AWAKE_S or self._still_sending():
+            if link.still_sending() or waited_s < _AWAKE_S:
                 if self._crowded:
                     os.sched_yield()
             else:
@@ -101,11 +94,6 @@ class WorldPort:
             found = link.poll(ANY, PS_TAG)
             if found is not None:
                 return found
-
-    def _still_sending(self) -> bool:
-        while self._sendings and self._sendings[0].done():
-            self._sendings.popleft()
-        return bool(self._sendings)
 
     def told_to_leave(self) -> bool:
         """Whether the workers are done. Raises PeerFailed."""

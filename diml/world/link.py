@@ -257,16 +257,21 @@ class Link:
 
     def isend(self, buffer: Any, dest: int, tag: int = 0) -> Sending:
         """Start to send bytes; the link keeps the buffer alive until they are gone."""
+        self.still_sending()
         try:
             sending = Sending(self.comm.Isend([buffer, _BYTE], dest, tag), buffer)
         except MPI.Exception as error:
             raise _translated(error) from None
-        # Let go of what has left at once: memory that is used again is still in the core's cache.
-        while self._sendings and self._sendings[0].done():
-            self._sendings.popleft()
         if not sending.done():
             self._sendings.append(sending)
         return sending
+
+    def still_sending(self) -> bool:
+        """Whether anything has yet to leave. Lets go of the buffers of what has left: memory that
+        is used again soon is still in the core's cache."""
+        while self._sendings and self._sendings[0].done():
+            self._sendings.popleft()
+        return bool(self._sendings)
 
     def poll(self, source: int = ANY, tag: int = MPI.ANY_TAG) -> Message | None:
         """The next waiting message, or None."""
