@@ -1,4 +1,6 @@
-"""The parameter server against its limit: `python bench/ps.py [PART ...]`.
+"""The parameter server against its limit.
+
+    python bench/ps.py [PART ...] [--quick] [--allow-missing]
 
 Prints one table a part: messages, throughput, replication, idle, stragglers. The limit of get +
 inc is the raw mpi4py ping-pong of the same bytes plus the bare gather and scatter kernels, all
@@ -7,22 +9,36 @@ measured in this run on this machine. Every figure is the least disturbed of sev
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 PARTS = Path(__file__).with_name("ps_parts.py")
-STARTS = 3
 TIMEOUT_S = 120
+QUICK = False
+SERVER = {"DIML_SERVERS": "1"}
+STANDBY = {**SERVER, "DIML_SPARES": "1"}
 
 
-def _once(n: int, part: str, *args: int, **env: str) -> dict[str, float]:
-    """One start of a part; the numbers that it prints."""
+class Start(NamedTuple):
+    """A part of bench/ps_parts.py on so many ranks."""
+
+    ranks: int
+    part: str
+    args: tuple[int, ...]
+    env: Mapping[str, str] = {}
+
+
+def _once(start: Start) -> dict[str, float]:
+    """The numbers that a start prints."""
     mpirun = Path(sys.executable).with_name("mpirun")
     given = {
         **os.environ,
@@ -31,26 +47,31 @@ def _once(n: int, part: str, *args: int, **env: str) -> dict[str, float]:
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PYTHONPATH": str(PARTS.parent.parent),
         "DIML_QUIET": "1",
-        **env,
+        **start.env,
     }
-    command = [str(mpirun), "-n", str(n), sys.executable, str(PARTS), part, *map(str, args)]
+    command = [str(mpirun), "-n", str(start.ranks), sys.executable, str(PARTS), start.part]
     done = subprocess.run(
-        command, env=given, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+        [*command, *map(str, start.args)],
+        env=given, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
-        sys.exit(f"{part} on {n} ranks gave nothing:\n{done.stdout}\n{done.stderr}")
+        sys.exit(f"{' '.join(command)} gave nothing:\n{done.stdout}\n{done.stderr}")
     numbers: dict[str, float] = json.loads(lines[-1])
     return numbers
 
 
-def _best(n: int, part: str, *args: int, **env: str) -> dict[str, float]:
-    """Each number's best over several starts: the least time, the highest rate."""
-    runs = [_once(n, part, *args, **env) for _ in range(STARTS)]
-    return {
-        name: (max if name.endswith("per_s") else min)(run[name] for run in runs)
-        for name in runs[0]
-    }
+def _best(*starts: Start) -> list[dict[str, float]]:
+    """Each number's best over several rounds of these starts: the least time, the highest rate.
+    They take turns, so that a machine that others use too disturbs all of them alike."""
+    runs = [[_once(start) for start in starts] for _ in range(1 if QUICK else 3)]
+    return [
+        {
+            name: (max if name.endswith("per_s") else min)(number[name] for number in numbers)
+            for name in numbers[0]
+        }
+        for numbers in zip(*runs, strict=True)
+    ]
 
 
 def _line(what: str, value: str, ratio: str, target: str) -> None:
@@ -61,16 +82,21 @@ def messages() -> None:
     """One worker, one server."""
     print("get + inc + clock, one worker, one server, rows of 32 float32")
     for rows, target in ((100, "at most 3.0 of the messages"), (10_000, "at least 0.70")):
-        bare = _best(2, "raw", rows)
-        limit = sum(bare.values())
-        _line(f"{rows} rows: raw messages", f"{bare['message_us']:.0f} us", "", "")
+        bare, *runs = _best(
+            Start(2, "raw", (rows,)),
+            *(Start(2, "table", (rows, staleness), SERVER) for staleness in (0, 1)),
+        )
+        hand_us = bare.pop("hand_us")
+        limit, alone = sum(bare.values()), bare["message_us"]
+        _line(f"{rows} rows: raw messages", f"{alone:.0f} us", "", "")
         _line(f"{rows} rows: with gather and scatter", f"{limit:.0f} us", "1.00", "the limit")
-        for staleness in (0, 1):
-            step_us = _best(2, "table", rows, staleness, DIML_SERVERS="1")["step_us"]
-            ratio = limit / step_us if rows > 1000 else step_us / bare["message_us"]
-            _line(
-                f"{rows} rows: staleness {staleness}", f"{step_us:.0f} us", f"{ratio:.2f}", target
-            )
+        _line(f"{rows} rows: both by hand in one loop", f"{hand_us:.0f} us", "", "")
+        for staleness, run in enumerate(runs):
+            step_us = run["step_us"]
+            ratio = limit / step_us if rows > 1000 else step_us / alone
+            by_hand = hand_us / step_us if rows > 1000 else step_us / hand_us
+            what = f"{rows} rows: staleness {staleness}"
+            _line(what, f"{step_us:.0f} us", f"{ratio:.2f}", f"{target}; {by_hand:.2f} of by hand")
 
 
 def throughput() -> None:
@@ -83,49 +109,68 @@ def throughput() -> None:
         np.copyto(copy, source)
     bandwidth = 5 * 2 * source.nbytes / (time.perf_counter() - begun) / 1e9
     _line("memory bandwidth of a copy (read + write)", f"{bandwidth:.1f} GB/s", "", "")
-    rate = _best(3, "table", 10_000, 1, DIML_SERVERS="1")["updates_per_s"] / 1e6
-    _line("staleness 1", f"{rate:.2f} M/s", "", "at least 15 M/s")
+    (run,) = _best(Start(3, "table", (10_000, 1), SERVER))
+    _line("staleness 1", f"{run['updates_per_s'] / 1e6:.2f} M/s", "", "at least 15 M/s")
 
 
 def replication() -> None:
     """The same with and without a replica."""
     print("replication, one worker, one server, 10,000 rows of 32 float32 a clock")
-    env = {"DIML_SERVERS": "1", "DIML_SPARES": "1"}
-    without = _best(3, "table", 10_000, 0, DIML_PS_REPLICAS="0", **env)["step_us"]
-    with_one = _best(3, "table", 10_000, 0, **env)["step_us"]
-    _line("off", f"{without:.0f} us", "1.00", "")
-    _line("on", f"{with_one:.0f} us", f"{with_one / without:.2f}", "at most 1.25")
+    off, on = _best(
+        Start(3, "table", (10_000, 0), {**STANDBY, "DIML_PS_REPLICAS": "0"}),
+        Start(3, "table", (10_000, 0), STANDBY),
+    )
+    _line("off", f"{off['step_us']:.0f} us", "1.00", "")
+    _line("on", f"{on['step_us']:.0f} us", f"{on['step_us'] / off['step_us']:.2f}", "at most 1.25")
 
 
 def idle() -> None:
     """What waiting processes cost those that compute on the same cores."""
     print("pure compute on two workers, beside processes that wait")
-    alone = _best(2, "compute", 2, DIML_SERVERS="0")["passes_per_s"]
+    seconds = 1 if QUICK else 2
+    alone, server, standby = (
+        run["passes_per_s"]
+        for run in _best(
+            Start(2, "compute", (seconds,), {"DIML_SERVERS": "0"}),
+            Start(3, "compute", (seconds, 1), SERVER),
+            Start(4, "compute", (seconds, 1), STANDBY),
+        )
+    )
     _line("alone", f"{alone:.0f} passes/s", "1.00", "")
-    for what, env in (
-        ("beside a server", {"DIML_SERVERS": "1"}),
-        ("beside a server and its standby", {"DIML_SERVERS": "1", "DIML_SPARES": "1"}),
-    ):
-        rate = _best(1 + 1 + len(env), "compute", 2, 1, **env)["passes_per_s"]
-        _line(what, f"{rate:.0f} passes/s", f"{rate / alone:.2f}", "at least 0.95")
+    for what, rate in (("a server", server), ("a server and its standby", standby)):
+        _line(f"beside {what}", f"{rate:.0f} passes/s", f"{rate / alone:.2f}", "at least 0.95")
 
 
 def stragglers() -> None:
     """SSP against BSP where one worker at a time is slow."""
-    print("60 clocks on three workers, one of them held up tenfold in each clock")
-    bsp = _best(4, "stragglers", 0, DIML_SERVERS="1")["seconds"]
+    clocks = 20 if QUICK else 60
+    print(f"{clocks} clocks on three workers, one of them held up tenfold in each clock")
+    bsp, ssp = (
+        run["seconds"]
+        for run in _best(
+            *(Start(4, "stragglers", (staleness, clocks), SERVER) for staleness in (0, 3))
+        )
+    )
     _line("bsp", f"{bsp:.2f} s", "1.00", "")
-    ssp = _best(4, "stragglers", 3, DIML_SERVERS="1")["seconds"]
     _line("ssp(3)", f"{ssp:.2f} s", f"{ssp / bsp:.2f}", "at most 0.60")
 
 
-def main() -> None:
-    """Run the parts that are named, or all."""
-    parts = (messages, throughput, replication, idle, stragglers)
-    named = [part for part in parts if part.__name__ in sys.argv[1:]] or parts
-    for part in named:
-        part()
+def main() -> int:
+    """The command line; 0 whatever was measured."""
+    global QUICK
+    parts = {part.__name__: part for part in (messages, throughput, replication, idle, stragglers)}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
+    parser.add_argument("--quick", action="store_true", help="each start once; under a minute")
+    parser.add_argument("--allow-missing", action="store_true", help="there are no peers")
+    flags = parser.parse_args()
+    if unknown := [name for name in flags.parts if name not in parts]:
+        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(parts)}")
+    QUICK = flags.quick
+    for name in flags.parts or parts:
+        parts[name]()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -37,7 +37,9 @@ def _ids(rows: int) -> Any:
 
 
 def raw(rows: int) -> None:
-    """The limit: ping-pong of the same bytes on two ranks, and the bare kernels on one."""
+    """The limit: ping-pong of the same bytes on two ranks, and the bare kernels on one. Also both
+    in one: what a program of four messages takes that gathers what it sends and adds what it gets;
+    its bytes have just been written, so they must cross from one core's cache to the other's."""
     from mpi4py import MPI
 
     from diml.kernels.rows import scatter_add
@@ -58,16 +60,35 @@ def raw(rows: int) -> None:
             comm.Recv(push, 0)
             comm.Send(ack, 0)
 
-    exchange()
+    ids, values = _ids(rows), np.zeros((TABLE_ROWS, WIDTH), np.float32)
+    deltas, out = np.ones((rows, WIDTH), np.float32), np.empty((rows, WIDTH), np.float32)
+    given = give[64:].view(np.float32).reshape(rows, WIDTH)
+    pushed = push[64 + 8 * rows :].view(np.float32).reshape(rows, WIDTH)
+    scatter_add(values, 0, ids, deltas)
+
+    def by_hand() -> None:
+        if comm.rank == 0:
+            comm.Send(ask, 1)
+            comm.Recv(give, 1)
+            np.copyto(pushed, deltas)
+            comm.Send(push, 1)
+            comm.Recv(ack, 1)
+        else:
+            comm.Recv(ask, 0)
+            np.take(values, ids, axis=0, out=given, mode="clip")
+            comm.Send(give, 0)
+            comm.Recv(push, 0)
+            scatter_add(values, 0, ids, pushed)
+            comm.Send(ack, 0)
+
     message_us = _least_us(exchange, rows)
     comm.Barrier()
+    hand_us = _least_us(by_hand, rows)
+    comm.Barrier()
     if comm.rank == 0:
-        ids, values = _ids(rows), np.zeros((TABLE_ROWS, WIDTH), np.float32)
-        deltas, out = np.ones((rows, WIDTH), np.float32), np.empty((rows, WIDTH), np.float32)
-        scatter_add(values, 0, ids, deltas)
         scatter_us = _least_us(lambda: scatter_add(values, 0, ids, deltas), rows)
         gather_us = _least_us(lambda: np.take(values, ids, axis=0, out=out, mode="clip"), rows)
-        _say(message_us=message_us, scatter_us=scatter_us, gather_us=gather_us)
+        _say(message_us=message_us, scatter_us=scatter_us, gather_us=gather_us, hand_us=hand_us)
 
 
 def table(rows: int, staleness: int) -> None:
@@ -91,10 +112,9 @@ def table(rows: int, staleness: int) -> None:
             _say(step_us=slowest, updates_per_s=ps.workers * rows / slowest * 1e6)
 
 
-def stragglers(staleness: int) -> None:
+def stragglers(staleness: int, clocks: int = 60) -> None:
     """The same work under delays drawn at random: how long all workers take."""
     rng = np.random.default_rng(0)
-    clocks = 60
     with diml.init(servers=1) as job, job.parameter_server(staleness=staleness) as ps:
         R = ps.table("R", 1000, WIDTH, "float32")
         ids, deltas = np.arange(1000), np.ones((1000, WIDTH), np.float32)
