@@ -54,7 +54,7 @@ class WorldPort:
             }
             self._places = sorted(self._ranks, key=self._ranks.__getitem__)
             self._link = link
-            self._crowded = self._world.crowded
+            self._crowded = self._world.host.crowded
             self.filters.restart()
         return link
 

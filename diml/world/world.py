@@ -59,6 +59,7 @@ class World:
         settings: the job's settings.
         footing: links and membership; replaced as a whole by a repair.
         uid: this process's number for the whole run.
+        host: the run as seen from this process's machine.
         event: writes one line into the event log (`event("what", field=...)`), if there is one.
         calls: the DiML call that this process is in; whatever may wait for peers says begin, end.
         repairs: seconds of each repair that this process took part in.
@@ -74,7 +75,7 @@ class World:
         self.at_repair: list[Callable[[], None]] = []
         self.resumable: Callable[[], bool] = lambda: False
         self.repairs: list[float] = []
-        self.event = event
+        self.event, self.host = event, host
         self.calls = Calls()
         self._drills = DrillPlan(settings.drills)
         self._workers_gate_failed = False
@@ -82,7 +83,6 @@ class World:
         self._idle_repairs = 0
         self._ending = 0
         self._last_words = ""
-        self._host = host
         self._spawner = Spawner()
         self._committed = False
         self._record_place()
@@ -91,7 +91,7 @@ class World:
 
     def _watch(self) -> Watch:
         return Watch(
-            host=self._host,
+            host=self.host,
             calls=self.calls,
             working=lambda: frozenset(seat.uid for seat in self.membership.workers),
             stuck=self._unstick,
@@ -148,13 +148,8 @@ class World:
     def hosts(self) -> tuple[str, ...]:
         """Host name of each worker, by rank; "" of those who join in the very repair in which
         this process does, until its hooks run."""
-        known, seats = self._host.processes, self.membership.workers
+        known, seats = self.host.processes, self.membership.workers
         return tuple(known[s.uid].host_name if s.uid in known else "" for s in seats)
-
-    @property
-    def crowded(self) -> bool:
-        """Whether this host has more processes of the run than cores (see `Host.crowded`)."""
-        return self._host.crowded
 
     def address(self, role: Role, index: int) -> int:
         """Rank in `full` of a logical worker, server or spare."""
@@ -211,7 +206,7 @@ class World:
 
     def _repair(self, clock: PhaseClock, rebuild_first: bool) -> None:
         """Rebuild and restore until everyone has come through both alive."""
-        about = (self._host.run, self._host.processes)
+        about = (self.host.run, self.host.processes)
         on_failure = self.settings.on_failure
         try:
             while True:
@@ -268,11 +263,11 @@ class World:
         """Run the hooks; whether everyone came through them alive."""
         ok = True
         try:
-            said = self.full.allgather_objects((self._ending, self._host.me))
+            said = self.full.allgather_objects((self._ending, self.host.me))
             endings = [status for status, _ in said]
             if any(endings):
                 return self._end_together(endings)
-            self._host.processes.update({process.uid: process for _, process in said})
+            self.host.processes.update({process.uid: process for _, process in said})
             self.watchdog.meet_neighbours()
             for hook in self.at_repair:
                 hook()
