@@ -1,12 +1,13 @@
 """What a durable checkpoint costs: against a plain write of the same bytes, and to the job.
 
-    python bench/checkpoint.py [--mb 1024] [--rounds 3] [--directory DIR] [--mf ENGINE]
+    python bench/checkpoint.py [--mb 1024] [--rounds 3] [--directory DIR] [--mf ENGINE] [--quick]
 
 Prints a table: seconds and rate of a plain write (one file, fsync), of a durable checkpoint (shard,
 manifest, all syncs), their ratio; and by how much a loop of computing in the main thread was held
 up while the background thread wrote, as a part of the time that the write took. Paired rounds
 take turns; the table gives the best of each. With `--mf` only: what matrix factorization on two
-workers loses to a checkpoint in the memory of the node after every pass.
+workers loses to a checkpoint in the memory of the node after every pass. `--quick` is both of it,
+smaller, in less than a minute.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ from diml.world import marker, node_memory
 # What is promised: the rate of a plain write, and what the training loop may lose.
 RATE_LEAST, HELD_MOST = 0.80, 0.10
 MF_MOST = 0.03
-MF = "--generate --K 32 --update adagrad --lambda 0.02 --num_iterations 30 --quiet --loss_file loss"
+MF = "--generate --K 32 --update adagrad --lambda 0.02 --num_iterations 60 --quiet --loss_file loss"
+QUICK_MB = 256
+
+
+_MPIRUN = str(Path(sys.executable).with_name("mpirun"))
 
 
 def plain_write(path: Path, data: Bytes) -> float:
@@ -84,7 +89,6 @@ def held_up(directory: Path, data: Bytes, work: Bytes) -> float:
 
 def factorize(engine: str, in_memory: bool) -> float:
     """Seconds of training of one run, as its loss file tells them."""
-    mpirun = str(Path(sys.executable).with_name("mpirun"))
     processes = 2 if engine == "rotate" else 3
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
@@ -92,7 +96,7 @@ def factorize(engine: str, in_memory: bool) -> float:
         if in_memory:
             env[marker.MEMORY] = str(memory)
         program = [sys.executable, "-m", "diml.jobs.mf", *MF.split(), "--engine", engine]
-        command = [mpirun, "-n", str(processes), *program]
+        command = [_MPIRUN, "-n", str(processes), *program]
         try:
             subprocess.run(command, env=env, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         finally:
@@ -113,23 +117,14 @@ def mf_cost(engine: str, rounds: int) -> None:
     print(f"cost: {min(kept) / min(plain) - 1:.1%} (at most {MF_MOST:.0%})")
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mb", type=int, default=1024, help="size of the state")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--directory", type=Path, default=Path("."))
-    parser.add_argument("--mf", metavar="ENGINE", help="what MF loses to checkpoints in memory")
-    flags = parser.parse_args()
-    if flags.mf is not None:
-        mf_cost(flags.mf, flags.rounds)
-        return
-    state = np.random.default_rng(0).integers(0, 255, flags.mb << 20, dtype=np.uint8)
+def durable_cost(mb: int, rounds: int, directory: Path) -> None:
+    """Measure and print what a durable checkpoint costs."""
+    state = np.random.default_rng(0).integers(0, 255, mb << 20, dtype=np.uint8)
     data = codec.encode({"w": state})
     work = np.ones(8 << 20, np.uint8)
     plain, durable, held = [], [], []
-    for _ in range(flags.rounds):
-        folder = Path(tempfile.mkdtemp(prefix="bench-checkpoint-", dir=flags.directory))
+    for _ in range(rounds):
+        folder = Path(tempfile.mkdtemp(prefix="bench-checkpoint-", dir=directory))
         try:
             plain.append(plain_write(folder / "plain", data))
             (folder / "plain").unlink()
@@ -148,6 +143,26 @@ def main() -> None:
     print(f"{'durable checkpoint':34} {min(durable):9.2f} {size_mb / min(durable):9.0f}")
     print(f"rate of a plain write: {ratio:.0%} (at least {RATE_LEAST:.0%})")
     print(f"loop held up: {min(held):.0%} of the write's time (at most {HELD_MOST:.0%})")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mb", type=int, default=1024, help="size of the state")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--directory", type=Path, default=Path("."))
+    parser.add_argument("--mf", metavar="ENGINE", help="what MF loses to checkpoints in memory")
+    parser.add_argument("--quick", action="store_true", help="all of it, smaller")
+    parser.add_argument("--allow-missing", action="store_true", help="skip MF without an mpirun")
+    flags = parser.parse_args()
+    if flags.mf is None:
+        durable_cost(QUICK_MB if flags.quick else flags.mb, flags.rounds, flags.directory)
+    if flags.mf is None and not flags.quick:
+        return
+    if flags.allow_missing and not Path(_MPIRUN).exists():
+        print(f"MF not measured: there is no {_MPIRUN}")
+        return
+    mf_cost(flags.mf or "rotate", flags.rounds)
 
 
 if __name__ == "__main__":

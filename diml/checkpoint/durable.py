@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import queue
 import sys
 import threading
 from bisect import bisect_left
@@ -35,6 +36,7 @@ from diml.checkpoint.shard import (
     manifest_path,
     read_manifest,
     read_piece,
+    recycle,
     write_shard,
 )
 from diml.errors import CorruptState, Misuse
@@ -115,7 +117,7 @@ class Vault:
         Args:
             run: the run's name, the same on all its processes.
             keep: how many whole versions stay.
-            sync: wait for the disk (not needed where the directory is memory).
+            sync: wait for the disk. False where the directory is memory, which gets plain files.
 
         Raises Misuse if the directory cannot be made or written.
         """
@@ -125,6 +127,9 @@ class Vault:
         self._keep = keep
         self._sync = sync
         self._thread: threading.Thread | None = None
+        self._work: queue.SimpleQueue[tuple[Manifest, dict[str, Bytes]] | None]
+        self._idle = threading.Event()
+        self._idle.set()
         self._whole: list[Order] = []
         self._cleared: set[str] = set()
         try:
@@ -142,7 +147,7 @@ class Vault:
     @property
     def busy(self) -> bool:
         """Whether a version is still on its way to the disk."""
-        return self._thread is not None and self._thread.is_alive()
+        return not self._idle.is_set()
 
     def offer(self, manifest: Manifest, states: Mapping[str, Bytes]) -> None:
         """Write a version in the background. The states must not change until it is there.
@@ -150,18 +155,37 @@ class Vault:
         A disk that refuses costs one line on stderr, not the job.
         """
         assert not self.busy, "a version is still being written"
-        self._thread = threading.Thread(
-            target=self._write, args=(manifest, dict(states)), name="checkpoint", daemon=True
-        )
-        self._thread.start()
+        self._idle.clear()
+        if self._thread is None or not self._thread.is_alive():
+            self._work = queue.SimpleQueue()
+            # One for all versions: to start one makes the caller wait for it to run.
+            self._thread = threading.Thread(target=self._serve, name="checkpoint", daemon=True)
+            self._thread.start()
+        self._work.put((manifest, dict(states)))
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing is being written any more; whether that came in time."""
+        return self._idle.wait(timeout_s)
+
+    def close(self) -> None:
+        """Let what is being written come to its end, and the thread with it."""
+        self.drain()
         if self._thread is not None:
-            self._thread.join(timeout_s)
-        return not self.busy
+            self._work.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _serve(self) -> None:
+        work = self._work
+        while (offered := work.get()) is not None:
+            try:
+                self._write(*offered)
+            finally:
+                self._idle.set()
+            del offered  # or the states stay until the next version
 
     def _write(self, manifest: Manifest, states: Mapping[str, Bytes]) -> None:
+        manifest = replace(manifest, plain=not self._sync)
         try:
             if states:
                 write_shard(self.directory, manifest, states, sync=self._sync)
@@ -192,6 +216,8 @@ class Vault:
                 # By name: each rank looking through all ranks' files would be quadratic.
                 gone = replace(manifest, attempt=order[0], version=order[1])
                 for path in (manifest_path(self.directory, gone), data_path(self.directory, gone)):
+                    if gone.plain and path.suffix != ".json":
+                        recycle(self.directory, gone)
                     path.unlink(missing_ok=True)
                     path.with_name("." + path.name).unlink(missing_ok=True)
             elif folder.name not in self._cleared:

@@ -350,7 +350,7 @@ class Keeper:
     def close(self) -> None:
         """Let what is being written come to its end."""
         for vault in self._vaults:
-            vault.drain()
+            vault.close()
 
 
 class _Fetched:

@@ -2,7 +2,8 @@
 
 Owns the two files, their names and the order in which they come to the disk. The states are
 encoded trees (`codec`): opaque bytes here, held by an HDF5 file as plain data sets of uint8, so
-that any HDF5 tool reads it. Must not know MPI, threads, nor which versions are wanted.
+that any HDF5 tool reads it; in the memory of a node, where a version lives for a moment, by a file
+of nothing else. Must not know MPI, threads, nor which versions are wanted.
 
 Invariants: a manifest appears only after the file that it tells of is whole and on the disk; a
 name is never used for other content, since it holds the attempt and the run; every byte of both
@@ -12,12 +13,13 @@ file is ever run: there is no pickle.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,7 +31,7 @@ from diml.errors import CorruptState
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
-FORMAT = 1
+FORMAT = 2
 _FOLDER = re.compile(r"(\d{4,})-v(\d{8,})-([0-9A-Za-z]+)")
 # One write call takes at most 2 GiB; smaller pieces also let other threads run.
 _WRITE_BYTES = 64 << 20
@@ -83,6 +85,7 @@ class Manifest:
         version: number of committed checkpoints.
         rank, size: who wrote it, of how many.
         uses_local: whether this version has local states.
+        plain: the file is the states one after the other, not HDF5.
         pieces: the states in the file.
         outline: CRC-32 of all bytes of the file that belong to no piece.
         nbytes: length of the file.
@@ -95,6 +98,7 @@ class Manifest:
     rank: int
     size: int
     uses_local: bool
+    plain: bool = False
     pieces: tuple[Piece, ...] = ()
     outline: int = 0
     nbytes: int = 0
@@ -129,8 +133,9 @@ def folder_order(name: str) -> tuple[int, int, str] | None:
 
 
 def data_path(directory: Path, manifest: Manifest) -> Path:
-    """The HDF5 file of a rank's states."""
-    return directory / manifest.folder / f"rank-{manifest.rank:05d}.h5"
+    """The file of a rank's states."""
+    suffix = "bin" if manifest.plain else "h5"
+    return directory / manifest.folder / f"rank-{manifest.rank:05d}.{suffix}"
 
 
 def manifest_path(directory: Path, manifest: Manifest) -> Path:
@@ -160,15 +165,27 @@ def write_shard(
         folder.mkdir(mode=0o700, exist_ok=True)
         _sync_folder(directory, sync)
     reached("folder made")
-    path, temporary = data_path(directory, manifest), folder / f".rank-{manifest.rank:05d}.h5"
-    pieces = _lay_out(temporary, manifest, states)
+    path = data_path(directory, manifest)
+    temporary = folder / f".{path.name}"
+    temporary.unlink(missing_ok=True)
+    if manifest.plain:
+        pieces = _in_a_row(states)
+        with contextlib.suppress(FileNotFoundError):
+            _old_path(directory, manifest.rank).rename(temporary)
+    else:
+        pieces = _lay_out(temporary, manifest, states)
     reached("file laid out")
-    with temporary.open("r+b", buffering=0) as file:
+    descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600)
+    try:
         for piece in pieces:
-            _write_at(file.fileno(), states[piece.name], piece.offset)
+            _write_at(descriptor, states[piece.name], piece.offset)
             reached(f"{piece.name} written")
+        if manifest.plain:
+            os.ftruncate(descriptor, sum(piece.nbytes for piece in pieces))
         if sync:
-            os.fsync(file.fileno())
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     reached("file synced")
     outline, nbytes = _outline(temporary, pieces), temporary.stat().st_size
     temporary.replace(path)
@@ -181,6 +198,20 @@ def write_shard(
     _sync_folder(folder, sync)
     reached("manifest in place")
     return whole
+
+
+def recycle(directory: Path, manifest: Manifest) -> None:
+    """Put the file of a version that is not wanted any more aside, to be written over.
+
+    Its manifest must be gone. In memory a new file costs more than what is written into it: each
+    of its pages is fetched and cleared first.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        data_path(directory, manifest).rename(_old_path(directory, manifest.rank))
+
+
+def _old_path(directory: Path, rank: int) -> Path:
+    return directory / f".old-rank-{rank:05d}.bin"
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -237,6 +268,15 @@ def read_piece(directory: Path, manifest: Manifest, name: str) -> Bytes:
     return data
 
 
+def _in_a_row(states: Mapping[str, Bytes]) -> tuple[Piece, ...]:
+    """Places for the states in a file that has nothing else."""
+    ends = np.cumsum([0, *(data.size for data in states.values())]).tolist()
+    return tuple(
+        Piece(name, offset, data.size, codec.fingerprint(data))
+        for offset, (name, data) in zip(ends, states.items(), strict=False)
+    )
+
+
 def _lay_out(path: Path, manifest: Manifest, states: Mapping[str, Bytes]) -> tuple[Piece, ...]:
     """Make an HDF5 file with room for the states; the states themselves go in by plain writes.
 
@@ -244,7 +284,6 @@ def _lay_out(path: Path, manifest: Manifest, states: Mapping[str, Bytes]) -> tup
     """
     import h5py  # not at the top: it costs every rank of every job a third of a second
 
-    path.unlink(missing_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     early.set_layout(h5py.h5d.CONTIGUOUS)
@@ -277,16 +316,21 @@ def _outline(path: Path, pieces: tuple[Piece, ...]) -> int:
 def _completed(
     manifest: Manifest, pieces: tuple[Piece, ...], outline: int, nbytes: int
 ) -> Manifest:
-    given = {name: getattr(manifest, name) for name in Manifest.__slots__}
-    return Manifest(**{**given, "pieces": pieces, "outline": outline, "nbytes": nbytes})
+    return Manifest(**{**_fields(manifest), "pieces": pieces, "outline": outline, "nbytes": nbytes})
 
 
 def _to_text(manifest: Manifest) -> str:
     """The one text of a manifest, so that any other one is a damaged one."""
-    body: dict[str, Any] = {"format": FORMAT, **asdict(manifest)}
-    body["identity"]["facts"] = dict(sorted(manifest.identity.facts.items()))
-    crc = zlib.crc32(json.dumps(body).encode())
-    return json.dumps({"checkpoint": body, "crc32": crc}, indent=1) + "\n"
+    body: dict[str, Any] = {"format": FORMAT, **_fields(manifest)}
+    facts = dict(sorted(manifest.identity.facts.items()))
+    body["identity"] = {**_fields(manifest.identity), "facts": facts}
+    body["pieces"] = [_fields(piece) for piece in manifest.pieces]
+    text = json.dumps(body)
+    return f'{{"checkpoint": {text}, "crc32": {zlib.crc32(text.encode())}}}\n'
+
+
+def _fields(value: Identity | Piece | Manifest) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def _write_text(path: Path, text: str, sync: bool) -> None:

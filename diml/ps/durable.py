@@ -248,7 +248,7 @@ class Durable:
     def close(self) -> None:
         """Let what is being written come to its end."""
         for vault in (*self._vaults, *self._mirrors):
-            vault.drain()
+            vault.close()
 
 
 class _Reader:
