@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -103,11 +104,13 @@ ITERATIONS = 150
 PIECES = {"part-0": "n2", "part-1": "n1", "part-2": "n2"}
 
 
-def factorize(slurm: Cluster, name: str) -> int:
+def factorize(slurm: Cluster, name: str, engine: str = "rotate") -> int:
     """Submit a factorization of the pieces; its checkpoints stay on the disks of the nodes."""
-    flags = f"--K 3 --num_iterations {ITERATIONS} --engine rotate --output_prefix {name} --quiet"
+    servers = 0 if engine == "rotate" else 2
+    flags = f"--K 3 --num_iterations {ITERATIONS} --engine {engine} --output_prefix {name} --quiet"
     data = f"--datafile '{slurm.local}/part-*' --pieces {len(PIECES)}"
-    job = Job(name, "A test", (f"diml.jobs.mf {data} {flags}",), workers=3, spares=2, minutes=5)
+    command = f"diml.jobs.mf {data} {flags}"
+    job = Job(name, "A test", (command,), workers=3, spares=2, servers=servers, minutes=5)
     path = slurm.folder / f"{name}.sbatch"
     path.write_text(script("slurm", job))
     kept = f"--export=ALL,DIML_CHECKPOINTS={slurm.local}/{name}"
@@ -129,19 +132,28 @@ def wait_for_iteration(slurm: Cluster, job: int, name: str, iteration: int) -> N
         time.sleep(0.05)
 
 
+Reference = Callable[[str], tuple[bytes, bytes]]
+
+
 @pytest.fixture(scope="module")
-def factors(slurm: Cluster) -> tuple[bytes, bytes]:
-    """L and R of one file with all pieces' lines, on this machine, without Slurm and failures."""
+def factors(slurm: Cluster) -> Reference:
+    """By engine, L and R of one file with all pieces' lines, here, without Slurm and failures."""
     lines = [f"{i} {j} {i * j % 5}\n" for i in range(40) for j in range(30)]
     for number, (name, node) in enumerate(PIECES.items()):
         piece = lines[number * 400 : (number + 1) * 400]
         (slurm.disk(node) / name).write_text("".join(piece))
     (slurm.folder / "whole.txt").write_text("".join(lines))
-    flags = f"--engine rotate --K 3 --num_iterations {ITERATIONS} --quiet --output_prefix calm"
-    command = ["-m", "diml.jobs.mf", "--datafile", "whole.txt", *flags.split()]
-    with start_mpi(3, command, cwd=slurm.folder) as running:
-        running.wait(timeout_s=120).expect(0)
-    return factors_of(slurm, "calm")
+
+    @functools.cache
+    def calm(engine: str) -> tuple[bytes, bytes]:
+        flags = f"--engine {engine} --K 3 --num_iterations {ITERATIONS} --quiet"
+        output = ["--output_prefix", f"calm-{engine}"]
+        command = ["-m", "diml.jobs.mf", "--datafile", "whole.txt", *flags.split(), *output]
+        with start_mpi(3 + (engine == "ps"), command, cwd=slurm.folder) as running:
+            running.wait(timeout_s=120).expect(0)
+        return factors_of(slurm, f"calm-{engine}")
+
+    return calm
 
 
 def factors_of(slurm: Cluster, name: str) -> tuple[bytes, bytes]:
@@ -158,7 +170,7 @@ def test_srun_is_refused_with_the_command_that_works(slurm: Cluster) -> None:
 
 
 def test_killed_on_each_node_and_requeued_it_ends_right_from_the_disks_of_the_nodes(
-    slurm: Cluster, factors: tuple[bytes, bytes]
+    slurm: Cluster, factors: Reference
 ) -> None:
     """Pieces and checkpoints lie on each node's own disk: no node sees them all."""
     job = factorize(slurm, "pieces")
@@ -169,7 +181,7 @@ def test_killed_on_each_node_and_requeued_it_ends_right_from_the_disks_of_the_no
     slurm.ask("scancel", "--signal=USR1", "--batch", str(job))
     text = slurm.finish(job, timeout_s=280)
     assert "stopped in good order" in text and "back to the queue" in text, text
-    assert "started again" not in text and factors_of(slurm, "pieces") == factors, text
+    assert "started again" not in text and factors_of(slurm, "pieces") == factors("rotate"), text
     ranks = [{path.name for path in slurm.disk(n).glob("pieces/*/*.h5")} for n in cluster.NODES]
     assert all(ranks) and not ranks[0] & ranks[1], ranks
     assert not [*slurm.in_memory("n1"), *slurm.in_memory("n2")]
@@ -184,22 +196,21 @@ def test_at_the_wall_time_it_goes_back_to_the_queue_and_ends_right(
     assert answer(text) == wanted and len(found) > 1 and found[1] > 0, text
 
 
+@pytest.mark.parametrize("engine", ["rotate", "ps"])
 def test_a_lost_node_is_left_behind_though_it_had_pieces_of_the_data(
-    slurm: Cluster, factors: tuple[bytes, bytes]
+    slurm: Cluster, factors: Reference, engine: str
 ) -> None:
-    job = factorize(slurm, "left")
-    wait_for_iteration(slurm, job, "left", ITERATIONS // 10)
-    lose_node(slurm, "diml.jobs.mf")
+    """Under `ps` it had a worker and a server as well, and the replica of the other's rows."""
+    wanted = factors(engine)
+    job = factorize(slurm, f"left-{engine}", engine)
+    wait_for_iteration(slurm, job, f"left-{engine}", ITERATIONS // 5)
+    # Ends everything on the second node.
+    lost = slurm.processes("slurmd", "-N n2") + slurm.processes("prted")
+    for pid in lost + slurm.ranks("n2", "diml.jobs.mf"):
+        os.kill(pid, signal.SIGKILL)
     try:
         text = slurm.finish(job, timeout_s=280)
     finally:
         slurm.start_node("n2")
     assert "never said it was done" in text and "going on without n2" in text, text
-    assert factors_of(slurm, "left") == factors, text
-
-
-def lose_node(slurm: Cluster, program: str) -> None:
-    """End everything on the second node."""
-    lost = slurm.processes("slurmd", "-N n2") + slurm.processes("prted")
-    for pid in lost + slurm.ranks("n2", program):
-        os.kill(pid, signal.SIGKILL)
+    assert factors_of(slurm, f"left-{engine}") == wanted, text
