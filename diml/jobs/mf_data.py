@@ -122,7 +122,7 @@ class Block:
         cols: int64 (m,), rising: the columns that the entries have.
         col_entries: int64 (m,), the training entries here in each of them.
         source: gives the training entries, a piece at a time, as often as it is called. Under
-            `Layout.threads` they come so many pieces together that share no row and no column.
+            `Layout.threads` they come in the order in which threads never meet.
         test: held-out entries whose row and column both have training entries.
         cold: held-out entries whose row or column has none: no factor knows them.
     """
@@ -294,8 +294,8 @@ def _block(rows: slice, cols: Ids, parts: list[Entries], threads: int) -> Block:
     counts = _counts(entries.cols, len(cols))
     pieces = [entries]
     if threads > 1:
-        cut = ranges(_counts(entries.rows, rows.stop - rows.start), threads)
-        dealt_out = dealt(*entries, cut, ranges(counts, threads), threads)
+        cut = ranges(_counts(entries.rows, rows.stop - rows.start), counts, threads)
+        dealt_out = dealt(*entries, *cut, threads)
         pieces = [Entries(*cell) for cell in dealt_out]
     return Block(rows, cols, counts, lambda: iter(pieces), warm, cold)
 

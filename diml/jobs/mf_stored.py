@@ -221,7 +221,7 @@ def _dealer(
     """What makes of each piece the cells that threads can work on together."""
     if threads == 1:
         return lambda pieces: pieces
-    cut = ranges(row_entries, threads), ranges(col_entries, threads)
+    cut = ranges(row_entries, col_entries, threads)
 
     def deal(pieces: Iterator[Entries]) -> Iterator[Entries]:
         return (Entries(*cell) for piece in pieces for cell in dealt(*piece, *cut, threads))

@@ -1,9 +1,10 @@
-"""Entries of a matrix dealt out so that several threads never meet: T x T cells in T turns.
+"""Entries of a matrix dealt out so that several threads never meet (Gemulla et al. 2011).
 
-Owns the cutting of rows and of columns into T ranges of about equal entries, and the sorting of
-entries by cell. Must not know what is done with a cell. In turn t thread p has the cell of row
-range p and column range (p + t) mod T: the cells of one turn share no row and no column, so what
-the threads do does not depend on which of them is faster (Gemulla et al. 2011, inside a worker).
+Owns the cutting of rows into T ranges of about equal entries, one for each thread, and of columns
+into C = T * TURNS; and the sorting of entries by cell. Must not know what is done with a cell. In
+turn t thread p has the columns of range (p * TURNS + t) mod C. So the cells of a turn share no row
+and no column, and a range of columns comes to thread p TURNS turns after thread p + 1 had it: if
+each waits for that, the result does not depend on which thread is faster, and none waits long.
 
 Invariant: inside a cell entries keep their order.
 """
@@ -19,19 +20,27 @@ Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 
 
-def ranges(entries: Counts, threads: int) -> Ids:
-    """The range of each row (or column) by its number of entries: int32 (n,), rising."""
+# More of them, and threads wait less for each other, but columns leave the cache sooner.
+TURNS = 4
+
+
+def ranges(row_entries: Counts, col_entries: Counts, threads: int) -> tuple[Ids, Ids]:
+    """The ranges of rows and of columns, by their numbers of entries: int32, rising."""
+    return _ranges(row_entries, threads), _ranges(col_entries, threads * TURNS)
+
+
+def _ranges(entries: Counts, parts: int) -> Ids:
     before = np.cumsum(entries) - entries
     total = max(int(entries.sum()), 1)
-    made: Ids = np.minimum(before * threads // total, threads - 1).astype(np.int32)
+    made: Ids = np.minimum(before * parts // total, parts - 1).astype(np.int32)
     return made
 
 
 def dealt(
     rows: Ids, cols: Ids, values: Floats, row_range: Ids, col_range: Ids, threads: int
 ) -> list[tuple[Ids, Ids, Floats]]:
-    """Entries by turn, then thread: threads * threads triples, the cells of a turn together."""
-    ends = np.zeros(threads * threads + 1, np.int64)
+    """Entries by turn, then thread: threads * threads * TURNS triples."""
+    ends = np.zeros(threads * threads * TURNS + 1, np.int64)
     _count(rows, cols, row_range, col_range, threads, ends)
     np.cumsum(ends, out=ends)
     out = np.empty_like(rows), np.empty_like(cols), np.empty_like(values)
@@ -42,7 +51,8 @@ def dealt(
 
 @njit(cache=True, nogil=True)
 def _cell(row_range: int, col_range: int, threads: int) -> int:
-    return (col_range - row_range + threads) % threads * threads + row_range
+    turns = threads * TURNS
+    return (col_range - row_range * TURNS + turns) % turns * threads + row_range
 
 
 @njit(cache=True, nogil=True)

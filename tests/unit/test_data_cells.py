@@ -31,7 +31,7 @@ def test_entries_come_by_block_and_cell_each_once(blocks: int) -> None:
     block = np.repeat(np.arange(blocks), np.diff(ends))
     assert np.array_equal(block, col_block[cols[source]])
     place = np.stack([block, found_rows // cells.CELL_ROWS, found_cols // cells.CELL_COLS])
-    number = np.ravel_multi_index(tuple(place), (blocks, 10, 10))
+    number = np.ravel_multi_index(tuple(place), (blocks, 100, 100))
     assert (np.diff(number) >= 0).all()
     assert len(np.unique(number)) > blocks
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from diml.jobs.mf_load import Source, load
 from diml.jobs.mf_model import Columns, Model, Rule
 from diml.jobs.mf_stored import Stored
 from diml.jobs.mf_team import Team
-from diml.kernels.mf_grid import dealt, ranges
+from diml.kernels.mf_grid import TURNS, dealt, ranges
 from tests.unit.mf_cases import Run, run
 from tests.unit.mf_fake import FakeHandle, FakeServers
 from tests.unit.test_data_convert import text
@@ -88,16 +89,18 @@ def test_a_bounded_run_goes_on_from_a_checkpoint_on_other_workers() -> None:
 
 def test_cells_of_a_turn_share_no_row_and_no_column() -> None:
     train = small().train
-    cut = [ranges(np.bincount(ids), 3) for ids in (train.rows, train.cols)]
-    cells = dealt(*train, cut[0], cut[1], 3)
+    counts = (np.bincount(ids) for ids in (train.rows, train.cols))
+    cells = dealt(*train, *ranges(*counts, 3), 3)
+    assert len(cells) == 3 * 3 * TURNS
     assert sorted(np.concatenate([values for _, _, values in cells])) == sorted(train.values)
-    for turn in range(3):
+    for turn in range(3 * TURNS):
         for side in (0, 1):
             ids = [np.unique(cell[side]) for cell in cells[3 * turn : 3 * turn + 3]]
             together = np.concatenate(ids)
             assert len(np.unique(together)) == len(together)
-    sizes = [len(values) for _, _, values in cells]
-    assert max(sizes) < 1.5 * np.mean(sizes)
+    for thread in range(3):
+        rows = np.concatenate([cell[0] for cell in cells[thread::3]])
+        assert 0.9 < 3 * len(rows) / len(train.values) < 1.1
 
 
 @pytest.mark.parametrize("threads", [2, 5])
@@ -120,9 +123,27 @@ def test_threads_do_what_one_does_in_the_same_order(update: str, threads: int) -
 
 def test_a_team_works_at_the_same_time_and_tells_what_went_wrong() -> None:
     meeting = threading.Barrier(3, timeout=10)
-    assert len(Team(3).work(meeting.wait, [()] * 6)) == 6
-    with pytest.raises(ZeroDivisionError):
-        Team(2).work(lambda x: 1 / x, [(1,), (0,)])
+    cells = 3 * 3 * TURNS
+    assert Team(3).work(lambda n: (meeting.wait(), n)[1], [(n,) for n in range(2 * cells)]) == list(
+        range(2 * cells)
+    )
+    for bad in range(4 * TURNS):
+        with pytest.raises(ZeroDivisionError):
+            Team(2).work(lambda x: 1 / x, [(n != bad,) for n in range(4 * TURNS)])
+
+
+def test_a_thread_takes_columns_after_the_next_one_has_had_them() -> None:
+    done: list[int] = []
+
+    def note(place: int) -> None:
+        time.sleep(0.002 * (place % 3 == 1))
+        done.append(place)
+
+    Team(3).work(note, [(place,) for place in range(3 * 3 * TURNS)])
+    for place in range(3 * TURNS, 3 * 3 * TURNS):
+        turn, thread = divmod(place, 3)
+        before = (turn - TURNS) * 3 + (thread + 1) % 3
+        assert done.index(before) < done.index(place)
 
 
 def test_a_file_is_cut_where_its_groups_are(tmp_path: Path) -> None:
