@@ -278,20 +278,22 @@ def share_of(ratings: Ratings, worker: int, workers: int, layout: Layout, seed: 
         here = test_block == block
         for low, high in pairwise(groups.tolist()):
             parts = [entries, test.take(here & warm), test.take(here & ~warm)]
-            own = slice(low, high)
-            parts = [_within(part, own) for part in parts]
-            made.append(_block(own, block_cols[block], parts, layout.threads))
+            own, ids = slice(low, high), block_cols[block]
+            counts = mine[ids]
+            if layout.row_groups > 1:
+                parts = [_within(part, own) for part in parts]
+                counts = _counts(parts[0].cols, len(ids))
+            made.append(_block(own, ids, counts, parts, layout.threads))
     counts = row_entries[row_ids]
     return Share(worker, workers, row_ids, counts, col_entries, tuple(made), layout.row_groups)
 
 
-def _block(rows: slice, cols: Ids, parts: list[Entries], threads: int) -> Block:
+def _block(rows: slice, cols: Ids, counts: Ids, parts: list[Entries], threads: int) -> Block:
     """A block whose entries are in memory: one piece, or one for each cell of a thread.
 
-    `parts` are training entries, and held-out ones that are warm and cold.
+    `counts` are entries by column, `parts` training entries and held-out ones, warm and cold.
     """
     entries, warm, cold = parts
-    counts = _counts(entries.cols, len(cols))
     pieces = [entries]
     if threads > 1:
         cut = ranges(_counts(entries.rows, rows.stop - rows.start), counts, threads)
@@ -304,8 +306,6 @@ def _within(entries: Entries, rows: slice) -> Entries:
     """The entries of a range of rows, which count from its start."""
     start = np.int32(rows.start)
     own = (entries.rows >= start) & (entries.rows < rows.stop)
-    if own.all():
-        return entries if not rows.start else entries._replace(rows=entries.rows - start)
     found = entries.take(own)
     return found._replace(rows=found.rows - start)
 
