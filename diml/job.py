@@ -61,14 +61,18 @@ def init(
     if _current is not None:
         raise Misuse("diml.init was called twice in one process")
     from diml.world.launch import TRIAL, say_once, singleton
+    from diml.world.mpi_params import prefer
     from diml.world.orphan import Guard, was_spawned
 
+    alone = singleton(os.environ)
+    if alone:
+        prefer(os.environ)
     # MPI has not started yet: from here on something else can end a process that hangs in it.
     guard = Guard() if was_spawned() and TRIAL not in os.environ else None
     from diml.world.start import start, start_spawned
 
     servers_default = arguments.pop("servers", None) or 0
-    if singleton(os.environ) and comm is None:
+    if alone and comm is None:
         arguments.pop("spares", None)
     try:
         settings = settings_from(os.environ, flags or {}, arguments)

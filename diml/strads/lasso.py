@@ -82,4 +82,6 @@ def warm_up(held: Columns) -> None:
     grid, stop = Grid(ratios=(0.1,)), Stop(1e-6)
     y = np.array([1.0, 2.0, 0.0, -1.0])
     solve_lasso(columns_of(X), y, grid, stop)
+    # It would take thousands of its short steps.
+    stop = Stop(1e-6, rounds_max=3)
     solve_lasso(columns_of(X), y, grid, stop, policy="priority+dependency")

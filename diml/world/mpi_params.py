@@ -8,7 +8,7 @@ writing twice changes nothing, and what others wrote into these files stays.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from diml.errors import Misuse
@@ -46,6 +46,12 @@ def as_environment() -> dict[str, str]:
     mpi = {f"OMPI_MCA_{name}": value for name, value in MPI_SETTINGS.items()}
     launcher = {f"PRTE_MCA_{name}": value for name, value in LAUNCHER_SETTINGS.items()}
     return {**mpi, **launcher}
+
+
+def prefer(env: MutableMapping[str, str]) -> None:
+    """Before MPI starts in a process without mpirun, which reads no parameter file: save time."""
+    for name in sorted(_PREFERENCES):
+        env.setdefault(f"OMPI_MCA_{name}", MPI_SETTINGS[name])
 
 
 def missing(prefix: Path | None, env: Mapping[str, str]) -> list[str]:
