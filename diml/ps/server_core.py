@@ -329,7 +329,8 @@ class ServerCore:
     def may_linger(self) -> bool:
         """Whether a flush would only say acknowledgements that nobody is known to wait for: the
         answer to a question that comes soon says them without a message of their own."""
-        return bool(self._to_acknowledge) and not (self._staged or self._awaited)
+        pressing = self._staged or self._closing or self._awaited
+        return bool(self._to_acknowledge) and not pressing
 
     # For those who watch ---------------------------------------------------------------------
 
