@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from diml.ps import client_core, server_core
-from diml.ps.message import NO_IDS, NO_ROWS, Kind, Message, Send
-from diml.ps.recovery import Plan
+from diml.ps import client_core, node_core, server_core
+from diml.ps.message import NO_IDS, NO_ROWS, Address, Kind, Message, Send
+from diml.ps.recovery import Plan, Report
 from diml.ps.saving import Saving, Storage
 from diml.ps.shard import Shard
 from tests.sim import ps_schedule
@@ -51,6 +51,42 @@ def test_a_server_that_acknowledges_before_its_replica_is_caught(
         return self._released()
 
     monkeypatch.setattr(server_core.ServerCore, "flush", hasty)
+    assert _caught()
+
+
+def test_a_replica_that_acknowledges_and_forgets_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    report = node_core.NodeCore.report
+
+    def forgetful(
+        self: node_core.NodeCore, place: Address, client: client_core.ClientCore | None = None
+    ) -> Report:
+        self._arrived = {}
+        return report(self, place, client)
+
+    monkeypatch.setattr(node_core.NodeCore, "report", forgetful)
+    assert _caught()
+
+
+def test_a_replica_that_drops_updates_passed_on_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    install = Shard._install
+
+    def careless(self: Shard, part: Message, closes: bool) -> None:
+        if part.kind is not Kind.PASSED:
+            install(self, part, closes)
+
+    monkeypatch.setattr(Shard, "_install", careless)
+    assert _caught()
+
+
+def test_a_server_that_does_not_apply_what_it_passes_on_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def idle(self: server_core.ServerCore) -> None:
+        self._closing = []
+
+    monkeypatch.setattr(server_core.ServerCore, "settle", idle)
     assert _caught()
 
 

@@ -78,6 +78,48 @@ def test_a_replica_follows_by_what_changed() -> None:
     assert replica.closed == shard.closed - 1
 
 
+def _updates(clock: int, table: TableSpec, *ids: list[int]) -> list[Message]:
+    rng = np.random.default_rng(clock)
+    rows = [rng.normal(size=(len(i), table.cols)).astype(table.dtype) for i in ids]
+    return [
+        Message(Kind.UPDATE, worker, clock, 0, table.id, np.array(i), values)
+        for worker, (i, values) in enumerate(zip(ids, rows, strict=True))
+    ]
+
+
+def test_a_replica_follows_by_updates_that_are_passed_on() -> None:
+    shard, replica = _shard(track=True), Shard(1, 2, 2, undoable=True)
+    replica.install(shard.changes())
+    for clock in range(2):
+        shard.version += 1
+        closing = shard.end_clock(_updates(clock, SPECS[0], [5, 8], [4, 7]))
+        parts = shard.changes(shard.passed_on(closing))
+        assert [part.kind for part in parts] == [Kind.PASSED, Kind.PASSED, Kind.COMMIT]
+        # In either order: the server's rows change while the messages are on their way.
+        replica.install(parts)
+        before = replica.to_tree()["tables"][0]["values"].copy()
+        shard.apply_clock(closing)
+        assert _content(replica) == _content(shard)
+        assert [part.kind for part in shard.changes()] == [Kind.COMMIT]
+    replica.revert()
+    assert replica.closed == 1 and not np.array_equal(replica.tables[SPECS[0].id].values, before)
+
+
+@pytest.mark.parametrize(
+    ("table", "ids"), [(SPECS[0], ([5, 8], [4, 5])), (SPECS[0], ([5, 5], [4])), (SPECS[1], ([3],))]
+)
+def test_updates_are_passed_on_only_where_rows_would_not_be_shorter(
+    table: TableSpec, ids: tuple[list[int], ...]
+) -> None:
+    shard, replica = _shard(track=True), Shard(1, 2, 2)
+    replica.install(shard.changes())
+    closing = shard.end_clock(_updates(0, table, *ids))
+    assert not shard.passed_on(closing)
+    shard.apply_clock(closing)
+    replica.install(shard.changes())
+    assert _content(replica) == _content(shard)
+
+
 def test_a_shard_moves_whole() -> None:
     shard = _shard()
     _clock(shard, np.random.default_rng(2))
