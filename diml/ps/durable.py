@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,9 @@ from diml.ps.saving import STOP
 from diml.ps.shard import Shard
 from diml.ps.snapshot import Assembly, Origin, Snapshot
 from diml.ps.transfer import receive_bytes, send_bytes
-from diml.world.link import Link
+
+if TYPE_CHECKING:
+    from diml.world.link import Link
 
 # The memory of the node costs a copy and a meeting of the workers: not at every clock.
 _MEMORY_EVERY_S = 5.0

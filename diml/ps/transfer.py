@@ -5,10 +5,14 @@ Owns the cutting into pieces that MPI can count. Must not know what is in a buff
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from diml.ps.message import Bytes
-from diml.world.link import Link
+
+if TYPE_CHECKING:
+    from diml.world.link import Link
 
 _TAG = 2
 _PIECE_BYTES = 1 << 30

@@ -142,7 +142,14 @@ def test_only_the_type_checker_sees_mpi4py_elsewhere() -> None:
     assert (4, "mpi4py.MPI") in imported(source + "from mpi4py import MPI\n")
 
 
-def test_importing_diml_starts_no_mpi() -> None:
-    program = "import sys, diml\nassert 'mpi4py.MPI' not in sys.modules, 'MPI was started'"
+def test_importing_diml_and_its_jobs_starts_no_mpi() -> None:
+    """`diml.init` has to come before: it watches a replacement that hangs in MPI's start."""
+    jobs = [module for module in MODULES if module.startswith("diml.jobs.")]
+    program = f"""
+import importlib, sys
+for module in {["diml", *jobs]}:
+    importlib.import_module(module)
+    assert "mpi4py.MPI" not in sys.modules, f"{{module}} has started MPI"
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
