@@ -59,3 +59,17 @@ def test_flags_that_mean_nothing_are_refused(flags: str, message: str) -> None:
     done = mf(2, *SMALL, *flags.split()).expect(2)
     assert message in done.stderr
     assert done.stderr.count("\n") == 1, done.report()
+
+
+def test_deaths_between_checkpoints_far_apart_leave_the_bits_too(tmp_path: Path) -> None:
+    # Rows of so many numbers take longer to keep than to train on: every 8th iteration is kept.
+    args = ("--generate", "6000x3000x60000", "--K", 100, "--num_iterations", 11, "--quiet")
+    mf(2, *args, "--output_prefix", tmp_path / "calm.npz").expect()
+    drills = ("--drill", "1,0,11,0", "--drill", "0,1,6,0", "--spares", 2)
+    events = tmp_path / "events"
+    stormy = ("--output_prefix", tmp_path / "stormy.npz", *drills, "--events", events)
+    mf(4, *args, *stormy).expect()
+    deaths = [event["version"] for event in read_events(events) if event["what"] == "drill"]
+    assert sorted(deaths) == [0, 1]
+    one, two = (tmp_path / f"{name}.npz" for name in ("calm", "stormy"))
+    assert one.read_bytes() == two.read_bytes()
