@@ -74,32 +74,39 @@ class Sweep:
         """All trials of the plan; returns their rows on every worker."""
         job = self._job
         job.identify(sweep=self._sweep)
-        _, model, _ = job.load_checkpoint()
+        version, model, _ = job.load_checkpoint()
         model = model or {"rows": [], "lost": {}, "barren": -1}
         desk = None
+        if job.rank == 0:
+            flags = self._flags
+            self._table = Table(flags.csv, self._plan.names, flags.metric, self._sweep)
         with self._progress:
-            while True:
+            # A replacement may have come when all was done: the others are on their way out then.
+            done = version > 0 and not self._settled(model)
+            while not done:
                 model = self._meet(model)
                 if desk is not None:
                     desk.close()
                 job.checkpoint(model)
-                self._rows = {int(row["trial"]): row for row in model["rows"]}
-                for row in self._rows.values():
-                    self._record(row)
-                left = [trial for trial in range(self._plan.trials) if trial not in self._rows]
-                # What may kill its ranks comes last, so that the others are done by then.
-                left.sort(key=lambda trial: (model["lost"].get(str(trial), 0), trial))
-                if not left:
-                    return self._rows
-                if model["barren"] >= _BARREN_MOST:
-                    raise GaveUp(f"ranks keep dying in trials, {len(left)} are left ({left[0]}...)")
-                desk = self._episode(left)
+                left = self._settled(model)
+                done = not left
+                if left:
+                    desk = self._episode(left)
+        return self._rows
+
+    def _settled(self, model: dict[str, Any]) -> list[int]:
+        """Keep what a meeting has agreed on; returns the trials that are left, in their order."""
+        self._rows = {int(row["trial"]): row for row in model["rows"]}
+        for row in self._rows.values():
+            self._record(row)
+        left = [trial for trial in range(self._plan.trials) if trial not in self._rows]
+        if left and model["barren"] >= _BARREN_MOST:
+            raise GaveUp(f"ranks keep dying in trials; {len(left)} are left, {left[0]} the first")
+        # What may kill its ranks comes last, so that the others are done by then.
+        return sorted(left, key=lambda trial: (model["lost"].get(str(trial), 0), trial))
 
     def _meet(self, model: dict[str, Any]) -> dict[str, Any]:
         """Put together what all know: finished rows, and what became of trials cut off."""
-        if self._job.rank == 0 and self._table is None:
-            flags = self._flags
-            self._table = Table(flags.csv, self._plan.names, flags.metric, self._sweep)
         known = list(self._table.rows.values()) if self._table is not None else []
         told = self._job.allgather((known + self._fresh, self._cut))
         self._fresh, self._cut = [], None

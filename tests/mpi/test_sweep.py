@@ -115,6 +115,15 @@ def test_a_table_with_and_without_deaths_and_after_the_end_of_mpirun(tmp_path: P
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("drill", ["0,0,0,0,inside", "1,1,1,0,checkpoint"])
+def test_a_death_at_a_meeting_changes_nothing(tmp_path: Path, drill: str) -> None:
+    log = tmp_path / "log.jsonl"
+    args = _args(tmp_path, "out", "--events", log, "--spares", 1, "--drill", drill)
+    run_mpi(3, SWEEP, args=args, timeout_s=90).expect(0)
+    assert [e["what"] for e in read_events(log)].count("drill") == 1
+    _check(_table(tmp_path / "out.csv"))
+
+
 def test_a_trial_that_kills_its_ranks_is_given_up(tmp_path: Path) -> None:
     script = "import os, sys, time, signal, diml\n"
     script += "with diml.init() as job:\n    job.barrier()\n"

@@ -19,6 +19,7 @@ import pytest
 
 from diml.cli import main
 from diml.errors import Misuse, PeerFailed
+from diml.jobs.sweep import Sweep
 from diml.jobs.sweep_desk import Desk, next_trial
 from diml.jobs.sweep_plan import Plan, fingerprint, read_plan
 from diml.jobs.sweep_table import Table
@@ -238,6 +239,24 @@ def test_importing_a_sweep_starts_no_mpi() -> None:
     # A spawned replacement arms its guard before MPI starts.
     program = "import sys, diml.jobs.sweep\nassert 'mpi4py.MPI' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_replacement_that_comes_when_all_is_done_meets_nobody(tmp_path: Path) -> None:
+    # The others are on their way out: they would not come.
+    plan = read_plan(["a=1,2"], [], None, 0)
+    flags = SimpleNamespace(csv=tmp_path / "out.csv", metric="loss", ranks_per_trial=1)
+    rows = [row(trial, a=str(trial + 1)) for trial in (0, 1)]
+    model = {"rows": rows, "lost": {}, "barren": 0}
+    job = SimpleNamespace(
+        rank=0, repairs=(), settings=SimpleNamespace(quiet=True),
+        event=lambda what, **fields: None, identify=lambda **facts: None,
+        load_checkpoint=lambda: (3, model, None),
+    )  # fmt: skip
+    flags.maximize = False
+    sweep: Any = Sweep(job, flags, plan, ["diml.jobs.logistic"])  # type: ignore[arg-type]
+    assert sweep.run() == {0: rows[0], 1: rows[1]}
+    # Worker 0's predecessor may have died before it wrote them.
+    assert (tmp_path / "out.csv").read_text().count("\n") == 3
 
 
 def test_every_way_to_end_is_a_status(capsys: pytest.CaptureFixture[str]) -> None:
