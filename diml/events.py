@@ -21,6 +21,7 @@ Kinds, with the fields that each always has (times and durations in seconds, siz
     start      size (processes of the job); that of uid 0 also command, settings, versions, cores
     progress   done, total (steps), values (name -> number, or text): by the rank that tells
     result     values (name -> number): how good the trained model is, by the rank that tells
+    trial      trial, status: of a sweep; "begun", or as its line in the CSV ends
     work       units, unit, seconds, waited_s: so far on this process, by each worker
     balance    entries, imbalance (over the mean worker), clocks_imbalance (its largest clock over
                its mean one): of each MF worker
@@ -69,6 +70,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "start": ("size",),
     "progress": ("done", "total", "values"),
     "result": ("values",),
+    "trial": ("trial", "status"),
     "work": ("units", "unit", "seconds", "waited_s"),
     "balance": ("entries", "imbalance", "clocks_imbalance"),
     "activity": ("ticks", "waiting", "calls"),

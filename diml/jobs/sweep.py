@@ -39,7 +39,11 @@ _MISUSE, _INTERRUPTED = 2, 130
 
 def parser() -> JobParser:
     """The command line."""
-    made = job_parser("sweep", "Search the flags of a job: a grid, random draws, or both.")
+    about = (
+        "Search the flags of a job: a grid, random draws, or both. `diml sweep -n N ...` starts "
+    )
+    about += "mpirun by itself and takes the flags of `diml run` as well."
+    made = job_parser("sweep", about)
     add = made.add_argument
     grid = "NAME=V1,V2,... or NAME alone (with the flag and without it); repeatable"
     add("--grid", action="append", default=[], metavar="SPEC", help=grid)
