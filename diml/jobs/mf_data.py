@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diml.data.cells import own_cells, own_col_entries
+from diml.data.cells import CELL_ROWS, own_cells, own_col_entries
 from diml.data.partition import balanced
 from diml.kernels.mf_grid import dealt, ranges
 
@@ -296,8 +296,10 @@ def _block(rows: slice, cols: Ids, counts: Ids, parts: list[Entries], threads: i
     entries, warm, cold = parts
     pieces = [entries]
     if threads > 1:
-        cut = ranges(_counts(entries.rows, rows.stop - rows.start), counts, threads)
-        dealt_out = dealt(*entries, *cut, threads)
+        own = rows.stop - rows.start
+        groups = -(-own // (threads * CELL_ROWS)) or 1
+        cut = ranges(_counts(entries.rows, own), counts, threads, groups)
+        dealt_out = dealt(*entries, *cut, threads, groups)
         pieces = [Entries(*cell) for cell in dealt_out]
     return Block(rows, cols, counts, lambda: iter(pieces), warm, cold)
 

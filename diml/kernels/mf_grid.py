@@ -24,9 +24,14 @@ Counts = npt.NDArray[np.int64]
 TURNS = 4
 
 
-def ranges(row_entries: Counts, col_entries: Counts, threads: int) -> tuple[Ids, Ids]:
-    """The ranges of rows and of columns, by their numbers of entries: int32, rising."""
-    return _ranges(row_entries, threads), _ranges(col_entries, threads * TURNS)
+def ranges(
+    row_entries: Counts, col_entries: Counts, threads: int, groups: int = 1
+) -> tuple[Ids, Ids]:
+    """The ranges of rows and of columns, by their numbers of entries: int32, rising.
+
+    A thread has so many ranges of rows as there are `groups`.
+    """
+    return _ranges(row_entries, threads * groups), _ranges(col_entries, threads * TURNS)
 
 
 def _ranges(entries: Counts, parts: int) -> Ids:
@@ -37,31 +42,46 @@ def _ranges(entries: Counts, parts: int) -> Ids:
 
 
 def dealt(
-    rows: Ids, cols: Ids, values: Floats, row_range: Ids, col_range: Ids, threads: int
+    rows: Ids,
+    cols: Ids,
+    values: Floats,
+    row_range: Ids,
+    col_range: Ids,
+    threads: int,
+    groups: int = 1,
 ) -> list[tuple[Ids, Ids, Floats]]:
-    """Entries by turn, then thread: threads * threads * TURNS triples."""
-    ends = np.zeros(threads * threads * TURNS + 1, np.int64)
-    _count(rows, cols, row_range, col_range, threads, ends)
+    """Entries by group, turn and thread: groups times threads * threads * TURNS triples."""
+    ends = np.zeros(groups * threads * threads * TURNS + 1, np.int64)
+    how = row_range, col_range, threads, groups
+    _count(rows, cols, *how, ends)
     np.cumsum(ends, out=ends)
     out = np.empty_like(rows), np.empty_like(cols), np.empty_like(values)
-    _fill(rows, cols, values, row_range, col_range, threads, ends[:-1].copy(), *out)
+    _fill(rows, cols, values, *how, ends[:-1].copy(), *out)
     cells = zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
     return [(out[0][low:high], out[1][low:high], out[2][low:high]) for low, high in cells]
 
 
 @njit(cache=True, nogil=True)
-def _cell(row_range: int, col_range: int, threads: int) -> int:
+def _cell(row_range: int, col_range: int, threads: int, groups: int) -> int:
+    thread, group = row_range // groups, row_range % groups
     turns = threads * TURNS
-    return (col_range - row_range * TURNS + turns) % turns * threads + row_range
+    turn = (col_range - thread * TURNS + turns) % turns
+    return (group * turns + turn) * threads + thread
 
 
 @njit(cache=True, nogil=True)
 def _count(
-    rows: Ids, cols: Ids, row_range: Ids, col_range: Ids, threads: int, counts: Counts
+    rows: Ids,
+    cols: Ids,
+    row_range: Ids,
+    col_range: Ids,
+    threads: int,
+    groups: int,
+    counts: Counts,
 ) -> None:
     """Count the entries of cell x into counts[x + 1]."""
     for n in range(rows.shape[0]):
-        counts[_cell(row_range[rows[n]], col_range[cols[n]], threads) + 1] += 1
+        counts[_cell(row_range[rows[n]], col_range[cols[n]], threads, groups) + 1] += 1
 
 
 @njit(cache=True, nogil=True)
@@ -72,13 +92,14 @@ def _fill(
     row_range: Ids,
     col_range: Ids,
     threads: int,
+    groups: int,
     starts: Counts,
     out_rows: Ids,
     out_cols: Ids,
     out_values: Floats,
 ) -> None:
     for n in range(rows.shape[0]):
-        cell = _cell(row_range[rows[n]], col_range[cols[n]], threads)
+        cell = _cell(row_range[rows[n]], col_range[cols[n]], threads, groups)
         to = starts[cell]
         starts[cell] = to + 1
         out_rows[to], out_cols[to], out_values[to] = rows[n], cols[n], values[n]

@@ -87,13 +87,14 @@ def test_a_bounded_run_goes_on_from_a_checkpoint_on_other_workers() -> None:
     assert on.evaluations[-1].test_rmse == pytest.approx(calm.evaluations[-1].test_rmse, rel=0.02)
 
 
-def test_cells_of_a_turn_share_no_row_and_no_column() -> None:
+@pytest.mark.parametrize("groups", [1, 4])
+def test_cells_of_a_turn_share_no_row_and_no_column(groups: int) -> None:
     train = small().train
     counts = (np.bincount(ids) for ids in (train.rows, train.cols))
-    cells = dealt(*train, *ranges(*counts, 3), 3)
-    assert len(cells) == 3 * 3 * TURNS
+    cells = dealt(*train, *ranges(*counts, 3, groups), 3, groups)
+    assert len(cells) == 3 * 3 * TURNS * groups
     assert sorted(np.concatenate([values for _, _, values in cells])) == sorted(train.values)
-    for turn in range(3 * TURNS):
+    for turn in range(3 * TURNS * groups):
         for side in (0, 1):
             ids = [np.unique(cell[side]) for cell in cells[3 * turn : 3 * turn + 3]]
             together = np.concatenate(ids)
@@ -101,6 +102,10 @@ def test_cells_of_a_turn_share_no_row_and_no_column() -> None:
     for thread in range(3):
         rows = np.concatenate([cell[0] for cell in cells[thread::3]])
         assert 0.9 < 3 * len(rows) / len(train.values) < 1.1
+        parts = np.split(np.arange(len(cells)), groups)
+        seen = [np.concatenate([cells[n][0] for n in part[thread::3]]) for part in parts]
+        together = np.concatenate([np.unique(rows) for rows in seen])
+        assert len(np.unique(together)) == len(together)
 
 
 @pytest.mark.parametrize("threads", [2, 5])
