@@ -41,6 +41,10 @@ from diml.checkpoint.shard import (
 )
 from diml.errors import CorruptState, Misuse
 
+# Where ranks keep all cores busy, the caller waits some milliseconds for a thread that it wakes to
+# get a core and give the interpreter back. So much is written to memory in less.
+_AT_ONCE_BYTES = 8 << 20
+
 Order = tuple[int, int, str]
 """(attempt, version, run): the greatest is the newest."""
 
@@ -152,9 +156,13 @@ class Vault:
     def offer(self, manifest: Manifest, states: Mapping[str, Bytes]) -> None:
         """Write a version in the background. The states must not change until it is there.
 
-        A disk that refuses costs one line on stderr, not the job.
+        What is small and goes into memory is written at once. A disk that refuses costs one line
+        on stderr, not the job.
         """
         assert not self.busy, "a version is still being written"
+        if not self._sync and sum(data.nbytes for data in states.values()) <= _AT_ONCE_BYTES:
+            self._write(manifest, states)
+            return
         self._idle.clear()
         if self._thread is None or not self._thread.is_alive():
             self._work = queue.SimpleQueue()

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from diml.checkpoint import codec
+from diml.checkpoint import codec, durable
 from diml.checkpoint.durable import Candidate, Shelf, Vault, choose, next_attempt
 from diml.checkpoint.shard import Bytes, Identity, Manifest, write_shard
 from diml.errors import CorruptState, Misuse
@@ -209,7 +209,11 @@ def test_old_versions_go_only_once_newer_ones_are_known_to_be_whole(tmp_path: Pa
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_in_memory_a_file_is_written_over_once_its_version_is_not_wanted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [0, 1 << 20])
+def test_in_memory_a_file_is_written_over_once_its_version_is_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(durable, "_AT_ONCE_BYTES", at_once)
     threads = threading.active_count()
     vault = Vault(tmp_path, RUN, keep=1, sync=False)
     for version in range(1, 9):
