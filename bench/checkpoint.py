@@ -36,18 +36,27 @@ MF = "--generate --K 32 --update adagrad --lambda 0.02 --engine rotate --quiet -
 # The job, in which checkpoints are made for TURN passes, then not made for as many, and so on:
 # other load on the machine then meets both alike.
 TURN = 10
+# The longest time that a worker spends on each is noted as well: that says more on a noisy machine.
 IN_TURNS = f"""
+import atexit, os, time
+from diml.allreduce.durability import Durability
 from diml.checkpoint.keeper import Keeper, Wishes
 from diml.jobs import mf
 from diml.jobs.flags import run_job
-wishes, asked = Keeper.wishes, 0
+wishes, keep, asked, spent = Keeper.wishes, Durability.keep, 0, []
 def in_turns(self, rank):
     global asked
     asked += 1
     stop, *said = wishes(self, rank)
     memory = Wishes(*said)
     return (stop, *(memory if asked // {TURN} % 2 else memory._replace(due=0)))
-Keeper.wishes = in_turns
+def timed(self):
+    begun = time.perf_counter()
+    keep(self)
+    if asked // {TURN} % 2:
+        spent.append(time.perf_counter() - begun)
+Keeper.wishes, Durability.keep = in_turns, timed
+atexit.register(lambda: open(f"spent-{{os.getpid()}}", "w").write(" ".join(map(str, spent))))
 run_job(mf.main)
 """
 MF_PASSES = 400
@@ -105,8 +114,8 @@ def held_up(directory: Path, data: Bytes, work: Bytes) -> float:
     return max(0.0, 1.0 - steps / (free * seconds))
 
 
-def passes(iterations: int) -> list[float]:
-    """Seconds of each pass of a factorization on two workers, as its loss file tells them."""
+def passes(iterations: int) -> tuple[list[float], float]:
+    """Seconds of each pass of a factorization on two workers, and of a checkpoint in memory."""
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:
         memory = node_memory.new_folder()
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
@@ -119,14 +128,16 @@ def passes(iterations: int) -> list[float]:
             shutil.rmtree(memory, ignore_errors=True)
         rows = csv.DictReader(Path(folder, "loss").read_text().splitlines())
         ends = [float(row["seconds"]) for row in rows]
-    return np.diff(ends, prepend=0.0).tolist()
+        spent = [np.fromstring(path.read_text(), sep=" ") for path in Path(folder).glob("spent-*")]
+    return np.diff(ends, prepend=0.0).tolist(), max(float(np.median(one)) for one in spent)
 
 
 def mf_cost(iterations: int) -> None:
     """Measure and print what a checkpoint in memory after every pass costs factorization."""
     plain: list[float] = []
     kept: list[float] = []
-    for number, seconds in enumerate(passes(iterations)):
+    each, spent = passes(iterations)
+    for number, seconds in enumerate(each):
         # What pass n - 1 ended with is written during pass n; the first ones of a turn are mixed.
         if number % TURN > 1:
             (kept if (number // TURN) % 2 else plain).append(1e3 * seconds)
@@ -135,6 +146,8 @@ def mf_cost(iterations: int) -> None:
     print(f"{'without checkpoints':34} {without:9.2f}")
     print(f"{'in memory after every pass':34} {within:9.2f}")
     print(f"cost: {within / without - 1:.1%} (at most {MF_MOST:.0%})")
+    share = 1e3 * spent / without
+    print(f"of it in checkpoints: {1e3 * spent:.2f} ms, {share:.1%} of a pass without")
 
 
 def durable_cost(mb: int, rounds: int, directory: Path) -> None:
