@@ -74,6 +74,7 @@ POISON = """
                 time.sleep(0.5)  # until what was kept is known
                 if job.rank == 0:
                     os.kill(os.getppid(), signal.SIGKILL)
+                    time.sleep(30)  # it ends with its launcher, and must not get further before
             job.allreduce(1.0)
             job.checkpoint(step)
 """
