@@ -62,33 +62,6 @@ def test_a_lost_job_goes_on_from_the_memory_of_the_node(tmp_path: Path) -> None:
     assert not memory.exists()
 
 
-# What kills the whole job at its sixth step, each time it comes there.
-POISON = """
-    import os, signal, time
-    import diml
-
-    with diml.init() as job:
-        version, _, _ = job.load_checkpoint()
-        for step in range(version, 10):
-            if step == 5:
-                time.sleep(0.5)  # until what was kept is known
-                if job.rank == 0:
-                    os.kill(os.getppid(), signal.SIGKILL)
-                    time.sleep(30)  # it ends with its launcher, and must not get further before
-            job.allreduce(1.0)
-            job.checkpoint(step)
-"""
-
-
-def test_a_job_that_is_lost_at_one_place_each_time_is_given_up(tmp_path: Path) -> None:
-    (tmp_path / "poison.py").write_text(textwrap.dedent(POISON))
-    command = ["-m", "diml.cli", "run", "-n", "2", "--", "poison.py"]
-    with start_mpi(None, command, cwd=tmp_path) as running:
-        done = running.wait(timeout_s=120).expect(75)
-    assert re.search(r"twice without getting beyond version [45]: given up", done.stderr)
-    assert 1 <= done.stderr.count("started again") <= 2, done.report()
-
-
 def test_what_a_killed_run_has_left_in_memory_is_removed_by_the_next(tmp_path: Path) -> None:
     with start(tmp_path, 0.1) as running:
         running.wait_for("^at 3$", timeout_s=90)
