@@ -193,7 +193,7 @@ def main() -> None:
     if flags.allow_missing and not Path(_MPIRUN).exists():
         print(f"MF not measured: there is no {_MPIRUN}")
     elif flags.mf or flags.quick:
-        mf_cost(MF_PASSES // 2 if flags.quick else MF_PASSES)
+        mf_cost(MF_PASSES // 4 if flags.quick else MF_PASSES)
 
 
 if __name__ == "__main__":
