@@ -14,6 +14,7 @@ worker 0.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 from argparse import Namespace
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import diml
-from diml.errors import GaveUp, Misuse, PeerFailed
+from diml.errors import DimlError, GaveUp, Misuse, PeerFailed
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, run_job
 from diml.jobs.sweep_desk import Desk, next_trial
 from diml.jobs.sweep_plan import Plan, fingerprint, read_plan
@@ -161,6 +162,9 @@ class Sweep:
                 break
             row = self._row(trial, outcomes)
             self._fresh.append(row)
+        # Whatever made this group leave, nobody may go on waiting for the desk or for its word.
+        with contextlib.suppress(DimlError):
+            group.everyone.revoke()
         return desk
 
     def _row(self, trial: int, outcomes: Sequence[Outcome]) -> Row:
