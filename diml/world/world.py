@@ -192,8 +192,7 @@ class World:
         lost = [uid for uid in before if uid not in self.footing.uids]
         self._idle_repairs = 0 if lost else self._idle_repairs + 1
         if self._idle_repairs >= _IDLE_REPAIRS_MAX:
-            error = GaveUp("MPI keeps failing though nobody has died")
-            raise self._ended(error, self.full.rank == 0)
+            raise self._ended(GaveUp("MPI keeps failing though nobody has died"))
         self.event("repair", lost=lost, seconds=seconds, phases=clock.seconds)
         if self._committed:
             self._prepare_spare()
@@ -222,7 +221,7 @@ class World:
         except Unfilled as error:
             raise self._ended(error, error.speaker) from None
         except GaveUp as error:
-            raise self._ended(error, self.full.rank == 0) from None
+            raise self._ended(error) from None
         self._workers_gate_failed = False
         self._full_gate_failed = False
         clock.phase("done")
@@ -240,9 +239,10 @@ class World:
             self._committed = True
             self._prepare_spare()
 
-    def _ended(self, error: GaveUp, speaker: bool) -> JobEnded:
-        """The end that every process comes to alike; one says why, and the others let it."""
-        if speaker:
+    def _ended(self, error: GaveUp, speaker: bool | None = None) -> JobEnded:
+        """The end that all come to alike; the speaker says why, worker 0 where only workers may
+        have found out, and the others let it."""
+        if speaker or (speaker is None and self.role is Role.WORKER and self.rank == 0):
             print(f"diml: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(_LET_SPEAK_S)

@@ -71,16 +71,17 @@ def test_everyone_is_lost_before_the_replacements_have_loaded() -> None:
     assert "identical" not in finished.stdout
 
 
-def test_all_workers_die_at_once() -> None:
-    # Nobody is left to tell the spares.
-    program = """
+@pytest.mark.parametrize("servers", [0, 1])
+def test_all_workers_die_at_once(servers: int) -> None:
+    # Nobody is left to tell the spares; and a server does not know what the workers have lost.
+    program = f"""
         import os, signal, diml
-        with diml.init(spares=2) as job:
+        with diml.init(spares=2, servers={servers}) as job:
             job.load_checkpoint()
             job.checkpoint(1, job.rank)
             os.kill(os.getpid(), signal.SIGKILL)
     """
-    finished = run_mpi(2 + 2, program, timeout_s=60).expect(1)
+    finished = run_mpi(2 + 2 + servers, program, timeout_s=60).expect(1)
     assert "all state is gone" in finished.stderr
     assert len(finished.stderr.strip().splitlines()) == 1, finished.report()
 
