@@ -114,6 +114,8 @@ class Writer:
         early.set_layout(h5py.h5d.CONTIGUOUS)
         early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        # The same data give the same file, and so the same fingerprint, whenever it is made.
+        early.set_obj_track_times(False)
         self._offsets = {}
         try:
             with h5py.File(self._beside, "w", userblock_size=HEAD_BYTES, locking=False) as file:
