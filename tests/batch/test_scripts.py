@@ -67,8 +67,10 @@ def run_script(system: System, folder: Path, diml: str) -> int:
 
 
 def test_the_script_of_slurm_passes_usr1_on_and_requeues(tmp_path: Path) -> None:
-    # The script that stands for diml signals its parent, as Slurm does, and waits to be told.
-    diml = "trap 'exit 75' USR1; kill -USR1 $PPID; for i in {1..100}; do sleep 0.1; done; exit 3"
+    # The script that stands for diml signals its parent, as Slurm does, and waits to be told; not
+    # before the parent has come to its trap.
+    wait = "for i in {1..100}; do sleep 0.1; done"
+    diml = f"trap 'exit 75' USR1; sleep 2; kill -USR1 $PPID; {wait}; exit 3"
     assert run_script("slurm", tmp_path, diml) == 0
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
 

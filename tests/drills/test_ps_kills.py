@@ -68,7 +68,7 @@ def _mf_args(folder: Path) -> list[object]:
     values = rng.normal(size=20_000)
     lines = [f"{c // 200} {c % 200} {v:.6g}\n" for c, v in zip(cells, values, strict=True)]
     (folder / "ratings").write_text("".join(lines))
-    flags = ["--K", 8, "--lambda", 0.05, "--update", "adagrad", "--num_iterations", 200]
+    flags = ["--K", 8, "--lambda", 0.05, "--update", "adagrad", "--num_iterations", 400]
     return ["--datafile", folder / "ratings", "--output_prefix", folder / "out", "--quiet", *flags]
 
 
@@ -79,17 +79,17 @@ def _logistic_args(folder: Path) -> list[object]:
         cells = " ".join(f"{c + 1}:{rng.normal():.6g}" for c in np.sort(rng.permutation(60)[:8]))
         lines.append(f"{rng.integers(0, 2)} {cells}\n")
     (folder / "x.svm").write_text("".join(lines))
-    flags = ["--method", "sync-sgd", "--batch_size", 20, "--num_epochs", 80, "--l2", 0.01]
+    flags = ["--method", "sync-sgd", "--batch_size", 20, "--num_epochs", 300, "--l2", 0.01]
     return ["--datafile", folder / "x.svm", "--output_prefix", folder / "out", "--quiet", *flags]
 
 
 COUNT = ["-m", "tests.drills.ps_count"]
 PROGRAMS = {
     "mf": Program(
-        ["-m", "diml.jobs.mf"], _mf_args, 200, _lines_of_losses, _files("out.L", "out.R")
+        ["-m", "diml.jobs.mf"], _mf_args, 400, _lines_of_losses, _files("out.L", "out.R")
     ),
     "logistic": Program(
-        ["-m", "diml.jobs.logistic"], _logistic_args, 80, _lines_of_losses, _files("out.w")
+        ["-m", "diml.jobs.logistic"], _logistic_args, 300, _lines_of_losses, _files("out.w")
     ),
     "count": Program(COUNT, _count_args(0), 120, lambda _, out: out.count("\nclock "), _digest),
     "stale": Program(COUNT, _count_args(3), 120, lambda _, out: out.count("\nclock "), _counted),
