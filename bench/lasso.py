@@ -257,12 +257,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="smaller data")
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller data, each once, the first lambda, no path"
+    )
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--skip-path", action="store_true", help="single values of lambda only")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--allow-missing", action="store_true", help="missing peers are all right")
     flags = parser.parse_args()
+    ratios = RATIOS[:1] if flags.quick else RATIOS
+    if flags.quick:
+        flags.repeats, flags.skip_path = 1, True
     present = [tool for tool, name in PEERS.items() if importlib.util.find_spec(name)]
     for tool in PEERS.keys() - set(present):
         print(f"{tool}: absent")
@@ -271,13 +276,13 @@ def main() -> int:
         for data in flags.data:
             path = Path(folder) / f"{data}.npz"
             save(data, path, flags.quick)
-            for ratio in RATIOS:
+            for ratio in ratios:
                 results = {
                     tool: run(tool, path, [ratio], flags.repeats) for tool in ["diml", *present]
                 }
                 row(data, f"1/{1 / ratio:g}", results, 1.0)
-            if data == "text-large":
-                for ratio in RATIOS:
+            if data == "text-large" and not flags.quick:
+                for ratio in ratios:
                     ranks_row(data, path, [ratio], flags.repeats)
             if not flags.skip_path:
                 results = {tool: run(tool, path, path_ratios, 1) for tool in ["diml", *present]}

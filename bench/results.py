@@ -2,9 +2,10 @@
 
     python bench/results.py [--full]
 
-Runs every other bench/*.py with `--quick --allow-missing`, as far as it takes these, one after the
-other, each for 90 seconds at most; with --full without them, and for as long as it takes. Exits
-with 1 if a benchmark could not measure. The medians and the ratios are the scripts' own.
+Runs every other bench/*.py, but those that a benchmark starts (*_parts.py), with `--quick
+--allow-missing`, as far as it takes these, one after the other, each for 90 seconds at most; with
+--full without them, and for as long as it takes. Exits with 1 if a benchmark could not measure.
+The medians and the ratios are the scripts' own.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def main() -> None:
     sections, fine = [], True
     about = machine()
     for script in sorted(FOLDER.glob("*.py")):
-        if script.name == Path(__file__).name:
+        if script.name == Path(__file__).name or script.stem.endswith("_parts"):
             continue
         print(f"== {script.name}", flush=True)
         measured, text = measure(script, flags.full)
