@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from diml.jobs.account import Server as PacedServer
 from diml.jobs.account import SharedPace
 from diml.jobs.mf_course import Course
 from diml.jobs.mf_data import Block, Facts, Share
@@ -36,13 +37,9 @@ def no_event(what: str, **fields: Any) -> None:
     """Write nothing: there is no event log."""
 
 
-class Server(Protocol):
+class Server(PacedServer, Protocol):
     """What training needs of the parameter server (`diml.ps`)."""
 
-    @property
-    def worker(self) -> int: ...
-    @property
-    def workers(self) -> int: ...
     @property
     def clock_now(self) -> int: ...
     @property
