@@ -54,7 +54,7 @@ def test_a_model_that_is_newer_than_the_rows_is_refused(tmp_path: Path) -> None:
         "DIML_CHECKPOINT_EVERY": "0.01",
     }
     run_mpi(3, PROGRAM, args=["--fail-at", 20], env=env, timeout_s=60)
-    for manifest in (tmp_path / "ps").glob("*/*.json"):
+    for manifest in (tmp_path / "ps").glob("*/rank-*.json"):
         manifest.unlink()
     refused = run_mpi(3, PROGRAM, env=env, timeout_s=60)
     assert refused.returncode == 2, refused.report()
