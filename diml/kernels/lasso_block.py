@@ -6,15 +6,13 @@ of coordinate descent"), kept only where it lowers the objective. The duality ga
 taken from the residual; a ridge counts there as rows √μ·I below X̃ whose response is 0, so that
 c_j = x̃_jᵀr − μβ_j.
 
-A block is held in one of three forms, told by `form`:
-  SPARSE  packed columns (indptr, indices, values), means kept apart: r stays uncentred and `shift`
-          is its mean, so x̃_jᵀr = x_jᵀr − n m_j shift; m_j = 0 without centring;
-  DENSE   `dense` is (k, n), one centred column a row;
-  GRAM    `dense` is X̃ᵀX̃ (k, k); `r` holds the correlations c = X̃ᵀr instead of the residual.
+`r` is the residual; where a block is held as its inner products, it is the correlations c = X̃ᵀr.
 Knows nothing of ranks, files, or columns outside the block.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -26,28 +24,63 @@ SPARSE, DENSE, GRAM = 0, 1, 2
 HISTORY = 5  # sweeps between two extrapolations
 _MATH = {"reassoc", "contract", "arcp", "nsz"}
 
+_NO_INTS, _NO_ROWS = np.empty(0, np.int64), np.empty(0, np.int32)
+_NO_FLOATS, _NO_DENSE = np.empty(0), np.empty((0, 0))
 
-@numba.njit(cache=True, nogil=True, fastmath=_MATH)
-def column_dot(
-    form: int,
+
+class Block(NamedTuple):
+    """Columns of X̃ for the kernels, k of them, in the form that `form` tells.
+
+    Attributes:
+        form: SPARSE: packed columns, means kept apart: r stays uncentred and `shift` is its mean,
+            so x̃_jᵀr = x_jᵀr − n m_j shift. DENSE: centred columns. GRAM: inner products.
+        indptr, indices, values: of the packed columns: (k + 1,), (m,), (m,).
+        mean: m_j (k,) of the packed columns; 0 without centring.
+        dense: (k, n), one column a row; or X̃ᵀX̃ (k, k).
+        square: ‖x̃_j‖², (k,).
+    """
+
+    form: int
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    values: Floats
+    mean: Floats
+    dense: Floats
+    square: Floats
+
+
+def sparse_block(
     indptr: NDArray[np.int64],
     indices: NDArray[np.int32],
     values: Floats,
-    mean: Floats,
-    dense: Floats,
-    r: Floats,
-    shift: float,
-    j: int,
-) -> float:
+    mean: Floats = _NO_FLOATS,
+    square: Floats = _NO_FLOATS,
+) -> Block:
+    """A block of packed columns."""
+    return Block(SPARSE, indptr, indices, values, mean, _NO_DENSE, square)
+
+
+def dense_block(columns: Floats, square: Floats = _NO_FLOATS) -> Block:
+    """A block of centred columns, (k, n)."""
+    return Block(DENSE, _NO_INTS, _NO_ROWS, _NO_FLOATS, _NO_FLOATS, columns, square)
+
+
+def gram_block(gram: Floats, square: Floats) -> Block:
+    """A block of which only the inner products, (k, k), are known."""
+    return Block(GRAM, _NO_INTS, _NO_ROWS, _NO_FLOATS, _NO_FLOATS, gram, square)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=_MATH)
+def column_dot(block: Block, r: Floats, shift: float, j: int) -> float:
     """x̃_jᵀ r."""
     dot = 0.0
-    if form == SPARSE:
-        for k in range(indptr[j], indptr[j + 1]):
-            dot += values[k] * r[indices[k]]
-        return dot - len(r) * float(mean[j]) * shift
-    if form == GRAM:
+    if block.form == SPARSE:
+        for k in range(block.indptr[j], block.indptr[j + 1]):
+            dot += block.values[k] * r[block.indices[k]]
+        return dot - len(r) * float(block.mean[j]) * shift
+    if block.form == GRAM:
         return float(r[j])
-    row = dense[j]
+    row = block.dense[j]
     for i in range(len(r)):
         dot += row[i] * r[i]
     return dot
@@ -55,23 +88,18 @@ def column_dot(
 
 @numba.njit(cache=True, nogil=True, fastmath=_MATH)
 def subtract_column(
-    form: int,
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: Floats,
-    mean: Floats,
-    dense: Floats,
+    block: Block,
     r: Floats,
     shift: float,
     j: int,
     step: float,
 ) -> float:
     """r −= step · x̃_j (in GRAM form: c −= step · X̃ᵀx̃_j). Returns the new shift."""
-    if form == SPARSE:
-        for k in range(indptr[j], indptr[j + 1]):
-            r[indices[k]] -= step * values[k]
-        return shift - step * float(mean[j])
-    row = dense[j]
+    if block.form == SPARSE:
+        for k in range(block.indptr[j], block.indptr[j + 1]):
+            r[block.indices[k]] -= step * block.values[k]
+        return shift - step * float(block.mean[j])
+    row = block.dense[j]
     for i in range(len(r)):
         r[i] -= step * row[i]
     return shift
@@ -79,13 +107,7 @@ def subtract_column(
 
 @numba.njit(cache=True, nogil=True)
 def _sweep(
-    form: int,
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: Floats,
-    mean: Floats,
-    dense: Floats,
-    square: Floats,
+    block: Block,
     bound: float,
     ridge: float,
     beta: Floats,
@@ -97,22 +119,20 @@ def _sweep(
     visits = 0
     for j in range(len(beta)):
         old = beta[j]
-        if square[j] == 0.0 or (only_active and old == 0.0):
+        if block.square[j] == 0.0 or (only_active and old == 0.0):
             continue
         visits += 1
-        push = column_dot(form, indptr, indices, values, mean, dense, r, shift, j)
-        push += square[j] * old
+        push = column_dot(block, r, shift, j)
+        push += block.square[j] * old
         if push > bound:
-            new = (push - bound) / (square[j] + ridge)
+            new = (push - bound) / (block.square[j] + ridge)
         elif push < -bound:
-            new = (push + bound) / (square[j] + ridge)
+            new = (push + bound) / (block.square[j] + ridge)
         else:
             new = 0.0
         if new != old:
             beta[j] = new
-            shift = subtract_column(
-                form, indptr, indices, values, mean, dense, r, shift, j, new - old
-            )
+            shift = subtract_column(block, r, shift, j, new - old)
     return shift, visits
 
 
@@ -183,7 +203,7 @@ def _extrapolate(history: Floats, out: Floats) -> bool:
 
 @numba.njit(cache=True, nogil=True)
 def _half_square(
-    form: int,
+    block: Block,
     r: Floats,
     shift: float,
     ridge: float,
@@ -193,7 +213,7 @@ def _half_square(
     square0: float,
 ) -> float:
     """½‖r‖² + ½μ‖β‖². In GRAM form ‖r‖² = ‖r₀‖² − (β − β₀)ᵀ(c₀ + c)."""
-    if form == GRAM:
+    if block.form == GRAM:
         total = square0
         for j in range(len(beta)):
             total -= (beta[j] - start[j]) * (c0[j] + r[j])
@@ -210,12 +230,7 @@ def _half_square(
 
 @numba.njit(cache=True, nogil=True)
 def _move(
-    form: int,
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: Floats,
-    mean: Floats,
-    dense: Floats,
+    block: Block,
     beta: Floats,
     goal: Floats,
     r: Floats,
@@ -229,18 +244,13 @@ def _move(
         step = goal[j] - beta[j]
         if step != 0.0:
             visits += 1
-            shift = subtract_column(form, indptr, indices, values, mean, dense, r, shift, j, step)
+            shift = subtract_column(block, r, shift, j, step)
     return shift, l1, visits
 
 
 @numba.njit(cache=True, nogil=True)
 def _gap(
-    form: int,
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: Floats,
-    mean: Floats,
-    dense: Floats,
+    block: Block,
     bound: float,
     ridge: float,
     half: float,
@@ -253,7 +263,7 @@ def _gap(
     top = 0.0
     beta_c = 0.0
     for j in range(len(beta)):
-        c = column_dot(form, indptr, indices, values, mean, dense, r, shift, j) - ridge * beta[j]
+        c = column_dot(block, r, shift, j) - ridge * beta[j]
         top = max(top, abs(c))
         beta_c += beta[j] * c
     s = min(1.0, bound / top) if top > 0.0 else 1.0
@@ -264,13 +274,7 @@ def _gap(
 
 @numba.njit(cache=True, nogil=True)
 def solve_block(
-    form: int,
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: Floats,
-    mean: Floats,
-    dense: Floats,
-    square: Floats,
+    block: Block,
     bound: float,
     ridge: float,
     tol: float,
@@ -284,43 +288,35 @@ def solve_block(
 
     A cycle is a sweep over all columns, `history_length` (HISTORY, or 0) over the non-zero ones, an
     extrapolation, and the gap. `beta` (k,) and `r` ((n,), in GRAM form (k,)) are updated in place;
-    `square` is ‖x̃_j‖², `square0` ‖r‖² at the start (for GRAM). Returns (gap, shift, visits,
+    `square0` is ‖r‖² at the start (for GRAM). Returns (gap, shift, visits,
     sweeps); the caller subtracts `shift` from r.
     """
     k, shift, visits, sweeps = len(beta), 0.0, 0, 0
     start, trial = beta.copy(), np.empty(len(r))
-    c0 = r.copy() if form == GRAM else np.empty(0)
+    c0 = r.copy() if block.form == GRAM else np.empty(0)
     history, candidate = np.empty((HISTORY + 1, k)), np.empty(k)
     while True:
-        shift, seen = _sweep(
-            form, indptr, indices, values, mean, dense, square, bound, ridge, beta, r, shift, False
-        )
+        shift, seen = _sweep(block, bound, ridge, beta, r, shift, False)
         visits += seen
         history[0] = beta
         for h in range(history_length):
-            shift, seen = _sweep(
-                form, indptr, indices, values, mean, dense, square, bound, ridge,
-                beta, r, shift, True,
-            )  # fmt: skip
+            shift, seen = _sweep(block, bound, ridge, beta, r, shift, True)
             visits += seen
             history[h + 1] = beta
         sweeps += history_length + 1
-        half, l1 = _half_square(form, r, shift, ridge, beta, start, c0, square0), np.abs(beta).sum()
+        half = _half_square(block, r, shift, ridge, beta, start, c0, square0)
+        l1 = np.abs(beta).sum()
         if history_length == HISTORY and _extrapolate(history, candidate):
             trial[:] = r
-            trial_shift, trial_l1, seen = _move(
-                form, indptr, indices, values, mean, dense, beta, candidate, trial, shift
-            )
+            trial_shift, trial_l1, seen = _move(block, beta, candidate, trial, shift)
             visits += seen
             trial_half = _half_square(
-                form, trial, trial_shift, ridge, candidate, start, c0, square0
+                block, trial, trial_shift, ridge, candidate, start, c0, square0
             )
             if trial_half + bound * trial_l1 < half + bound * l1:
                 beta[:], r[:] = candidate, trial
                 shift, half, l1 = trial_shift, trial_half, trial_l1
         visits += k
-        gap = _gap(
-            form, indptr, indices, values, mean, dense, bound, ridge, half, l1, beta, r, shift
-        )
+        gap = _gap(block, bound, ridge, half, l1, beta, r, shift)
         if gap <= tol or sweeps >= sweeps_max or not np.isfinite(gap):
             return gap, shift, visits, sweeps

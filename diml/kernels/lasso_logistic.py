@@ -1,8 +1,8 @@
 """Logistic loss over one block of columns: proximal Newton steps by coordinate descent.
 
 Minimises Σ log(1 + exp(−t_i z_i)) + Λ‖β‖₁ + ½μ‖β‖² with z = Xβ + b and labels t_i = ±1 (Yuan, Ho &
-Lin 2012, "An improved GLMNET for l1-regularized logistic regression"). Forms of a block as in
-`lasso_block`, but columns are used as they are stored: b takes up any shift of them.
+Lin 2012, "An improved GLMNET for l1-regularized logistic regression"). Columns are used as they are
+stored, without means: b takes up any shift of them.
 Knows nothing of ranks, files, or columns outside the block.
 """
 
@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from diml.kernels.lasso_block import SPARSE
+from diml.kernels.lasso_block import SPARSE, Block
 
 Floats = NDArray[np.float64]
 
@@ -75,11 +75,7 @@ def logistic_dual(r: Floats, s: float) -> float:
 
 @numba.njit(cache=True, nogil=True)
 def _weighted(
-    form: int,
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: Floats,
-    dense: Floats,
+    block: Block,
     r: Floats,
     weight: Floats,
     j: int,
@@ -87,12 +83,12 @@ def _weighted(
     """(x_jᵀr, Σ w x_j²)."""
     dot = 0.0
     curve = 0.0
-    if form == SPARSE:
-        for k in range(indptr[j], indptr[j + 1]):
-            dot += values[k] * r[indices[k]]
-            curve += weight[indices[k]] * values[k] * values[k]
+    if block.form == SPARSE:
+        for k in range(block.indptr[j], block.indptr[j + 1]):
+            dot += block.values[k] * r[block.indices[k]]
+            curve += weight[block.indices[k]] * block.values[k] * block.values[k]
         return dot, curve
-    row = dense[j]
+    row = block.dense[j]
     for i in range(len(r)):
         dot += row[i] * r[i]
         curve += weight[i] * row[i] * row[i]
@@ -101,23 +97,19 @@ def _weighted(
 
 @numba.njit(cache=True, nogil=True)
 def _slope(
-    form: int,
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: Floats,
-    dense: Floats,
+    block: Block,
     weight: Floats,
     v: Floats,
     j: int,
 ) -> float:
     """Σ w x_j v."""
     dot = 0.0
-    if form == SPARSE:
-        for k in range(indptr[j], indptr[j + 1]):
-            i = indices[k]
-            dot += weight[i] * values[k] * v[i]
+    if block.form == SPARSE:
+        for k in range(block.indptr[j], block.indptr[j + 1]):
+            i = block.indices[k]
+            dot += weight[i] * block.values[k] * v[i]
         return dot
-    row = dense[j]
+    row = block.dense[j]
     for i in range(len(v)):
         dot += weight[i] * row[i] * v[i]
     return dot
@@ -125,32 +117,24 @@ def _slope(
 
 @numba.njit(cache=True, nogil=True)
 def _shift(
-    form: int,
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: Floats,
-    dense: Floats,
+    block: Block,
     v: Floats,
     j: int,
     step: float,
 ) -> None:
     """v += step · x_j."""
-    if form == SPARSE:
-        for k in range(indptr[j], indptr[j + 1]):
-            v[indices[k]] += step * values[k]
+    if block.form == SPARSE:
+        for k in range(block.indptr[j], block.indptr[j + 1]):
+            v[block.indices[k]] += step * block.values[k]
         return
-    row = dense[j]
+    row = block.dense[j]
     for i in range(len(v)):
         v[i] += step * row[i]
 
 
 @numba.njit(cache=True, nogil=True)
 def _newton_step(
-    form: int,
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: Floats,
-    dense: Floats,
+    block: Block,
     bound: float,
     ridge: float,
     intercept: bool,
@@ -180,14 +164,14 @@ def _newton_step(
             visits += 1
             h = curve[j] + ridge
             g = c[j] - ridge * goal[j]
-            g -= _slope(form, indptr, indices, values, dense, weight, v, j)
+            g -= _slope(block, weight, v, j)
             push = g + h * goal[j]
             new = math.copysign(max(abs(push) - bound, 0.0), push) / h
             step = new - goal[j]
             if step != 0.0:
                 goal[j] = new
                 moved += h * step * step
-                _shift(form, indptr, indices, values, dense, v, j, step)
+                _shift(block, v, j, step)
         if intercept and curve_b > 0.0:
             dot = 0.0
             for i in range(len(v)):
@@ -239,11 +223,7 @@ def _search(
 
 @numba.njit(cache=True, nogil=True)
 def solve_logistic(
-    form: int,
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: Floats,
-    dense: Floats,
+    block: Block,
     t: Floats,
     bound: float,
     ridge: float,
@@ -270,7 +250,7 @@ def solve_logistic(
             weight[i] = abs(r[i]) * (1.0 - abs(r[i]))
         top, square, l1, outside = 0.0, 0.0, 0.0, (r * z).sum()
         for j in range(k):
-            c[j], curve[j] = _weighted(form, indptr, indices, values, dense, r, weight, j)
+            c[j], curve[j] = _weighted(block, r, weight, j)
             top = max(top, abs(c[j] - ridge * beta[j]))
             outside -= beta[j] * c[j]
             square += beta[j] * beta[j]
@@ -285,8 +265,7 @@ def solve_logistic(
         if gap <= tol or stalled == _PATIENCE or not np.isfinite(gap):
             break
         visits += _newton_step(
-            form, indptr, indices, values, dense, bound, ridge, intercept,
-            r, weight, c, curve, beta, goal, v,
+            block, bound, ridge, intercept, r, weight, c, curve, beta, goal, v
         )  # fmt: skip
         length = _search(t, bound, ridge, primal, beta, goal, r, z, v, trial, ahead)
         if length == 0.0:

@@ -1,6 +1,6 @@
 """One step of the published policies: a packed block of columns, updated once each.
 
-Knows nothing of ranks or of how the block was picked. Forms of a block as in `lasso_block`.
+Knows nothing of ranks or of how the block was picked.
 """
 
 from __future__ import annotations
@@ -9,20 +9,14 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from diml.kernels.lasso_block import column_dot, subtract_column
+from diml.kernels.lasso_block import Block, column_dot, subtract_column
 
 Floats = NDArray[np.float64]
 
 
 @numba.njit(cache=True, nogil=True)
 def step_block(
-    form: int,
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: Floats,
-    mean: Floats,
-    dense: Floats,
-    square: Floats,
+    block: Block,
     bound: float,
     ridge: float,
     sequential: bool,
@@ -38,22 +32,18 @@ def step_block(
     shift = 0.0
     step = np.zeros(k)
     for j in range(k):
-        if square[j] == 0.0:
+        if block.square[j] == 0.0:
             continue
-        push = column_dot(form, indptr, indices, values, mean, dense, r, shift, j)
-        push += square[j] * beta[j]
-        new = np.sign(push) * max(abs(push) - bound, 0.0) / (square[j] + ridge)
+        push = column_dot(block, r, shift, j)
+        push += block.square[j] * beta[j]
+        new = np.sign(push) * max(abs(push) - bound, 0.0) / (block.square[j] + ridge)
         step[j] = new - beta[j]
         if sequential and step[j] != 0.0:
             beta[j] = new
-            shift = subtract_column(
-                form, indptr, indices, values, mean, dense, r, shift, j, step[j]
-            )
+            shift = subtract_column(block, r, shift, j, step[j])
     if not sequential:
         for j in range(k):
             if step[j] != 0.0:
                 beta[j] += step[j]
-                shift = subtract_column(
-                    form, indptr, indices, values, mean, dense, r, shift, j, step[j]
-                )
+                shift = subtract_column(block, r, shift, j, step[j])
     return shift

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diml.kernels import lasso as passes
-from diml.kernels.lasso_block import DENSE, GRAM, HISTORY, SPARSE, solve_block
+from diml.kernels.lasso_block import HISTORY, dense_block, gram_block, solve_block, sparse_block
 from diml.strads.products import Products
 from diml.strads.store import Store
 
@@ -27,11 +27,6 @@ _ROWS_PER_COLUMN_FOR_GRAM = 10
 _SHARPER = 0.1  # the inner minimisation goes to this part of the block's goal
 _COVERED = 0.9  # of the non-zero columns: from here on data are swept only once a cycle
 _VISITS_MAX = 100_000  # of each column
-
-_NO_INTS = np.empty(0, np.int64)
-_NO_ROWS = np.empty(0, np.int32)
-_NO_FLOATS = np.empty(0)
-_NO_DENSE = np.empty((0, 0))
 
 
 class Penalty(NamedTuple):
@@ -77,22 +72,8 @@ def solve(
         gram = store.gram_block(slots)
         visits = solve_products(gram, store.square[slots], penalty, tol, square0, beta, c)
         return Spent(visits, visits * k, 0)
-    _, _, visits, _ = solve_block(
-        DENSE,
-        _NO_INTS,
-        _NO_ROWS,
-        _NO_FLOATS,
-        _NO_FLOATS,
-        store.dense_block(slots),
-        store.square[slots],
-        *penalty,
-        tol,
-        _SWEEPS_MAX,
-        HISTORY,
-        0.0,
-        beta,
-        r,
-    )
+    columns = dense_block(store.dense_block(slots), store.square[slots])
+    _, _, visits, _ = solve_block(columns, *penalty, tol, _SWEEPS_MAX, HISTORY, 0.0, beta, r)
     return Spent(int(visits), int(visits) * store.rows, int(visits) * store.rows)
 
 
@@ -106,22 +87,8 @@ def solve_products(
     c: Floats,
 ) -> int:
     """Minimise over columns of which only inner products are used. Returns the column visits."""
-    _, _, visits, _ = solve_block(
-        GRAM,
-        _NO_INTS,
-        _NO_ROWS,
-        _NO_FLOATS,
-        _NO_FLOATS,
-        gram,
-        square,
-        *penalty,
-        tol,
-        _SWEEPS_MAX,
-        HISTORY,
-        square0,
-        beta,
-        c,
-    )
+    inner = gram_block(gram, square)
+    _, _, visits, _ = solve_block(inner, *penalty, tol, _SWEEPS_MAX, HISTORY, square0, beta, c)
     return int(visits)
 
 
@@ -137,6 +104,7 @@ def _solve_sparse(
     slots = store.slots(ids)
     mean, square = store.mean[slots], store.square[slots]
     indptr, indices, values = store.sparse_block(slots)
+    columns = sparse_block(indptr, indices, values, mean, square)
     known = products.holds(ids)
     each = len(values) // max(len(ids), 1) + 1
     visits = touched = swept = 0
@@ -162,22 +130,8 @@ def _solve_sparse(
             visits += seen + 2 * len(some)
             touched += seen * len(some)
             swept += 2 * len(some) * each
-        gap, shift, swept_columns, _ = solve_block(
-            SPARSE,
-            indptr,
-            indices,
-            values,
-            mean,
-            _NO_DENSE,
-            square,
-            *penalty,
-            tol,
-            1,
-            0 if covered else HISTORY,
-            0.0,
-            beta,
-            r,
-        )
+        history = 0 if covered else HISTORY
+        gap, shift, swept_columns, _ = solve_block(columns, *penalty, tol, 1, history, 0.0, beta, r)
         visits += int(swept_columns)
         swept += int(swept_columns) * each
         over = gap <= tol or not np.isfinite(gap) or visits > _VISITS_MAX * len(ids)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diml.errors import DimlError
-from diml.kernels.lasso_block import DENSE, SPARSE
+from diml.kernels.lasso_block import dense_block, sparse_block
 from diml.kernels.lasso_step import step_block
 from diml.strads.block import Penalty
 from diml.strads.lasso_base import LassoBase
@@ -161,22 +161,9 @@ class LassoBlocks(LassoBase):
 
 def _step(batch: Batch, penalty: Penalty, sequential: bool, beta: Floats, r: Floats) -> float:
     packed = batch.packed
-    indptr = np.concatenate([[0], np.cumsum(packed.lengths)])
-    form, dense, values = SPARSE, np.empty((0, 0)), packed.values
-    indices = packed.indices
-    if indices is None:
-        form, dense, values, indices = DENSE, packed.values, np.empty(0), np.empty(0, np.int32)
-    shift = step_block(
-        form,
-        indptr,
-        indices,
-        values,
-        batch.mean,
-        dense,
-        batch.square,
-        *penalty,
-        sequential,
-        beta,
-        r,
-    )
-    return float(shift)
+    if packed.indices is None:
+        columns = dense_block(packed.values, batch.square)
+    else:
+        indptr = np.concatenate([[0], np.cumsum(packed.lengths)])
+        columns = sparse_block(indptr, packed.indices, packed.values, batch.mean, batch.square)
+    return float(step_block(columns, *penalty, sequential, beta, r))

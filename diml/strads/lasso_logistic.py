@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diml.errors import Misuse
-from diml.kernels.lasso_block import DENSE, SPARSE
+from diml.kernels.lasso_block import dense_block, sparse_block
 from diml.kernels.lasso_logistic import (
     best_intercept,
     logistic_dual,
@@ -25,11 +25,6 @@ from diml.kernels.lasso_logistic import (
 )
 from diml.strads.lasso_problem import Certificate, Floats, Integers, centre
 from diml.strads.lasso_program import LassoProgram
-
-_NO_INTS = np.empty(0, np.int64)
-_NO_ROWS = np.empty(0, np.int32)
-_NO_FLOATS = np.empty(0)
-_NO_DENSE = np.empty((0, 0))
 
 
 class LassoLogistic(LassoProgram):
@@ -92,13 +87,10 @@ class LassoLogistic(LassoProgram):
         store, slots = self._store, self._store.slots(block)
         z = self._z.copy()
         if store.sparse:
-            form, parts, dense = SPARSE, store.sparse_block(slots), _NO_DENSE
+            columns = sparse_block(*store.sparse_block(slots))
         else:
-            form, parts = DENSE, (_NO_INTS, _NO_ROWS, _NO_FLOATS)
-            dense = store.dense_block(slots)
-        _, visits = solve_logistic(
-            form, *parts, dense, self._t, *self._penalty, self._intercept, goal, beta, z
-        )
+            columns = dense_block(store.dense_block(slots))
+        _, visits = solve_logistic(columns, self._t, *self._penalty, self._intercept, goal, beta, z)
         return np.array([visits, visits * (store.entries // max(len(store.ids), 1) + 1), 0, 1])
 
 
