@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from diml.checkpoint import codec
+from diml.checkpoint.codec import Bytes
 from diml.checkpoint.durable import Vault
-from diml.checkpoint.shard import Bytes, Identity, Manifest
+from diml.checkpoint.manifest import Identity, Manifest
 from diml.world import marker, node_memory
 
 # What is promised: the rate of a plain write, and what the training loop may lose.

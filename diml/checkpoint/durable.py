@@ -12,7 +12,6 @@ all processes are known to have written, and belongs to this job.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import queue
@@ -20,45 +19,37 @@ import sys
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from diml.checkpoint.shard import (
-    Bytes,
-    Identity,
-    Manifest,
-    check_file,
-    data_path,
-    folder_order,
-    local_name,
-    local_owner,
-    manifest_path,
-    read_manifest,
-    read_piece,
-    recycle,
-    write_shard,
-)
-from diml.errors import CorruptState, Misuse
+from diml.checkpoint.codec import Bytes
+from diml.checkpoint.disk import Disk
+from diml.checkpoint.manifest import Found, Identity, Manifest, Order, local_name, local_owner
+from diml.checkpoint.slots import Slots
+from diml.errors import Misuse
 
 # Where ranks keep all cores busy, the caller waits some milliseconds for a thread that it wakes to
 # get a core and give the interpreter back. So much is written to memory in less.
 _AT_ONCE_BYTES = 8 << 20
 
-Order = tuple[int, int, str]
-"""(attempt, version, run): the greatest is the newest."""
 
+class Medium(Protocol):
+    """Where the versions of one process lie: `Disk` or `Slots`."""
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A shard that lies in a directory, or a bad one.
+    def write(
+        self, manifest: Manifest, states: Mapping[str, Bytes], stay: Sequence[Order] | None
+    ) -> None:
+        """Write this rank's part; what is older than all of `stay` may go. Raises OSError."""
 
-    `problem` says what is wrong with a shard that cannot be used; `manifest` may then be missing.
-    """
+    def listed(self) -> list[Path]:
+        """What there is to look at."""
 
-    order: Order
-    manifest: Manifest | None
-    problem: str = ""
+    def found(self, path: Path) -> Found | None:
+        """What one of these is, checked but for the bytes of its states; None if it is empty."""
+
+    def read(self, manifest: Manifest, name: str) -> Bytes:
+        """One encoded state, all of it checked. Raises CorruptState, naming the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,27 +106,29 @@ class Vault:
         written: newest version of this run whose files this process has brought to the disk.
     """
 
-    def __init__(self, directory: Path, run: str, *, keep: int = 2, sync: bool = True) -> None:
+    def __init__(
+        self, directory: Path, run: str, *, keep: int = 2, in_memory: bool = False
+    ) -> None:
         """Make the directory if it is not there.
 
         Args:
             run: the run's name, the same on all its processes.
-            keep: how many whole versions stay.
-            sync: wait for the disk. False where the directory is memory, which gets plain files.
+            keep: how many whole versions stay; one in memory.
+            in_memory: the directory is in the memory of the node.
 
         Raises Misuse if the directory cannot be made or written.
         """
         self.directory = directory
         self.written = 0
         self._run = run
-        self._keep = keep
-        self._sync = sync
+        self._keep = 1 if in_memory else keep
+        self._in_memory = in_memory
+        self._medium: Medium = (Slots if in_memory else Disk)(directory, run)
         self._thread: threading.Thread | None = None
         self._work: queue.SimpleQueue[tuple[Manifest, dict[str, Bytes]] | None]
         self._idle = threading.Event()
         self._idle.set()
         self._whole: list[Order] = []
-        self._cleared: set[str] = set()
         try:
             # One by one: `parents=True` would leave those above open to all.
             missing = [path for path in (directory, *directory.parents) if not path.exists()]
@@ -160,7 +153,7 @@ class Vault:
         on stderr, not the job.
         """
         assert not self.busy, "a version is still being written"
-        if not self._sync and sum(data.nbytes for data in states.values()) <= _AT_ONCE_BYTES:
+        if self._in_memory and sum(data.nbytes for data in states.values()) <= _AT_ONCE_BYTES:
             self._write(manifest, states)
             return
         self._idle.clear()
@@ -193,11 +186,9 @@ class Vault:
             del offered  # or the states stay until the next version
 
     def _write(self, manifest: Manifest, states: Mapping[str, Bytes]) -> None:
-        manifest = replace(manifest, plain=not self._sync)
+        stay = list(self._whole) if len(self._whole) >= self._keep else None
         try:
-            if states:
-                write_shard(self.directory, manifest, states, sync=self._sync)
-            self._remove_old(manifest)
+            self._medium.write(manifest, states, stay)
         except OSError as error:
             path = error.filename or self.directory
             text = f"checkpoint of version {manifest.version} not written: {path}: {error.strerror}"
@@ -211,46 +202,14 @@ class Vault:
         if order not in self._whole:
             self._whole = sorted([*self._whole, order])[-self._keep :]
 
-    def _remove_old(self, manifest: Manifest) -> None:
-        """Delete this rank's files of versions older than those that stay."""
-        if len(self._whole) < self._keep:
-            return
-        whole = list(self._whole)
-        for folder in self.directory.iterdir():
-            order = folder_order(folder.name)
-            if order is None or order >= whole[0]:
-                continue
-            if order[2] == self._run:
-                # By name: each rank looking through all ranks' files would be quadratic.
-                gone = replace(manifest, attempt=order[0], version=order[1])
-                for path in (manifest_path(self.directory, gone), data_path(self.directory, gone)):
-                    if gone.plain and path.suffix != ".json":
-                        recycle(self.directory, gone)
-                    path.unlink(missing_ok=True)
-                    path.with_name("." + path.name).unlink(missing_ok=True)
-            elif folder.name not in self._cleared:
-                _clear(folder, manifest.rank, manifest.size, manifest.identity)
-                self._cleared.add(folder.name)
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-
     # Reading ---------------------------------------------------------------------------------
-
-    def listed(self) -> list[Path]:
-        """What there is to look at: manifests, and versions' directories that have none."""
-        paths: list[Path] = []
-        for folder in sorted(self.directory.iterdir()):
-            if folder_order(folder.name) is not None and folder.is_dir():
-                own = folder.stat().st_uid == os.geteuid()
-                paths += (sorted(folder.glob("rank-*.json")) if own else []) or [folder]
-        return paths
 
     def view(self) -> str:
         """Fingerprint of what `listed` gives: equal for processes that see one directory.
 
         Different directories with an equal one hold the same shards of the same run.
         """
-        names = (str(path.relative_to(self.directory)) for path in self.listed())
+        names = (str(path.relative_to(self.directory)) for path in self._medium.listed())
         return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
     def found(self, part: int = 0, parts: int = 1) -> list[Found]:
@@ -258,50 +217,25 @@ class Vault:
 
         Processes that see the same directory each look at one part of it.
         """
-        return [self._found_one(path) for path in self.listed()[part::parts]]
-
-    def _found_one(self, path: Path) -> Found:
-        if (order := folder_order(path.name)) is not None:
-            own = path.stat().st_uid == os.geteuid()
-            why = "no manifest" if own else "belongs to another user"
-            return Found(order, None, f"{path}: {why}")
-        order = folder_order(path.parent.name)
-        assert order is not None
-        manifest = None
-        try:
-            manifest = read_manifest(path)
-            if path != manifest_path(self.directory, manifest):
-                raise CorruptState(f"{path}: tells of {manifest.folder}, rank {manifest.rank}")
-            check_file(self.directory, manifest)
-        except CorruptState as error:
-            return Found(order, manifest, str(error))
-        return Found(order, manifest)
+        shards = (self._medium.found(path) for path in self._medium.listed()[part::parts])
+        return [shard for shard in shards if shard is not None]
 
     def read(self, manifest: Manifest, name: str) -> Bytes:
         """One encoded state of a shard that was found, all of it checked.
 
         Raises CorruptState, naming the file.
         """
-        return read_piece(self.directory, manifest, name)
+        return self._medium.read(manifest, name)
 
 
-def _clear(folder: Path, rank: int, size: int, identity: Identity) -> None:
-    """Delete a rank's share of an earlier run's files, if that run was of this job."""
-    for path in sorted(folder.iterdir(), reverse=True):
-        # Of a run on more ranks, each present one clears away its share.
-        number = path.name.lstrip(".").removeprefix("rank-").partition(".")[0]
-        if number.isdigit() and int(number) % size == rank and _ours(path, identity):
-            path.unlink(missing_ok=True)
-
-
-def _ours(path: Path, identity: Identity) -> bool:
-    """Whether a file may be deleted: its manifest is this job's, or it has none."""
-    manifest = path.with_name(path.name.lstrip(".")).with_suffix(".json")
-    if not manifest.exists():
-        return True
-    with contextlib.suppress(CorruptState):
-        return not identity.difference(read_manifest(manifest).identity)
-    return False
+def any_in(directory: Path, in_memory: bool) -> bool:
+    """Whether there is a checkpoint, or a part of one, that looks sound."""
+    medium: Medium = (Slots if in_memory else Disk)(directory, "")
+    try:
+        shards = (medium.found(path) for path in medium.listed())
+        return any(shard is not None and not shard.problem for shard in shards)
+    except OSError:
+        return False
 
 
 def look(

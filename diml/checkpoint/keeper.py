@@ -17,7 +17,6 @@ interrupted by a repair is dropped by all, and asked for again at the next check
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
 import threading
@@ -30,8 +29,17 @@ from types import FrameType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from diml.checkpoint import codec
-from diml.checkpoint.durable import Candidate, Shelf, Vault, choose, look, next_attempt
-from diml.checkpoint.shard import Bytes, Identity, Manifest, folder_order, local_name
+from diml.checkpoint.codec import Bytes
+from diml.checkpoint.durable import (
+    Candidate,
+    Shelf,
+    Vault,
+    any_in,
+    choose,
+    look,
+    next_attempt,
+)
+from diml.checkpoint.manifest import Identity, Manifest, local_name
 from diml.config import Settings
 from diml.errors import CorruptState, Misuse
 from diml.world import marker
@@ -167,11 +175,7 @@ class Keeper:
 
     def resumable(self) -> bool:
         """Whether this process sees a durable checkpoint (on its node's disk, parts of one)."""
-        folders: list[Path] = []
-        for place in self._places:
-            with contextlib.suppress(OSError):
-                folders += [path.parent for path in place.directory.glob("*/rank-*.json")]
-        return any(folder_order(folder.name) for folder in folders)
+        return any(any_in(place.directory, place.in_memory) for place in self._places)
 
     # At the start ----------------------------------------------------------------------------
 
@@ -185,7 +189,8 @@ class Keeper:
         self._vaults = []
         run, problem, views = uuid.uuid4().hex[:12], "", []
         try:
-            views = [Vault(place.directory, run).view() for place in self._places]
+            vaults = [Vault(p.directory, run, in_memory=p.in_memory) for p in self._places]
+            views = [vault.view() for vault in vaults]
         except Misuse as error:
             problem = str(error)
         said = collectives.allgather((run, problem, views))
@@ -193,8 +198,7 @@ class Keeper:
             raise Misuse(problems[0])
         self._run = said[0][0]
         for place in self._places:
-            keep = 1 if place.in_memory else self._keep
-            vault = Vault(place.directory, self._run, keep=keep, sync=not place.in_memory)
+            vault = Vault(place.directory, self._run, keep=self._keep, in_memory=place.in_memory)
             self._vaults.append(vault)
         self._shelves = look(
             collectives.allgather, rank, self._vaults, [views for _, _, views in said]

@@ -2,8 +2,7 @@
 
 Owns the two files, their names and the order in which they come to the disk. The states are
 encoded trees (`codec`): opaque bytes here, held by an HDF5 file as plain data sets of uint8, so
-that any HDF5 tool reads it; in the memory of a node, where a version lives for a moment, by a file
-of nothing else. Must not know MPI, threads, nor which versions are wanted.
+that any HDF5 tool reads it. Must not know MPI, threads, nor which versions are wanted.
 
 Invariants: a manifest appears only after the file that it tells of is whole and on the disk; a
 name is never used for other content, since it holds the attempt and the run; every byte of both
@@ -13,120 +12,26 @@ file is ever run: there is no pickle.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diml.checkpoint import codec
+from diml.checkpoint.codec import Bytes
+from diml.checkpoint.manifest import Manifest, Order, Piece, from_text, to_text
 from diml.errors import CorruptState
 
-Bytes: TypeAlias = NDArray[np.uint8]
-
-FORMAT = 2
 _FOLDER = re.compile(r"(\d{4,})-v(\d{8,})-([0-9A-Za-z]+)")
 # One write call takes at most 2 GiB; smaller pieces also let other threads run.
 _WRITE_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose checkpoint it is. Only a job with an equal one may go on from it.
-
-    Attributes:
-        program: module or script.
-        seed: the run's seed.
-        facts: what else the job has told (the fingerprint of its data, mostly), by name.
-    """
-
-    program: str
-    seed: int
-    facts: Mapping[str, str]
-
-    def difference(self, other: Identity) -> str:
-        """In words what `other`, read from a disk, has that differs; empty if nothing does."""
-        if other.program != self.program:
-            return f"it is of {other.program}, this is {self.program}"
-        if other.seed != self.seed:
-            return f"its seed is {other.seed}, this run's is {self.seed}"
-        for name in sorted({*self.facts, *other.facts}):
-            theirs, ours = other.facts.get(name, "not there"), self.facts.get(name, "not there")
-            if theirs != ours:
-                return f"its {name} is {theirs}, this run's is {ours}"
-        return ""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Where one encoded state lies in the file: its first byte, its length, its checksum."""
-
-    name: str
-    offset: int
-    nbytes: int
-    checksum: int
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a rank says of its file.
-
-    Attributes:
-        identity: whose checkpoint it is.
-        attempt: how many runs have written into these directories up to this one.
-        run: name of the run, so that two at once do not meet.
-        version: number of committed checkpoints.
-        rank, size: who wrote it, of how many.
-        uses_local: whether this version has local states.
-        plain: the file is the states one after the other, not HDF5.
-        pieces: the states in the file.
-        outline: CRC-32 of all bytes of the file that belong to no piece.
-        nbytes: length of the file.
-    """
-
-    identity: Identity
-    attempt: int
-    run: str
-    version: int
-    rank: int
-    size: int
-    uses_local: bool
-    plain: bool = False
-    pieces: tuple[Piece, ...] = ()
-    outline: int = 0
-    nbytes: int = 0
-
-    @property
-    def folder(self) -> str:
-        """Name of the directory of this version."""
-        return f"{self.attempt:04d}-v{self.version:08d}-{self.run}"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The pieces without which this version is not whole."""
-        own = (local_name(rank) for rank in range(self.size if self.uses_local else 0))
-        return frozenset(("model", *own))
-
-
-def local_name(rank: int) -> str:
-    """Name of the piece that holds a rank's local state."""
-    return f"local-{rank:05d}"
-
-
-def local_owner(name: str) -> int | None:
-    """The rank whose local state a piece holds; None if it holds none."""
-    kind, _, rank = name.partition("-")
-    return int(rank) if kind == "local" else None
-
-
-def folder_order(name: str) -> tuple[int, int, str] | None:
+def folder_order(name: str) -> Order | None:
     """(attempt, version, run) of a version's directory; None if it is none of ours."""
     match = _FOLDER.fullmatch(name)
     return None if match is None else (int(match[1]), int(match[2]), match[3])
@@ -134,8 +39,7 @@ def folder_order(name: str) -> tuple[int, int, str] | None:
 
 def data_path(directory: Path, manifest: Manifest) -> Path:
     """The file of a rank's states."""
-    suffix = "bin" if manifest.plain else "h5"
-    return directory / manifest.folder / f"rank-{manifest.rank:05d}.{suffix}"
+    return directory / manifest.folder / f"rank-{manifest.rank:05d}.h5"
 
 
 def manifest_path(directory: Path, manifest: Manifest) -> Path:
@@ -155,7 +59,7 @@ def write_shard(
 
     Args:
         states: encoded states by piece name; they must not change meanwhile.
-        sync: wait until the disk has them (not needed where the directory is memory).
+        sync: wait until the disk has them.
         reached: told of each step as it is done; tests cut the sequence there.
 
     Raises OSError if the disk refuses; what was written by then is never taken for a checkpoint.
@@ -168,20 +72,13 @@ def write_shard(
     path = data_path(directory, manifest)
     temporary = folder / f".{path.name}"
     temporary.unlink(missing_ok=True)
-    if manifest.plain:
-        pieces = _in_a_row(states)
-        with contextlib.suppress(FileNotFoundError):
-            _old_path(directory, manifest.rank).rename(temporary)
-    else:
-        pieces = _lay_out(temporary, manifest, states)
+    pieces = _lay_out(temporary, manifest, states)
     reached("file laid out")
     descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600)
     try:
         for piece in pieces:
             _write_at(descriptor, states[piece.name], piece.offset)
             reached(f"{piece.name} written")
-        if manifest.plain:
-            os.ftruncate(descriptor, sum(piece.nbytes for piece in pieces))
         if sync:
             os.fsync(descriptor)
     finally:
@@ -191,8 +88,8 @@ def write_shard(
     temporary.replace(path)
     _sync_folder(folder, sync)
     reached("file in place")
-    whole = _completed(manifest, pieces, outline, nbytes)
-    _write_text(folder / f".rank-{manifest.rank:05d}.json", _to_text(whole), sync)
+    whole = replace(manifest, pieces=pieces, outline=outline, nbytes=nbytes)
+    _write_text(folder / f".rank-{manifest.rank:05d}.json", to_text(whole), sync)
     reached("manifest written")
     (folder / f".rank-{manifest.rank:05d}.json").replace(manifest_path(directory, manifest))
     _sync_folder(folder, sync)
@@ -200,39 +97,15 @@ def write_shard(
     return whole
 
 
-def recycle(directory: Path, manifest: Manifest) -> None:
-    """Put the file of a version that is not wanted any more aside, to be written over.
-
-    Its manifest must be gone. In memory a new file costs more than what is written into it: each
-    of its pages is fetched and cleared first.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        data_path(directory, manifest).rename(_old_path(directory, manifest.rank))
-
-
-def _old_path(directory: Path, rank: int) -> Path:
-    return directory / f".old-rank-{rank:05d}.bin"
-
-
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest. Raises CorruptState, naming the file, if it is damaged or unreadable."""
     try:
         text = path.read_text(encoding="ascii")
-        content = json.loads(text)
-        body = content["checkpoint"]
-        body["identity"] = Identity(**body["identity"])
-        body["pieces"] = tuple(Piece(**piece) for piece in body["pieces"])
-        version = body.pop("format")
-        manifest = Manifest(**body)
     except OSError as error:
         raise CorruptState(f"{path}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except ValueError:
         raise CorruptState(f"{path}: not a manifest, or damaged") from None
-    if version != FORMAT:
-        raise CorruptState(f"{path}: format {version}; this DiML reads {FORMAT}")
-    if _to_text(manifest) != text:
-        raise CorruptState(f"{path}: damaged (its checksum differs)")
-    return manifest
+    return from_text(text, path)
 
 
 def check_file(directory: Path, manifest: Manifest) -> None:
@@ -251,10 +124,8 @@ def check_file(directory: Path, manifest: Manifest) -> None:
         raise CorruptState(f"{path}: {error.strerror}") from None
 
 
-def read_piece(directory: Path, manifest: Manifest, name: str) -> Bytes:
+def read_piece(path: Path, piece: Piece) -> Bytes:
     """Read one encoded state and check all of it. Raises CorruptState, naming the file."""
-    path = data_path(directory, manifest)
-    piece = next(piece for piece in manifest.pieces if piece.name == name)
     try:
         data = np.fromfile(path, np.uint8, piece.nbytes, offset=piece.offset)
     except OSError as error:
@@ -262,19 +133,10 @@ def read_piece(directory: Path, manifest: Manifest, name: str) -> Bytes:
     try:
         codec.verify(data)
     except CorruptState as error:
-        raise CorruptState(f"{path}: {name}: {error}") from None
+        raise CorruptState(f"{path}: {piece.name}: {error}") from None
     if codec.fingerprint(data) != piece.checksum:
-        raise CorruptState(f"{path}: {name}: not the state that its manifest tells of")
+        raise CorruptState(f"{path}: {piece.name}: not the state that its manifest tells of")
     return data
-
-
-def _in_a_row(states: Mapping[str, Bytes]) -> tuple[Piece, ...]:
-    """Places for the states in a file that has nothing else."""
-    ends = np.cumsum([0, *(data.size for data in states.values())]).tolist()
-    return tuple(
-        Piece(name, offset, data.size, codec.fingerprint(data))
-        for offset, (name, data) in zip(ends, states.items(), strict=False)
-    )
 
 
 def _lay_out(path: Path, manifest: Manifest, states: Mapping[str, Bytes]) -> tuple[Piece, ...]:
@@ -311,26 +173,6 @@ def _outline(path: Path, pieces: tuple[Piece, ...]) -> int:
             position = piece.offset + piece.nbytes
         file.seek(position)
         return zlib.crc32(file.read(), crc)
-
-
-def _completed(
-    manifest: Manifest, pieces: tuple[Piece, ...], outline: int, nbytes: int
-) -> Manifest:
-    return Manifest(**{**_fields(manifest), "pieces": pieces, "outline": outline, "nbytes": nbytes})
-
-
-def _to_text(manifest: Manifest) -> str:
-    """The one text of a manifest, so that any other one is a damaged one."""
-    body: dict[str, Any] = {"format": FORMAT, **_fields(manifest)}
-    facts = dict(sorted(manifest.identity.facts.items()))
-    body["identity"] = {**_fields(manifest.identity), "facts": facts}
-    body["pieces"] = [_fields(piece) for piece in manifest.pieces]
-    text = json.dumps(body)
-    return f'{{"checkpoint": {text}, "crc32": {zlib.crc32(text.encode())}}}\n'
-
-
-def _fields(value: Identity | Piece | Manifest) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__slots__}
 
 
 def _write_text(path: Path, text: str, sync: bool) -> None:

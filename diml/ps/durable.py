@@ -20,10 +20,18 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from diml.checkpoint.codec import decode, encode
-from diml.checkpoint.durable import Candidate, Shelf, Vault, choose, look, next_attempt
+from diml.checkpoint.codec import Bytes, decode, encode
+from diml.checkpoint.durable import (
+    Candidate,
+    Shelf,
+    Vault,
+    any_in,
+    choose,
+    look,
+    next_attempt,
+)
 from diml.checkpoint.keeper import Place, places_of, program_name
-from diml.checkpoint.shard import Bytes, Identity, Manifest, local_name
+from diml.checkpoint.manifest import Identity, Manifest, local_name
 from diml.config import Settings
 from diml.errors import CorruptState, Misuse
 from diml.ps.message import Ids, Message
@@ -106,7 +114,7 @@ class Durable:
 
     def resumable(self) -> bool:
         """Whether this process sees a durable checkpoint, or parts of one."""
-        return any(any(place.directory.glob("*/rank-*.json")) for place in self._places)
+        return any(any_in(place.directory, place.in_memory) for place in self._places)
 
     # At the start ----------------------------------------------------------------------------
 
@@ -146,7 +154,8 @@ class Durable:
         """See together what there is; opens the vaults."""
         run, problem, views = uuid.uuid4().hex[:12], "", []
         try:
-            views = [Vault(place.directory, run).view() for place in self._places]
+            vaults = [Vault(p.directory, run, in_memory=p.in_memory) for p in self._places]
+            views = [vault.view() for vault in vaults]
         except Misuse as error:
             problem = str(error)
         said = link.allgather_objects((run, problem, views))
@@ -174,8 +183,8 @@ class Durable:
             Vault(
                 place.directory,
                 self._known.run,
-                keep=1 if place.in_memory else self._keep,
-                sync=not place.in_memory,
+                keep=self._keep,
+                in_memory=place.in_memory,
             )
             for place in self._places
         ]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from diml.checkpoint.shard import Identity
+from diml.checkpoint.manifest import Identity
 from diml.errors import CorruptState
 from diml.ps.message import Bytes
 from diml.ps.shard import ACKNOWLEDGED, CLOCK, Shard

@@ -181,7 +181,7 @@ def test_workers_that_see_one_directory_share_the_looking(
         read.append(path)
         return read_manifest(path)
 
-    monkeypatch.setattr("diml.checkpoint.durable.read_manifest", count)
+    monkeypatch.setattr("diml.checkpoint.disk.read_manifest", count)
     for got in resume(tmp_path, 5, "must"):
         assert isinstance(got, Restored) and got.version == 4
     assert len(read) == len(set(read)) == 5

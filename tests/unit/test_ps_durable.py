@@ -11,7 +11,7 @@ import pytest
 
 from diml.checkpoint.codec import decode, encode
 from diml.checkpoint.keeper import Place
-from diml.checkpoint.shard import Identity
+from diml.checkpoint.manifest import Identity
 from diml.errors import CorruptState, Misuse
 from diml.ps.client import ParameterServer
 from diml.ps.client_core import ClientCore
