@@ -204,7 +204,7 @@ class Job:
         self.allreduce = engine.allreduce
         self.broadcast = engine.broadcast
         self.allgather = engine.allgather
-        self.shift = engine.shift
+        self.shift, self.start_shift = engine.shift, engine.start_shift
         self.barrier = engine.barrier
         self.checkpoint = engine.checkpoint
         self.load_checkpoint = engine.load_checkpoint

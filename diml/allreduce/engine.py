@@ -21,7 +21,9 @@ from diml.allreduce import exchange
 from diml.allreduce.driver import Driver
 from diml.allreduce.durability import Durability
 from diml.allreduce.log import COMPARE_EVERY, Log, Pool, Result, Site
+from diml.allreduce.moving import Moving
 from diml.allreduce.operation import (
+    Array,
     Kind,
     Request,
     signature,
@@ -164,6 +166,25 @@ class Engine:
             request, lambda: exchange.shift(driver.link, mine, by, driver.held)
         )
         return value_of(result)
+
+    def start_shift(self, array: Array, by: int = 1) -> Moving:
+        """Begin a shift and return at once: the array travels while the caller computes.
+
+        Args:
+            array: copied; its dtype and shape are the same on all workers. `by` as for `shift`.
+
+        Returns:
+            What gives, by `wait()`, the array that comes, the caller's own. Several may be under
+            way; all workers begin them, and wait for them, in one order. In the log, in drills
+            and after a death a shift stands where it is waited for.
+
+        Raises:
+            Misuse: not an array, or one of objects.
+        """
+        if not travels_as_array(array):
+            raise Misuse(f"start_shift takes arrays of numbers or text, not {type(array).__name__}")
+        sent, early = np.array(array, order="C"), self._core.together
+        return Moving(self._driver, self._collective, sent, by, _site(), early)
 
     def barrier(self) -> None:
         """Wait until all workers have come here."""

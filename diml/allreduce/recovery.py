@@ -131,6 +131,12 @@ class Core:
         return {rank: held[o] for rank, o in enumerate(self.origins) if o in held}
 
     @property
+    def together(self) -> bool:
+        """Whether what this rank begins now all ranks begin on the present link: none of them
+        has passed this place on an earlier one."""
+        return not self.recovering
+
+    @property
     def version(self) -> int:
         """The committed version."""
         return self.store.committed.version

@@ -34,7 +34,7 @@ from diml.jobs.mf_load import load
 from diml.jobs.mf_model import Rule
 from diml.jobs.mf_output import check_writable
 from diml.jobs.mf_report import Report
-from diml.jobs.mf_rotate import Passes, Rotation
+from diml.jobs.mf_rotate import Passes, Rotation, blocks_of
 from diml.jobs.mf_stored import Stored
 from diml.jobs.mf_train import Tables, Training
 from diml.kernels import mf as kernels
@@ -245,7 +245,8 @@ def rotate(
     """Train by rotation; why it ended early, or nothing."""
     flags, rule = plan.flags, plan.rule
     origin = time.time()
-    layout = Layout(job.size, True, whole=True, threads=flags.client_worker_threads)
+    blocks = blocks_of(job.size, ratings.most_blocks)
+    layout = Layout(blocks, True, whole=True, threads=flags.client_worker_threads)
     share = ratings.share(job.rank, job.size, layout, rule.seed)
     tell_balance(job, share, facts)
     del ratings

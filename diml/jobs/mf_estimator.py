@@ -24,7 +24,7 @@ from diml.jobs.mf_data import Entries, Layout, Ratings, joined
 from diml.jobs.mf_flags import DEFAULT_STEP
 from diml.jobs.mf_model import UPDATES, Rule
 from diml.jobs.mf_predict import best, values_at
-from diml.jobs.mf_rotate import Passes, Rotation
+from diml.jobs.mf_rotate import Moving, Passes, Rotation, blocks_of
 
 _MOST = 2**31 - 1
 Ids = npt.NDArray[np.int64]
@@ -208,6 +208,11 @@ class _Ring:
     def shift(self, value: Any, by: int = 1) -> Any:
         return value if self._job is None else self._job.shift(value, by)
 
+    def start_shift(self, array: Any, by: int = 1) -> Moving:
+        # Rotation gives nothing to itself.
+        moving: Moving = self._job.start_shift(array, by)
+        return moving
+
     def allreduce(self, array: Any) -> Any:
         return array if self._job is None else self._job.allreduce(array)
 
@@ -224,7 +229,7 @@ def _layout(ring: _Ring, ratings: Ratings) -> Layout:
     least = min(ratings.n_rows, ratings.n_cols)
     if ring.size > least:
         raise ValueError(f"{ring.size} workers cannot share {least} rows or columns")
-    return Layout(ring.size, shuffled=True, whole=True)
+    return Layout(blocks_of(ring.size, ratings.n_cols), shuffled=True, whole=True)
 
 
 def _places(X: Any) -> tuple[Ids, Ids]:

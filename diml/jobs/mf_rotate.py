@@ -1,14 +1,15 @@
 """Matrix factorization by rotation: blocks of R travel round the ring of workers.
 
 Owns what a worker does in an iteration, and its part of a checkpoint. Must not know files, flags
-or MPI: it talks to `job` only. Columns are dealt out in as many blocks as there are workers; in
-turn t worker p trains on block (p + t) mod P and gives it to worker p - 1. So no two workers ever
-hold one row of L or of R, and an iteration is what one worker would do in some order of the
-entries: serializable, the same bits for one seed and number of workers. (Gemulla et al. 2011,
-DSGD; Kim et al. 2016, STRADS.)
+or MPI: it talks to `job` only. Columns are dealt out in c blocks for each of P workers; in turn t
+worker p trains on block (p c + t) mod P c and gives it to worker p - 1. So no two workers ever hold
+one row of L or of R, and an iteration is what one worker would do in some order of the entries:
+serializable, the same bits for one seed and number of workers. (Gemulla et al. 2011, DSGD; Kim et
+al. 2016, STRADS.) A block is needed c turns after it was given away: with c = 2 it travels while
+both train on another one, and a worker waits only for one that is a whole turn behind.
 
 After every iteration all blocks are where they began, and that is when a checkpoint is made, where
-it is worth its time (`kept_every`): evaluations are its global state, rows of L and the block at
+it is worth its time (`kept_every`): evaluations are its global state, rows of L and the blocks at
 hand each worker's own.
 """
 
@@ -17,7 +18,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any, Protocol
 
@@ -25,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diml.jobs.account import Account
-from diml.jobs.mf_data import Facts, Share
+from diml.jobs.mf_data import Block, Facts, Share
 from diml.jobs.mf_evaluation import HALVINGS_MAX, Evaluation, Goal, too_large
 from diml.jobs.mf_model import Columns, Model, Rule, Sums, meeting, start_of_right
 
@@ -36,6 +38,16 @@ _COMMON = ("halvings", "origin", "eval_seconds", "now")
 # Seconds: to keep a byte here and with the next worker, and to update one number of L and of R.
 _KEPT_S, _UPDATE_S = 2.5e-9, 0.5e-9
 _SMALL_BYTES = 1 << 20
+
+
+# Blocks of columns that a worker has at the start of an iteration.
+_BLOCKS_EACH = 2
+
+
+class Moving(Protocol):
+    """A block on its way."""
+
+    def wait(self) -> Any: ...
 
 
 class Ring(Protocol):
@@ -50,6 +62,7 @@ class Ring(Protocol):
     def load_checkpoint(self, any_workers: bool = False) -> tuple[int, Any, Any]: ...
     def checkpoint(self, model: Any, local: Any) -> None: ...
     def shift(self, value: Any, by: int = 1) -> Any: ...
+    def start_shift(self, array: Any, by: int = 1) -> Moving: ...
     def allreduce(self, array: Any) -> Any: ...
     def event(self, what: str, **fields: Any) -> None: ...
 
@@ -82,6 +95,11 @@ def kept_every(facts: Facts, rule: Rule, workers: int) -> int:
     return min(max(math.ceil(kept * _KEPT_S / (0.03 * work_s)), 1), 8)
 
 
+def blocks_of(workers: int, most: int) -> int:
+    """Into how many blocks columns are cut; `most` is how many they can be cut into."""
+    return workers * _BLOCKS_EACH if 1 < workers <= most // _BLOCKS_EACH else workers
+
+
 class Rotation:
     """One worker's training.
 
@@ -101,14 +119,21 @@ class Rotation:
         origin: float,
         threads: int = 1,
     ) -> None:
-        """`share` has `job.size` blocks that list all their columns; `origin` is the wall-clock
-        time (s since the epoch) from which `seconds` counts; `threads` compute together."""
+        """`share` has as many blocks as `blocks_of` says, which list all their columns; `origin` is
+        the wall-clock time (s since the epoch) from which `seconds` counts; `threads` compute
+        together."""
         self._job, self._facts, self._share = job, facts, share
         self._rule, self._passes = rule, passes
         self._model = Model(rule, share, facts.mean, facts.n_rows, threads)
-        self._held = start_of_right(rule, share.block_at(0).cols, facts.n_cols)
+        # As long as the longest block needs, so that all that travel are of one length.
+        width = max(len(block.cols) for block in share.blocks) * (rule.k + rule.side_cols)
+        self._at_home = [share.block_at(turn) for turn in range(len(share.blocks) // job.size)]
+        self._held: deque[Floats | Moving] = deque()
+        for block in self._at_home:
+            start = start_of_right(rule, block.cols, facts.n_cols)
+            self._held.append(np.pad(start, (0, width - len(start))))
         self._row_ids = share.row_ids.astype(np.int32)
-        self._col_ids = share.block_at(0).cols.astype(np.int32)
+        self._col_ids = [block.cols.astype(np.int32) for block in self._at_home]
         self._origin, self._eval_seconds = origin, 0.0
         self.account = Account(job, "updates")
         self._iteration = 0
@@ -142,37 +167,54 @@ class Rotation:
         """(L with biases, R, side) of the whole matrix on worker 0, None elsewhere."""
         model, share = self._model, self._share
         left = np.column_stack([model.left, model.row_bias]) if self._rule.biased else model.left
-        cols = share.block_at(0).cols
-        columns = self._columns(0)
-        right = self._collect(cols, columns.right, self._facts.n_cols)
-        side = self._collect(cols, columns.side, self._facts.n_cols)
+        cols = np.concatenate([block.cols for block in self._at_home])
+        pairs = zip(self._at_home, self._settled(), strict=True)
+        columns = [self._columns(block, held) for block, held in pairs]
+        right, side = (
+            self._collect(
+                cols, np.concatenate([getattr(c, name) for c in columns]), self._facts.n_cols
+            )
+            for name in Columns._fields
+        )
         rows = self._collect(share.row_ids, left, self._facts.n_rows)
         if rows is None or right is None or side is None:
             return None
         return rows, right, side
 
-    def _columns(self, turn: int) -> Columns:
-        """The block at hand: views, changed in place."""
-        count, k = len(self._share.block_at(turn).cols), self._rule.k
-        right, side = self._held[: count * k], self._held[count * k :]
-        return Columns(right.reshape(count, k), side.reshape(count, self._rule.side_cols))
+    def _columns(self, block: Block, held: Floats) -> Columns:
+        """The columns of a block: views, changed in place."""
+        count, k, width = len(block.cols), self._rule.k, self._rule.side_cols
+        right, side = np.split(held[: count * (k + width)], [count * k])
+        return Columns(right.reshape(count, k), side.reshape(count, width))
+
+    def _passing(self) -> Iterator[tuple[Block, Columns]]:
+        """Each block in its turn: what is done to its columns travels on with it."""
+        for turn in range(len(self._share.blocks)):
+            block, held = self._share.block_at(turn), self._arrived(self._held.popleft())
+            yield block, self._columns(block, held)
+            self._held.append(self._job.start_shift(held, -1) if self._job.size > 1 else held)
+
+    def _arrived(self, held: Floats | Moving) -> Floats:
+        return held if isinstance(held, np.ndarray) else self.account.waiting(held.wait)
+
+    def _settled(self) -> list[Floats]:
+        """The blocks at hand, once they have arrived."""
+        found = [self._arrived(held) for held in self._held]
+        self._held = deque(found)
+        return found
 
     def _descend(self) -> None:
-        for turn in range(self._job.size):
-            block = self._share.block_at(turn)
-            self._model.descend(block, self._columns(turn), self._iteration)
+        for block, columns in self._passing():
+            self._model.descend(block, columns, self._iteration)
             self.account.units += len(block)
-            self._pass_on()
 
     def _evaluate(self) -> Evaluation:
         """The sums over all blocks and workers, all of them after the same iteration."""
         began = time.time()
         seconds = began - self._origin - self._eval_seconds
         sums = Sums(penalty=self._model.row_penalty())
-        for turn in range(self._job.size):
-            block = self._share.block_at(turn)
-            sums = sums.plus(self._model.sums(block, self._columns(turn)))
-            self._pass_on()
+        for block, columns in self._passing():
+            sums = sums.plus(self._model.sums(block, columns))
         times = (seconds, self._eval_seconds) if self._job.rank == 0 else (0.0, 0.0)
         busy = self.account.busy(self._job.rank, self._job.size)
         totals = self._job.allreduce(np.array([*sums, *times, *busy]))
@@ -181,11 +223,6 @@ class Rotation:
         self._eval_seconds += time.time() - began
         decay, times = self._rule.decay, (seconds, eval_seconds)
         return Evaluation.of(self._iteration, Sums(*found), self._facts, decay, times)
-
-    def _pass_on(self) -> None:
-        """Give the block at hand to the worker before, get that of the worker after."""
-        if self._job.size > 1:
-            self._held = self.account.waiting(self._job.shift, self._held, -1)
 
     def _judge(self, evaluation: Evaluation, before: dict[str, Any] | None) -> None:
         """Go on, end, or go back to the state before this iteration with half the step."""
@@ -210,11 +247,13 @@ class Rotation:
     def _state(self) -> dict[str, Any]:
         times = {"origin": self._origin, "eval_seconds": self._eval_seconds, "now": time.time()}
         ids = {"rows": self._row_ids, "cols": self._col_ids}
-        return {**self._model.state(), "held": self._held, **ids, **times}
+        return {**self._model.state(), "held": self._settled(), **ids, **times}
 
     def _set_state(self, state: dict[str, Any]) -> None:
+        # What is on its way to here is waited for: so do all, and the order stays theirs.
+        self._settled()
         self._model.restore(state)
-        self._held = np.array(state["held"], np.float32)
+        self._held = deque(np.array(held, np.float32) for held in state["held"])
 
     def _restore(self, common: dict[str, Any], local: Any) -> None:
         if isinstance(local, list):
@@ -233,17 +272,23 @@ class Rotation:
     def _gathered(self, states: list[dict[str, Any]]) -> dict[str, Any]:
         """This worker's state from those of a run on another number of workers."""
         mine = {**self._state(), **{name: states[0][name] for name in _COMMON}}
-        columns, width = self._columns(0), self._rule.side_cols
         for state in states:
             to, of = meeting(self._row_ids, state["rows"])
             for name in ("left", "row_bias", "row_sum"):
                 mine[name][to] = state[name][of]
-            to, of = meeting(self._col_ids, state["cols"])
-            count = len(state["cols"])
-            right, side = np.split(state["held"], [count * self._rule.k])
-            columns.right[to] = right.reshape(count, self._rule.k)[of]
-            columns.side[to] = side.reshape(count, width)[of]
+            for cols, held in zip(state["cols"], state["held"], strict=True):
+                self._take(cols, held, mine["held"])
         return mine
+
+    def _take(self, cols: npt.NDArray[np.int32], held: Floats, mine: list[Floats]) -> None:
+        """Copy what a block of another run knows of the columns at hand."""
+        count, k = len(cols), self._rule.k
+        right, side = np.split(held[: count * (k + self._rule.side_cols)], [count * k])
+        for block, ids, own in zip(self._at_home, self._col_ids, mine, strict=True):
+            to, of = meeting(ids, cols)
+            columns = self._columns(block, own)
+            columns.right[to] = right.reshape(count, k)[of]
+            columns.side[to] = side.reshape(count, -1)[of]
 
     def _collect(self, ids: npt.NDArray[np.int64], rows: Floats, total: int) -> Floats | None:
         """All workers' rows by id, on worker 0; they come round the ring one share at a time."""

@@ -22,7 +22,8 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from diml.errors import CallFailed, DimlError, PeerFailed
+from diml.errors import DimlError, PeerFailed
+from diml.world.transfer import Receiving, Sending, translated
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
@@ -32,21 +33,6 @@ _BYTE = MPI.BYTE
 # The world's own tags; users of a link keep below 1 << 14.
 LEAVE_TAG = 1 << 14
 
-# Errors that a caller can cause. Everything else is taken for a death: when a rank dies inside a
-# collective, Open MPI 5.0.11 reports MPI_ERR_OTHER on some of the others.
-_MISCALLED = frozenset(
-    {
-        MPI.ERR_ARG,
-        MPI.ERR_BUFFER,
-        MPI.ERR_COUNT,
-        MPI.ERR_OP,
-        MPI.ERR_RANK,
-        MPI.ERR_ROOT,
-        MPI.ERR_TAG,
-        MPI.ERR_TRUNCATE,
-        MPI.ERR_TYPE,
-    }
-)
 _OPS = {"sum": MPI.SUM, "prod": MPI.PROD, "max": MPI.MAX, "min": MPI.MIN, "bitor": MPI.BOR}
 # Open MPI 5.0 counts elements in an int: longer arrays go in pieces of this many elements.
 _PIECE = 1 << 30
@@ -58,35 +44,12 @@ _IDLE_AFTER_S = 10e-3
 _IDLE_NAP_S = 1e-3
 
 
-def _translated(error: MPI.Exception) -> DimlError:
-    if error.Get_error_class() in _MISCALLED:
-        return CallFailed(error.Get_error_string())
-    return PeerFailed(error.Get_error_string())
-
-
 class Message(NamedTuple):
     """A received message: its bytes (uint8, owned by the caller), sender's link rank, tag."""
 
     data: Bytes
     source: int
     tag: int
-
-
-class Sending:
-    """A send under way; holds the buffer until MPI is done with it."""
-
-    __slots__ = ("_buffer", "_request")
-
-    def __init__(self, request: MPI.Request, buffer: object) -> None:
-        self._request = request
-        self._buffer = buffer
-
-    def done(self) -> bool:
-        """Whether the buffer may be used again. A send to the dead counts as done."""
-        try:
-            return bool(self._request.Test())
-        except MPI.Exception:
-            return True
 
 
 class Link:
@@ -104,6 +67,7 @@ class Link:
         self.size: int = comm.Get_size()
         self._status = MPI.Status()
         self._sendings: deque[Sending] = deque()
+        self._receivings: deque[Receiving] = deque()
 
     # Collectives -----------------------------------------------------------------------------
 
@@ -116,7 +80,7 @@ class Link:
                 for a, b in _pieces(send, recv):
                     self.comm.Allreduce(a, b, _OPS[op])
         except MPI.Exception as error:
-            raise _translated(error) from None
+            raise translated(error) from None
 
     def reducer(
         self, op: str, dtype: np.dtype[Any], count: int
@@ -138,7 +102,7 @@ class Link:
     @staticmethod
     def failure(error: Exception) -> DimlError | None:
         """What an error of MPI's means, or None if it is none of MPI's."""
-        return _translated(error) if isinstance(error, MPI.Exception) else None
+        return translated(error) if isinstance(error, MPI.Exception) else None
 
     def allreduce_custom(self, send: Array, recv: Array, fn: Callable[[Array, Array], Any]) -> None:
         """Reduction with a function of two arrays, folded in rank order at rank 0.
@@ -159,7 +123,7 @@ class Link:
                     self.comm.Send(piece, 0, LEAVE_TAG + 1)
             self._broadcast(recv, 0)
         except MPI.Exception as error:
-            raise _translated(error) from None
+            raise translated(error) from None
 
     def _recv_array(self, array: Array, source: int) -> None:
         for (piece,) in _pieces(array):
@@ -170,7 +134,7 @@ class Link:
         try:
             self._broadcast(buffer, root)
         except MPI.Exception as error:
-            raise _translated(error) from None
+            raise translated(error) from None
 
     def _broadcast(self, buffer: Array, root: int) -> None:
         if buffer.size <= _PIECE:
@@ -194,7 +158,7 @@ class Link:
                     self._broadcast(part, root)
                     start += count
         except MPI.Exception as error:
-            raise _translated(error) from None
+            raise translated(error) from None
 
     def allgather_objects(self, value: Any) -> list[Any]:
         """Everybody's small object by rank (pickled; for repair and set-up, not for data)."""
@@ -202,7 +166,7 @@ class Link:
             said = list(self.comm.allgather(value))
             self._check_gathered()
         except MPI.Exception as error:
-            raise _translated(error) from None
+            raise translated(error) from None
         except (pickle.UnpicklingError, EOFError) as error:
             # What `_check_gathered` would have found, met earlier.
             raise PeerFailed(str(error)) from None
@@ -231,7 +195,7 @@ class Link:
         try:
             return self.comm.bcast(value, root)
         except MPI.Exception as error:
-            raise _translated(error) from None
+            raise translated(error) from None
 
     def sendrecv(self, send: Array, dest: int, recv: Array, source: int, tag: int) -> None:
         """Send one array and receive another at the same time, without deadlock on a ring.
@@ -244,14 +208,14 @@ class Link:
                 of, into = (source, b[0]) if b is not None else (MPI.PROC_NULL, None)
                 self.comm.Sendrecv(out, to, tag, into, of, tag)
         except MPI.Exception as error:
-            raise _translated(error) from None
+            raise translated(error) from None
 
     def barrier(self) -> None:
         """Wait for all members."""
         try:
             self.comm.Barrier()
         except MPI.Exception as error:
-            raise _translated(error) from None
+            raise translated(error) from None
 
     # Point to point --------------------------------------------------------------------------
 
@@ -261,10 +225,27 @@ class Link:
         try:
             sending = Sending(self.comm.Isend([buffer, _BYTE], dest, tag), buffer)
         except MPI.Exception as error:
-            raise _translated(error) from None
+            raise translated(error) from None
         if not sending.done():
             self._sendings.append(sending)
         return sending
+
+    def start_exchange(
+        self, send: Array, dest: int, recv: Array, source: int, tag: int
+    ) -> Receiving:
+        """`sendrecv` of bytes that returns at once; to be finished before `recv` is read. The link
+        keeps both buffers alive until MPI is done with them."""
+        while self._receivings and self._receivings[0].done():
+            self._receivings.popleft()
+        try:
+            requests = [self.comm.Irecv(piece, source, tag) for (piece,) in _pieces(recv)]
+            receiving = Receiving(requests, recv)
+            self._receivings.append(receiving)
+        except MPI.Exception as error:
+            raise translated(error) from None
+        for (piece,) in _pieces(send):
+            self.isend(piece, dest, tag)
+        return receiving
 
     def still_sending(self) -> bool:
         """Whether anything has yet to leave. Lets go of the buffers of what has left: memory that
@@ -285,7 +266,7 @@ class Link:
             handle.Recv([data, _BYTE])
             return Message(data, sender, its_tag)
         except MPI.Exception as error:
-            raise _translated(error) from None
+            raise translated(error) from None
 
     def receive(
         self, source: int = ANY, tag: int = MPI.ANY_TAG, timeout_s: float | None = None
@@ -335,7 +316,7 @@ class Link:
         try:
             self.comm.Revoke()
         except MPI.Exception as error:
-            raise _translated(error) from None
+            raise translated(error) from None
 
     def agree(self, ok: bool) -> bool:
         """The AND of the living members' values; False as well if anyone has died.
@@ -354,11 +335,13 @@ class Link:
         The communicator is not freed: MPI would give its context id to the next one, and a
         message that is still on its way from before the failure could be taken for a new one.
         """
-        _GRAVEYARD.extend(sending for sending in self._sendings if not sending.done())
+        under_way: list[Sending | Receiving] = [*self._sendings, *self._receivings]
+        _GRAVEYARD.extend(transfer for transfer in under_way if not transfer.done())
         self._sendings.clear()
+        self._receivings.clear()
 
 
-_GRAVEYARD: list[Sending] = []
+_GRAVEYARD: list[Sending | Receiving] = []
 
 
 def _pieces(*arrays: Array) -> list[tuple[Array, ...]]:

@@ -203,6 +203,12 @@ def run_divergence(seed: int, trace: list[str] | None = None) -> str:
     if not plan.versions:
         plan = replace(plan, versions=(((Op(Kind.ALLREDUCE),), "global"),))
     odd, version = odd_one(rng, plan)
+    began: dict[int, int] = {}
+
+    def note(process: Process, wish: Wish, value: Any) -> None:
+        if isinstance(wish, Load):
+            began[process.rank] = process.core.version
+
     world = World(
         plan,
         rng,
@@ -213,10 +219,13 @@ def run_divergence(seed: int, trace: list[str] | None = None) -> str:
         drills=draw_drills(rng, plan, POINTS, rng.choice((0, 0, 1, 2))),
         kills=set(),
         trace=trace,
-        odd=(rng.randrange(plan.size), odd),
+        on_result=note,
+        odd=(rank := rng.randrange(plan.size), odd),
     )
     world.play(steps_max=4000 * plan.size)
     newest = max(process.core.version for process in world.processes)
+    if began.get(rank, 0) > version:
+        return "the odd one died there, and was brought past it"
     if newest > version:
         raise Violation(f"version {newest} was committed behind a divergence in {version}")
     if world.ending is None:

@@ -12,7 +12,7 @@ from diml.allreduce.log import Result, shifted
 from diml.allreduce.operation import Kind
 from diml.allreduce.protocol import merge
 from diml.allreduce.recovery import Core
-from tests.sim.allreduce_program import Call, Op, Wish, combine
+from tests.sim.allreduce_program import Begin, Call, Op, Wish, combine
 
 
 class Violation(AssertionError):
@@ -36,7 +36,7 @@ class Process:
         self.script: Any = None
         self.effect: Any = None
         self.slot = -1
-        self.used = 0
+        self.used = self.begun = 0
         self.token = 0
         self.state = "running"
         self.outcome: tuple[int, int] | None = None
@@ -53,6 +53,7 @@ class Comm:
         self.tolerant = tolerant
         self.slots: list[dict[int, Any]] = []
         self.mail: dict[tuple[int, int], list[Any]] = {}
+        self.begun: dict[tuple[int, int], int] = {}
         self.revoked = False
         self.dead: set[int] = set()
         self._outcomes: dict[tuple[int, Op | None], Any] = {}
@@ -62,9 +63,22 @@ class Comm:
         """Whether calls may fail."""
         return self.revoked or bool(self.dead)
 
+    def begin(self, process: Process, begun: Begin, heard: bool = True) -> None:
+        """Send what a shift gives; messages are matched in the order in which they are sent. Where
+        not `heard` it has failed on the way."""
+        begun.posted = (self, process.begun)
+        process.begun += 1
+        if heard:
+            self.begun[process.rank, begun.posted[1]] = begun.value
+
     def post(self, process: Process) -> bool:
         """Begin the process's call. Returns whether others may now go on."""
         effect = process.effect
+        if (begun := _begun(process)) is not None:
+            if begun.posted is None or begun.posted[0] is not self:
+                self.begin(process, begun)
+            process.slot = -1
+            return True
         if isinstance(effect, Give):
             self.mail.setdefault((process.rank, effect.to), []).append(effect.payload)
             self._count(process, 1)
@@ -99,6 +113,8 @@ class Comm:
         """Whether the speaker's call lets `process` go on."""
         if process.effect is None:
             return False
+        if _begun(process) is not None:
+            return self.able(process)
         if isinstance(speaker.effect, Give):
             return isinstance(process.effect, Take) and self.able(process)
         return process.slot == speaker.slot and self.able(process)
@@ -110,6 +126,8 @@ class Comm:
             return True
         if isinstance(effect, Take):
             return bool(self.mail.get((effect.source, process.rank)))
+        if (begun := _begun(process)) is not None:
+            return self._source_of(process, begun) in self.begun
         slot = self.slots[process.slot]
         root = self._root(process)
         return len(slot) == self.size if root is None else root in slot
@@ -121,6 +139,10 @@ class Comm:
             return None
         if isinstance(effect, Take):
             return self.mail[effect.source, process.rank].pop(0)
+        if (begun := _begun(process)) is not None:
+            process.caught_up = True
+            came = self.begun[self._source_of(process, begun)]
+            return shifted(effect.request.sent, came.to_bytes(8, "little"))
         slot = self.slots[process.slot]
         if isinstance(effect, Spread):
             self._count(process, 1)
@@ -172,6 +194,12 @@ class Comm:
             return (process.rank - effect.request.by) % self.size
         return None
 
+    def _source_of(self, process: Process, begun: Begin) -> tuple[int, int]:
+        """Which message a shift that was begun on this communicator brings."""
+        source = self._source(process)
+        assert source is not None and begun.posted is not None and begun.posted[0] is self
+        return source, begun.posted[1]
+
     def _count(self, process: Process, passes: int) -> None:
         """Messages and bytes that a rank sends, if collectives run over a binomial tree."""
         effect = process.effect
@@ -179,3 +207,10 @@ class Comm:
         messages = 1 if isinstance(effect, Give) else depth * passes
         process.messages += messages
         process.bytes += messages * (8 * len(effect.vector) if isinstance(effect, Reduce) else 64)
+
+
+def _begun(process: Process) -> Begin | None:
+    """The shift that is waited for, if it was begun before."""
+    wish = process.wish
+    executes = isinstance(process.effect, Execute) and isinstance(wish, Call)
+    return wish.begun if executes and isinstance(wish, Call) else None

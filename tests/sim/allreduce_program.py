@@ -23,10 +23,12 @@ MODES = ("global", "local", "lazy")
 
 @dataclass(frozen=True)
 class Op:
-    """One collective of a program. `root` is a broadcast's, or how far a shift goes."""
+    """One collective of a program. `root` is a broadcast's, or how far a shift goes; `ahead` is
+    how many collectives before it a shift is begun."""
 
     kind: Kind
     root: int = 0
+    ahead: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,22 @@ class Plan:
     tail: tuple[Op, ...]
 
 
+@dataclass(eq=False)
+class Begin:
+    """A shift is begun; `posted` is the communicator that it was begun on, and which it is of all
+    that this rank has begun there."""
+
+    value: int
+    posted: tuple[Any, int] | None = None
+
+
 @dataclass(frozen=True)
 class Call:
-    """A collective with what this rank puts in."""
+    """A collective with what this rank puts in; `begun` if it is a shift that was begun before."""
 
     op: Op
     value: int
+    begun: Begin | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Save:
     lazy: bool
 
 
-Wish = Call | Load | Save
+Wish = Begin | Call | Load | Save
 
 
 def mix(*numbers: int) -> int:
@@ -88,8 +100,13 @@ def result_on(rank: int, op: Op, values: list[int]) -> int:
 def random_plan(rng: random.Random, size: int) -> Plan:
     """Draw a program for `size` ranks."""
 
+    def op(place: int) -> Op:
+        kind, root = rng.choice(OPS), rng.randrange(size)
+        early = kind is Kind.SHIFT and rng.random() < 0.5
+        return Op(kind, root, rng.randint(0, place) if early else None)
+
     def ops(most: int) -> tuple[Op, ...]:
-        return tuple(Op(rng.choice(OPS), rng.randrange(size)) for _ in range(rng.randint(0, most)))
+        return tuple(op(place) for place in range(rng.randint(0, most)))
 
     mode = rng.choice((*MODES, None))
     versions = tuple((ops(5), mode or rng.choice(MODES)) for _ in range(rng.randint(0, 4)))
@@ -106,47 +123,60 @@ def resized(plan: Plan, size: int) -> Plan:
     return Plan(size, fit(plan.boot), versions, fit(plan.tail))
 
 
+@dataclass
+class _State:
+    """What a rank's program has in mind."""
+
+    rank: int
+    model: list[int]
+    local: int = 0
+    heard: int = 0
+
+    def play(self, ops: tuple[Op, ...]) -> Generator[Wish, Any, None]:
+        """Make the calls, and take in what they give."""
+        begun: dict[int, Begin] = {}
+        for place, op in enumerate(ops):
+            for later in range(place, len(ops)):
+                if ops[later].ahead == later - place:
+                    begun[later] = Begin(self._value())
+                    yield begun[later]
+            early = begun.get(place)
+            got = yield Call(op, early.value if early else self._value(), early)
+            if op.kind is Kind.SHIFT:
+                self.local = mix(self.local, got)
+            else:
+                self.heard = mix(self.heard, got)
+
+    def _value(self) -> int:
+        return mix(self.rank, self.model[0], self.local, self.heard)
+
+
 def run(plan: Plan, rank: int) -> Generator[Wish, Any, tuple[int, int]]:
     """Play the program as one rank; returns its final (model, local).
 
     What a shift brings is this rank's own, so it goes into the local state and into what the rank
     gives next, never directly into the model.
     """
-    seen = 0
-    for op in plan.boot:
-        got = yield Call(op, mix(rank, seen))
-        seen = seen if op.kind is Kind.SHIFT else mix(seen, got)
+    state = _State(rank, [0])
+    yield from state.play(plan.boot)
     version, saved, local = yield Load()
-    model = [mix(seen) if version == 0 else saved]
-    if local is None:
-        local = mix(rank, model[0])
+    model = [mix(state.heard) if version == 0 else saved]
+    state = _State(rank, model, mix(rank, model[0]) if local is None else local)
     for ops, mode in plan.versions[version:]:
-        heard = 0
-        for op in ops:
-            got = yield Call(op, mix(rank, model[0], local, heard))
-            if op.kind is Kind.SHIFT:
-                local = mix(local, got)
-            else:
-                heard = mix(heard, got)
+        state.heard = 0
+        yield from state.play(ops)
         if mode == "local":
             # Before a checkpoint with local states a lazily saved model must not be altered.
-            model = [mix(model[0], heard)]
+            state.model = [mix(state.model[0], state.heard)]
+            state.local = mix(state.local, state.heard)
+            yield Save(state.model[0], state.local, False)
         else:
-            model[0] = mix(model[0], heard)
-        if mode == "local":
-            local = mix(local, heard)
-            yield Save(model[0], local, False)
-        else:
-            local = mix(rank, model[0])
-            yield Save(model if mode == "lazy" else model[0], None, mode == "lazy")
-    heard = 0
-    for op in plan.tail:
-        got = yield Call(op, mix(rank, model[0], local, heard))
-        if op.kind is Kind.SHIFT:
-            local = mix(local, got)
-        else:
-            heard = mix(heard, got)
-    return mix(model[0], heard), local
+            state.model[0] = mix(state.model[0], state.heard)
+            state.local = mix(rank, state.model[0])
+            yield Save(state.model if mode == "lazy" else state.model[0], None, mode == "lazy")
+    state.heard = 0
+    yield from state.play(plan.tail)
+    return mix(state.model[0], state.heard), state.local
 
 
 @dataclass
@@ -183,7 +213,9 @@ def twin(plan: Plan, start: tuple[int, Any, list[Any]] | None = None) -> Twin:
             assert len(given.finals) == plan.size
             return given
         first = wishes[0]
-        if isinstance(first, Call):
+        if isinstance(first, Begin):
+            answers = [None] * plan.size
+        elif isinstance(first, Call):
             values = [wish.value for wish in wishes]
             answers = [result_on(rank, first.op, values) for rank in range(plan.size)]
             given.results[stage, version, sequence] = answers

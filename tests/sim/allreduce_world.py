@@ -22,7 +22,7 @@ from diml.checkpoint.memory import Store
 from diml.drill import DrillPlan
 from diml.errors import GaveUp, Mismatch
 from tests.sim.allreduce_network import Comm, Process, Violation
-from tests.sim.allreduce_program import Call, Load, Plan, Wish, resized, run
+from tests.sim.allreduce_program import Begin, Call, Load, Plan, Wish, resized, run
 
 SITE = Site((compile("", "program", "exec"), 0))
 
@@ -176,6 +176,9 @@ class World:
         """Fetch the program's next call and begin its script."""
         try:
             process.wish = process.program.send(answer)
+            while isinstance(process.wish, Begin):
+                self._begin_shift(process, process.wish)
+                process.wish = process.program.send(None)
         except StopIteration as end:
             process.outcome = end.value
             process.wish = None
@@ -188,6 +191,16 @@ class World:
             return False
         process.script = self._script(process)
         return True
+
+    def _begin_shift(self, process: Process, begun: Begin) -> None:
+        """As `diml.allreduce.moving` does: posted now if all stand at one place."""
+        if not process.core.together:
+            return
+        comm = process.comm
+        comm.begin(process, begun, heard=not comm.broken or self.rng.random() < 0.5)
+        for other in self.processes:
+            if other.comm is comm and other.state == "blocked" and comm.hears(other, process):
+                self._ready(other)
 
     def _script(self, process: Process) -> Any:
         core, wish = process.core, process.wish
@@ -377,7 +390,8 @@ class World:
         self._note("repair")
         for rank, process in enumerate(self.processes):
             process.core.seat(rank, self.hosts, process.incarnation, self.origins, self.lost)
-            process.comm, process.used, process.slot = self.comm, 0, -1
+            process.comm, process.slot = self.comm, -1
+            process.used = process.begun = 0
             process.state = "hook"
             process.script = process.core.refresh()
             process.token += 1

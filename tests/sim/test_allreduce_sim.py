@@ -93,8 +93,17 @@ class PassesOnNothing(Core):
         return (yield from super()._pass_on(request, held, by))
 
 
+class SendsTooEarly(Core):
+    """A mutant: after a repair it begins shifts at once, which others have behind them."""
+
+    @property
+    def together(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize(
-    "mutant", [CommitsEarly, NeverAgrees, RemembersTooMuch, forgets, PassesOnNothing]
+    "mutant",
+    [CommitsEarly, NeverAgrees, RemembersTooMuch, forgets, PassesOnNothing, SendsTooEarly],
 )
 def test_mutants_of_the_protocol_are_caught(mutant: Any) -> None:
     caught = 0

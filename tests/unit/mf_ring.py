@@ -16,7 +16,7 @@ import numpy as np
 from diml.jobs.mf_data import Layout, Ratings
 from diml.jobs.mf_evaluation import Evaluation, Goal
 from diml.jobs.mf_model import Rule
-from diml.jobs.mf_rotate import Floats, Passes, Rotation
+from diml.jobs.mf_rotate import Floats, Passes, Rotation, blocks_of
 
 _DEADLINE_S = 30.0
 
@@ -28,6 +28,8 @@ class FakeRing:
         self.size = size
         self.barrier = threading.Barrier(size, timeout=_DEADLINE_S)
         self.slots: list[Any] = [None] * size
+        self.moving: dict[tuple[int, int], Any] = {}
+        self.changed = threading.Condition()
         self.version = 0
         self.common: Any = None
         self.locals: list[Any] = [None] * size
@@ -61,12 +63,25 @@ class FakeRing:
             raise failed[0]
 
 
+class FakeMoving:
+    """An array on its way; it is there once its sender has begun."""
+
+    def __init__(self, ring: FakeRing, key: tuple[int, int]) -> None:
+        self._ring, self._key = ring, key
+
+    def wait(self) -> Any:
+        moving = self._ring.moving
+        with self._ring.changed:
+            assert self._ring.changed.wait_for(lambda: self._key in moving, _DEADLINE_S)
+            return moving.pop(self._key)
+
+
 class FakeJob:
     """The job as one worker sees it."""
 
     def __init__(self, ring: FakeRing, rank: int) -> None:
         self._ring, self.rank, self.size = ring, rank, ring.size
-        self.incarnation = 0
+        self.incarnation = self._begun = 0
         self.events: list[str] = []
 
     def _exchanged(self, value: Any) -> list[Any]:
@@ -78,6 +93,15 @@ class FakeJob:
 
     def shift(self, value: Any, by: int = 1) -> Any:
         return self._exchanged(value)[(self.rank - by) % self.size].copy()
+
+    def start_shift(self, array: Any, by: int = 1) -> FakeMoving:
+        ring, number = self._ring, self._begun
+        self._begun += 1
+        source = (self.rank - by) % self.size
+        with ring.changed:
+            ring.moving[self.rank, number] = array.copy()
+            ring.changed.notify_all()
+        return FakeMoving(ring, (source, number))
 
     def allreduce(self, array: Any) -> Any:
         return np.sum(self._exchanged(array), axis=0)
@@ -116,7 +140,7 @@ def rotate(
     found: list[Any] = []
 
     def work(job: FakeJob) -> None:
-        layout = Layout(workers, shuffled=True, whole=True)
+        layout = Layout(blocks_of(workers, ratings.n_cols), shuffled=True, whole=True)
         share = ratings.share(job.rank, workers, layout, rule.seed)
         training = Rotation(job, facts, share, rule, passes, 0.0)
         told: list[int] = []
