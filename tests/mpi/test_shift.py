@@ -19,6 +19,14 @@ VALUES = """
         assert job.shift({"rank": r}, by=-2) == {"rank": (r + 2) % P}
         assert job.shift(np.empty((0, 4))).shape == (0, 4)
         assert job.shift(np.full(300_000, r), by=P)[-1] == r
+        mine = np.full((2, 200_000), r, "f4")
+        moving = [job.start_shift(mine, -1), job.start_shift(mine[:, :3], 1)]
+        mine[:] = -1
+        assert job.allreduce(float(r), "max") == P - 1
+        near, far = (one.wait() for one in moving)
+        assert near.shape == (2, 200_000) and (near == (r + 1) % P).all() and near.flags.writeable
+        assert far.shape == (2, 3) and (far == (r - 1) % P).all() and moving[1].wait() is far
+        assert job.start_shift(np.empty((0, 4))).wait().shape == (0, 4)
         print("fine", flush=True)
 """
 
@@ -38,10 +46,33 @@ PROGRAM = """
 """
 
 
+# Two arrays are on their way at any time, over the checkpoints too.
+TRAVELLING = """
+    import numpy as np, diml
+    with diml.init() as job:
+        version, model, local = job.load_checkpoint()
+        arrived = lambda held: held if isinstance(held, np.ndarray) else held.wait()
+        hands = [np.full(50_000, job.rank + x) for x in (1.0, 1.5)] if local is None else local
+        for step in range(version, 4):
+            for turn in range(2 * job.size):
+                held = np.sqrt(arrived(hands.pop(0)) + job.rank + turn)
+                hands.append(job.start_shift(held, by=-1))
+                if turn == 2:
+                    job.allreduce(held[:3])
+            hands = [arrived(held) for held in hands]
+            job.checkpoint(None, hands)
+        print(job.rank, [(h[0].hex(), h.sum().hex()) for h in hands], flush=True)
+"""
+PROGRAMS = {"waiting": PROGRAM, "travelling": TRAVELLING}
+
+
 @pytest.fixture(scope="module")
-def calm() -> list[str]:
+def calm() -> dict[str, list[str]]:
     """What each rank ends with when nobody dies."""
-    return sorted(run_mpi(4, PROGRAM, timeout_s=60).expect().stdout.splitlines())
+    return {
+        name: sorted(run_mpi(4, program, timeout_s=60).expect().stdout.splitlines())
+        for name, program in PROGRAMS.items()
+    }
 
 
 @pytest.mark.parametrize("n", [None, 3])
@@ -51,19 +82,22 @@ def test_values(n: int | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "deaths",
+    ("name", "deaths"),
     [
-        ("0,0,0,0", "2,2,1,0,inside", "3,3,4,0,after"),
-        ("1,1,2,0", "2,1,2,0", "2,1,1,1"),
-        ("3,2,5,0", "0,3,0,0,inside", "3,3,3,1"),
+        ("waiting", ("0,0,0,0", "2,2,1,0,inside", "3,3,4,0,after")),
+        ("waiting", ("1,1,2,0", "2,1,2,0", "2,1,1,1")),
+        ("travelling", ("3,2,5,0", "0,3,0,0,inside", "3,3,3,1")),
+        ("travelling", ("0,0,0,0", "1,1,6,0,after", "2,1,6,0,inside", "1,1,2,1")),
     ],
-    ids=["inside and after", "neighbours, one again", "at a checkpoint"],
+    ids=["inside and after", "neighbours, one again", "at a checkpoint", "while both travel"],
 )
-def test_deaths_leave_the_bits_as_they_were(calm: list[str], deaths: tuple[str, ...]) -> None:
-    env = {"DIML_DRILL": " ".join(deaths), "DIML_SPARES": "3"}
-    stormy = run_mpi(4 + 3, PROGRAM, env=env, timeout_s=60).expect()
+def test_deaths_leave_the_bits_as_they_were(
+    calm: dict[str, list[str]], name: str, deaths: tuple[str, ...]
+) -> None:
+    env = {"DIML_DRILL": " ".join(deaths), "DIML_SPARES": "4"}
+    stormy = run_mpi(4 + 4, PROGRAMS[name], env=env, timeout_s=60).expect()
     assert "did not fire" not in stormy.stderr
-    assert sorted(stormy.stdout.splitlines()) == calm
+    assert sorted(stormy.stdout.splitlines()) == calm[name]
 
 
 def test_a_shift_that_meets_another_call_is_named() -> None:
