@@ -75,6 +75,36 @@ def test_what_a_killed_run_has_left_in_memory_is_removed_by_the_next(tmp_path: P
     assert f"removed {memory}" in done.stderr and not memory.exists()
 
 
+CRASHING = """
+    import os, signal, sys
+    import diml
+
+    with diml.init() as job:
+        version, model, local = job.load_checkpoint()
+        if job.rank == 0:
+            with open("starts", "a") as starts:  # mpirun dies with what it has to print
+                print("from", version, file=starts)
+        for step in range(version, 9):
+            job.barrier()
+            if job.rank == 0 and step == int(sys.argv[1]):
+                os.kill(os.getppid(), signal.SIGKILL)  # mpirun
+                os.kill(os.getpid(), signal.SIGKILL)
+            job.checkpoint(step)
+"""
+
+
+@pytest.mark.parametrize(("step", "where", "status"), [(0, "its beginning", 1), (5, "version", 75)])
+def test_a_crash_loop_is_given_up(tmp_path: Path, step: int, where: str, status: int) -> None:
+    (tmp_path / "program.py").write_text(textwrap.dedent(CRASHING))
+    command = ["-m", "diml.cli", "run", "-n", "2", "--", "program.py", str(step)]
+    with start_mpi(None, command, cwd=tmp_path) as running:
+        done = running.wait(timeout_s=120).expect(status)
+    assert done.stderr.count("started again") == 1, done.report()
+    assert f"twice without getting beyond {where}" in done.stderr and "given up" in done.stderr
+    first, again = (tmp_path / "starts").read_text().splitlines()
+    assert first == "from 0" and again == f"from {step}", done.report()
+
+
 FACTORIZE = ["diml.jobs.mf", "--generate", "--K", "8", "--lambda", "0.02", "--quiet"]
 
 
