@@ -29,6 +29,7 @@ from diml.world.hosts import Allocation, Host
 _PROBE_S = 20.0  # for a host to answer
 _READY_S = 10.0  # for a job that is told to stop to say that it can
 _CTRL_C_S = 2.0
+_LOST_S = 2.0  # for a host that was given up, to be swept if it is back
 _POLL_S = 0.1
 _LOOK_S = 10.0
 _MISUSE, _FAILED, _INTERRUPTED = 2, 1, 130
@@ -191,6 +192,7 @@ class Supervisor:
     _ends: list[End] = field(default_factory=list)
     _stop: str = ""
     _goes_on: bool = False
+    _given_up: list[str] = field(default_factory=list)
 
     def run(self) -> int:
         """Run the job to its end; returns the exit status to leave with."""
@@ -232,6 +234,7 @@ class Supervisor:
                 return _RESUMABLE if self._ends[-1].version else _FAILED
             if gone := [host.name for host in place.hosts if host not in left.hosts]:
                 self._say(f"going on without {', '.join(gone)}")
+                self._given_up += gone
                 names_hosts = True
             place = left
 
@@ -309,11 +312,12 @@ class Supervisor:
         shutil.rmtree(memory, ignore_errors=True)
         command = ["rm", "-rf", str(memory)]
         others = [host for host in self.allocation.hosts if not _is_here(host)]
-        sweeps = [_quietly(_on_host(self.allocation, host, command)) for host in others]
-        deadline = time.monotonic() + _PROBE_S
-        for sweep in sweeps:
+        begun = time.monotonic()
+        sweeps = {host: _quietly(_on_host(self.allocation, host, command)) for host in others}
+        for host, sweep in sweeps.items():
+            limit_s = _LOST_S if host.name in self._given_up else _PROBE_S
             try:
-                sweep.wait(max(0.1, deadline - time.monotonic()))
+                sweep.wait(max(0.1, begun + limit_s - time.monotonic()))
             except subprocess.TimeoutExpired:
                 sweep.kill()
                 sweep.wait()

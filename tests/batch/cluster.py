@@ -23,12 +23,13 @@ from tests.helpers.mpi import CHECKOUT
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "munged", "unshare", "runuser")
 NODES = ("n1", "n2")
-_QUIET_S = 8.0
+_QUIET_S = 4.0
 _CONFIGURATION = """\
 ClusterName=ci
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 AuthType=auth/munge
+AuthInfo=cred_expire=15
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
@@ -48,7 +49,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 JobRequeue=1
-KillWait=5
+KillWait=2
 SlurmdTimeout=20
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
