@@ -54,28 +54,32 @@ def init(
             process the arguments `servers` and `spares` do not count: it is its own server.
 
     Raises:
-        SystemExit: 2 for impossible settings, with one line on stderr; 0 on servers and spares
-            when the job is done; and the job's status when a rank's error ends it.
+        SystemExit: 2 for impossible settings; 0 on servers and spares when the job is done; the
+            job's status when a rank's error ends it; 1 (75 under `diml run`, which starts it again)
+            if a process is lost before the job has begun. One line says why.
         Misuse: `init` was called twice in this process.
     """
     if _current is not None:
         raise Misuse("diml.init was called twice in one process")
+    from diml.world import marker
     from diml.world.launch import TRIAL, say_once, singleton
     from diml.world.mpi_params import prefer
-    from diml.world.orphan import Guard, was_spawned
+    from diml.world.orphan import Guard, start_alarm, was_spawned
 
     alone = singleton(os.environ)
     if alone:
         prefer(os.environ)
     # MPI has not started yet: from here on something else can end a process that hangs in it.
     guard = Guard() if was_spawned() and TRIAL not in os.environ else None
-    from diml.world.start import start, start_spawned
-
     servers_default = arguments.pop("servers", None) or 0
     if alone and comm is None:
         arguments.pop("spares", None)
     try:
         settings = settings_from(os.environ, flags or {}, arguments)
+        if guard is None and TRIAL not in os.environ:
+            start_alarm(settings.deadline_s)
+        from diml.world.start import start, start_spawned
+
         if guard is not None:
             # Everything is imported before the wait, so that it costs nothing in the repair.
             import diml.allreduce.engine
@@ -85,9 +89,13 @@ def init(
 
             return _seated(start_spawned(settings), guard)
         world = start(settings, servers_default, comm)
+        start_alarm(None)
     except Misuse as error:
         say_once(f"diml: {error}", os.environ)
         raise SystemExit(error.exit_status) from None
+    except PeerFailed as error:
+        say_once(f"diml: {error}", os.environ)
+        raise SystemExit(75 if os.environ.get(marker.FOLDER) else 1) from None
     return _seated(world)
 
 
@@ -124,10 +132,8 @@ def _seated(world: World, guard: Guard | None = None) -> Job:
 
 
 class _WithoutServers:
-    """Stands for the parameter server's node where no process serves.
-
-    That one brings in numba, half a second at every start, which a job on collectives never uses.
-    """
+    """Stands for the parameter server's node where no process serves: that one brings in numba,
+    half a second at every start, which a job on collectives never uses."""
 
     def __init__(self, world: World, stop: StopRequest | None) -> None:
         self._world, self._stop = world, stop
@@ -185,10 +191,8 @@ def current() -> Job | None:
 
 
 def put_aside(job: Job | None) -> Job | None:
-    """Make another job, or none, this process's own; returns the one before.
-
-    For an outer job that lends its ranks to inner ones, each of which calls `init`.
-    """
+    """Make another job, or none, this process's own, for an outer job that lends its ranks to
+    inner ones, each of which calls `init`; returns the one before."""
     global _current
     before, _current = _current, job
     return before

@@ -23,18 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import diml
-from diml.errors import DimlError, GaveUp, Misuse, PeerFailed
+from diml.errors import DimlError, GaveUp, Misuse, PeerFailed, Resumable
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, run_job
 from diml.jobs.sweep_desk import Desk, next_trial
 from diml.jobs.sweep_plan import Plan, fingerprint, read_plan
 from diml.jobs.sweep_table import DIVERGED, FAILED, LOST, MISUSE, NO_METRIC, OK, Row, Table
-from diml.jobs.sweep_trial import Outcome, Program, plain, program, run_trial
+from diml.jobs.sweep_trial import Outcome, Program, Stop, plain, program, run_trial
 from diml.report.progress import Progress
 from diml.world import marker
 
 _TRIES = 4  # of a trial whose ranks die
 _BARREN_MOST = 6  # meetings in a row that follow a death and bring no finished trial
 _DEADLINE_S = 30 * 86400.0  # for who waits while others run trials, whose own deadline is theirs
+_APART_S = 3600.0  # between the ends of one trial on its ranks: twice the usual deadline of a job
 _MISUSE, _INTERRUPTED = 2, 130
 
 
@@ -65,8 +66,10 @@ def parser() -> JobParser:
 class Sweep:
     """One worker's part of the search."""
 
-    def __init__(self, job: diml.Job, flags: Namespace, plan: Plan, words: Sequence[str]) -> None:
-        self._job, self._flags, self._plan = job, flags, plan
+    def __init__(
+        self, job: diml.Job, flags: Namespace, plan: Plan, words: Sequence[str], stop: Stop
+    ) -> None:
+        self._job, self._flags, self._plan, self._stop = job, flags, plan, stop
         self._program, self._words = program(words[0]), words[1:]
         self._sweep = fingerprint(plan, words, flags.ranks_per_trial, plain(flags.metric))
         self._rows: dict[int, Row] = {}
@@ -74,13 +77,15 @@ class Sweep:
         self._cut: tuple[int, Outcome] | None = None
         self._progress = Progress.of(job, "sweep", plan.trials)
         self._table: Table | None = None
+        self._goes_on = f"what is finished is in {flags.csv}, and the same command goes on"
+        stop.words = self._goes_on
 
     def run(self) -> dict[int, Row]:
         """All trials of the plan; returns their rows on every worker."""
         job = self._job
         job.identify(sweep=self._sweep)
         version, model, _ = job.load_checkpoint()
-        model = model or {"rows": [], "lost": {}, "barren": -1}
+        model = model or {"rows": [], "lost": {}, "barren": -1, "stop": ""}
         desk = None
         if job.rank == 0:
             flags = self._flags
@@ -95,6 +100,8 @@ class Sweep:
                 job.checkpoint(model)
                 left = self._settled(model)
                 done = not left
+                if left and model["stop"]:
+                    raise Resumable(f"stopped by {model['stop']}; {self._goes_on}")
                 if left:
                     desk = self._episode(left)
         return self._rows
@@ -113,13 +120,13 @@ class Sweep:
     def _meet(self, model: dict[str, Any]) -> dict[str, Any]:
         """Put together what all know: finished rows, and what became of trials cut off."""
         known = list(self._table.rows.values()) if self._table is not None else []
-        told = self._job.allgather((known + self._fresh, self._cut))
+        told = self._job.allgather((known + self._fresh, self._cut, self._stop.name))
         self._fresh, self._cut = [], None
         rows = {int(row["trial"]): row for row in model["rows"]}
         before = len(rows)
-        rows |= {int(row["trial"]): row for some, _ in told for row in some}
+        rows |= {int(row["trial"]): row for some, _, _ in told for row in some}
         cut: dict[int, list[Outcome]] = {}
-        for _, one in told:
+        for _, one, _ in told:
             if one is not None and one[0] not in rows:
                 cut.setdefault(one[0], []).append(one[1])
         lost = dict(model["lost"])
@@ -134,7 +141,9 @@ class Sweep:
                 reason = f"ranks died in each of {_TRIES} tries"
                 rows[trial] = {**row, "status": LOST, self._flags.metric: "", "reason": reason}
         barren = 0 if len(rows) > before or model["barren"] < 0 else model["barren"] + 1
-        return {"rows": [rows[t] for t in sorted(rows)], "lost": lost, "barren": barren}
+        stop = max(name for _, _, name in told)
+        agreed = {"lost": lost, "barren": barren, "stop": stop}
+        return {"rows": [rows[t] for t in sorted(rows)], **agreed}
 
     def _episode(self, left: Sequence[int]) -> Desk | None:
         """Run trials until none is left or somebody dies. Returns the desk, still open."""
@@ -148,17 +157,22 @@ class Sweep:
             return None
         desk = Desk(group.second(), left, self._record) if job.rank == 0 else None
         row = None
-        while (trial := next_trial(group, row)) is not None:
+        while (trial := next_trial(group, row, self._stop)) is not None:
             if group.link.rank == 0:
                 job.event("trial", trial=trial, status="begun")
             words = [word.replace("{trial}", str(trial)) for word in self._words]
             words += self._plan.words(trial)
-            outcome = run_trial(self._program, words, group.link.comm, self._plan.seed)
+            outcome = run_trial(self._program, words, group.link.comm, self._plan.seed, self._stop)
             if outcome.status == _INTERRUPTED:
                 raise KeyboardInterrupt
-            outcomes = group.gathered(outcome)
+            with job.world.watchdog.limit(_APART_S, "the other ranks of a trial"):
+                outcomes = group.gathered(outcome)
             if outcomes is None:
                 self._cut = (trial, outcome)
+                break
+            told = [one.told for one in outcomes if one.told]
+            self._stop.name = told[0] if told else self._stop.name
+            if told and any(one.status == Resumable.exit_status for one in outcomes):
                 break
             row = self._row(trial, outcomes)
             self._fresh.append(row)
@@ -266,6 +280,7 @@ def main(arguments: Sequence[str]) -> int:
     plan, words = _plan_of(flags)
     # What is finished is in the CSV; a copy in the memory of the nodes would be an older one.
     os.environ.pop(marker.MEMORY, None)
+    stop = Stop()
     with diml.init(flags=vars(flags), deadline_s=_DEADLINE_S) as job:
         size = flags.ranks_per_trial
         if job.size % size:
@@ -274,7 +289,8 @@ def main(arguments: Sequence[str]) -> int:
             raise Misuse("--on-failure shrink: the groups of a sweep need all their ranks")
         if job.world.membership.servers:
             raise Misuse("--servers are of the trials: give them behind the --")
-        sweep = Sweep(job, flags, plan, words)
+        sweep = Sweep(job, flags, plan, words, stop)
+        marker.say("ready")
         rows = sweep.run()
         if job.rank == 0:
             _tell(flags, plan, rows, sweep.best(rows))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from diml.errors import DimlError, PeerFailed
+from diml.jobs.sweep_trial import Stop
 
 _ASK, _ANSWER = 1, 2
 _LOOK_S = 0.2
@@ -85,10 +86,11 @@ class Desk:
             self._link.isend(json.dumps(trial).encode(), source, _ANSWER)
 
 
-def next_trial(group: Any, row: Row | None) -> int | None:
+def next_trial(group: Any, row: Row | None, stop: Stop) -> int | None:
     """The trial that this process's group is to run, the same on all its members; None: meet.
 
-    Collective over the group; its leader hands in `row`. Waits without using the core.
+    Collective over the group; its leader hands in `row`, and runs nothing more once it has been
+    told to stop. Waits without using the core.
     """
     try:
         if group.link.rank != 0:
@@ -97,6 +99,8 @@ def next_trial(group: Any, row: Row | None) -> int | None:
         group.everyone.isend(json.dumps(row).encode(), 0, _ASK)
         trial = _read(group.everyone.receive(0, _ANSWER))
     except PeerFailed:
+        trial = None
+    if stop.name:
         trial = None
     if group.link.rank == 0:
         for member in range(1, group.link.size):

@@ -1,8 +1,9 @@
 """One trial of a sweep on this rank: a job run inside of another, on a communicator lent to it.
 
 Owns what a job may touch in the process and gets back as it was: the environment's DIML variables,
-standard output and error, signal handlers, `sys.argv`, the process's own `diml.Job`. Must not know
-what the sweep makes of the outcome.
+standard output and error, signal handlers, `sys.argv`, the process's own `diml.Job`; and what the
+signals of a batch system do, between trials and inside of them. Must not know what the sweep makes
+of the outcome.
 
 A job is a module with a `main(arguments)`, as those of `diml.jobs`, or a script. Its result is
 what its events say: the values of its last `progress` and `result`.
@@ -18,25 +19,28 @@ import os
 import runpy
 import signal
 import sys
+import threading
 import time
 import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from diml.checkpoint.keeper import STOP_SIGNALS, StopRequest
 from diml.config import OPTIONS
-from diml.errors import DimlError, Misuse
+from diml.errors import DimlError, Misuse, Resumable
 from diml.events import watched
 from diml.exports import numbers
 from diml.job import put_aside
-from diml.world.launch import TRIAL
+from diml.world.launch import TRIAL, say_once
 from diml.world.marker import ATTEMPT, FOLDER, MEMORY
 
 # The outer job's, not the trial's.
 _VARIABLES = (*(option.variable for option in OPTIONS), ATTEMPT, FOLDER, MEMORY)
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGINT, *STOP_SIGNALS)
 _REASON_LONGEST = 300
 _TELLING = ("progress", "result")
 
@@ -63,18 +67,58 @@ class Outcome:
     Attributes:
         status: the exit status that the job alone would have had.
         values: what this rank has told, by name, each with the time at which it did.
+        told: the signal that told the trial's job to stop, which had taken it over, or "".
     """
 
     status: int = 0
     reason: str = ""
     seconds: float = 0.0
     values: dict[str, tuple[float, float]] = field(default_factory=dict)
+    told: str = ""
 
     def hear(self, event: Mapping[str, Any]) -> None:
         """Take an event of the trial's job."""
         if event["what"] in _TELLING:
             for name, value in numbers(event["values"]):
                 self.values[plain(name)] = (event["time"], value)
+
+
+class Stop:
+    """What USR1 and TERM, by which a batch system asks for an orderly end, do to a sweep.
+
+    A trial that keeps checkpoints takes the signals over and stops by itself, and all meet. Any
+    other one is broken off, for it may last longer than the time that is left: the first process
+    that is told inside of it ends all, and the trial is run again when the sweep goes on.
+
+    Attributes:
+        name: the signal that has come, or "": the next meeting ends the sweep.
+        words: what to say where a trial is broken off.
+    """
+
+    def __init__(self) -> None:
+        """Take the signals over (only the main thread can; elsewhere nothing is taken over)."""
+        self.name, self.words, self._inside = "", "", False
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                signal.signal(number, self._received)
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """In a trial."""
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+        if self._inside:
+            from diml.world.mpi import abort_all  # starts MPI, which is for `diml.init` to do
+
+            os.environ.pop(TRIAL, None)
+            say_once(f"diml: stopped by {self.name}; {self.words}", os.environ)
+            abort_all(Resumable.exit_status)
 
 
 def plain(name: str) -> str:
@@ -104,7 +148,7 @@ def _script(path: str, arguments: Sequence[str]) -> None:
         sys.argv = before
 
 
-def run_trial(job: Program, arguments: Sequence[str], comm: Any, seed: int) -> Outcome:
+def run_trial(job: Program, arguments: Sequence[str], comm: Any, seed: int, stop: Stop) -> Outcome:
     """Run the job once, on `comm`, collectively over its members.
 
     Whatever the job raises is in the outcome; only a death of this process is not.
@@ -114,7 +158,8 @@ def run_trial(job: Program, arguments: Sequence[str], comm: Any, seed: int) -> O
     outer = put_aside(None)
     try:
         with (
-            _aside(seed),
+            stop.inside(),
+            _aside(seed, outcome),
             watched(outcome.hear),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(said),
@@ -159,7 +204,7 @@ def _status(run: Callable[[], Any]) -> int:
 
 
 @contextlib.contextmanager
-def _aside(seed: int) -> Iterator[None]:
+def _aside(seed: int, outcome: Outcome) -> Iterator[None]:
     """The environment of a trial; afterwards the outer job's again."""
     kept = {name: os.environ.pop(name) for name in _VARIABLES if name in os.environ}
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -171,4 +216,7 @@ def _aside(seed: int) -> Iterator[None]:
             os.environ.pop(name, None)
         os.environ.update(kept)
         for number, handler in handlers.items():
+            taker = getattr(signal.getsignal(number), "__self__", None)
+            if isinstance(taker, StopRequest):
+                outcome.told = taker.name or outcome.told
             signal.signal(number, handler)

@@ -9,6 +9,7 @@ step ends in an agreement, and so all survivors return the same links and member
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,10 +71,22 @@ class Welcome:
 
 
 def first_footing(comm: MPI.Intracomm, membership: Membership) -> Footing:
-    """The links of a job that starts; `comm` stays the caller's."""
-    full = Link(comm.Dup())
-    uids = tuple(range(full.size))
-    return Footing(full, uids, _split(full, uids, membership), membership, full.size)
+    """The links of a job that starts; `comm` stays the caller's.
+
+    Raises PeerFailed if a process dies meanwhile; `comm` is revoked then, since those who wait for
+    this process, not for the dead one, hear of it in no other way.
+    """
+    full = None
+    try:
+        full = Link(comm.Dup())
+        uids = tuple(range(full.size))
+        return Footing(full, uids, _split(full, uids, membership), membership, full.size)
+    except MPI.Exception as error:
+        with contextlib.suppress(NotImplementedError, MPI.Exception):
+            comm.Revoke()
+            if full is not None:
+                full.comm.Revoke()
+        raise PeerFailed(f"a process was lost during the start: {error}") from None
 
 
 class Rebuild:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +22,10 @@ from diml.events import EventLog
 from diml.exports import sinks_of
 from diml.world import marker, node_memory
 from diml.world.host import first_host, later_host
-from diml.world.launch import refuse_singleton
+from diml.world.launch import refuse_singleton, say_once
 from diml.world.link import Link
 from diml.world.membership import Membership
-from diml.world.mpi import at_failure, at_return, lent, world_comm
+from diml.world.mpi import abort, at_failure, at_return, lent, world_comm
 from diml.world.repair import Rebuild, first_footing
 from diml.world.spawn import Spawner, await_seat
 from diml.world.world import World
@@ -35,6 +37,7 @@ def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None =
     Raises:
         Misuse: the processes are too few for the servers and spares, a launcher started each
             one on its own, or the event log cannot be written.
+        PeerFailed: a process was lost before all had taken their places.
     """
     if (comm is not None or lent()) and settings.on_failure == "respawn":
         # A spawned process would not find its way into a communicator of another's.
@@ -55,7 +58,8 @@ def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None =
     except ValueError as error:
         raise Misuse(str(error)) from None
     _hold_node_memory()
-    footing = first_footing(comm, membership)
+    with _limit(settings.deadline_s):
+        footing = first_footing(comm, membership)
     full = footing.full
     for link in (full, footing.workers):
         if link is not None:
@@ -65,6 +69,24 @@ def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None =
     world = World(settings, footing, events, first_host(full, run))
     at_return(world.watchdog.stop, events.close)
     return world
+
+
+@contextlib.contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    """End the job if not all processes have come to the start by then: no watchdog runs yet."""
+
+    def give_up() -> None:
+        words = f"waited {seconds:g} s for all processes to come to diml.init; giving up"
+        say_once(f"diml: {words}", os.environ)
+        abort(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def start_spawned(settings: Settings) -> World:
