@@ -78,7 +78,6 @@ class Sweep:
         self._progress = Progress.of(job, "sweep", plan.trials)
         self._table: Table | None = None
         self._goes_on = f"what is finished is in {flags.csv}, and the same command goes on"
-        stop.words = self._goes_on
 
     def run(self) -> dict[int, Row]:
         """All trials of the plan; returns their rows on every worker."""
@@ -157,7 +156,7 @@ class Sweep:
             return None
         desk = Desk(group.second(), left, self._record) if job.rank == 0 else None
         row = None
-        while (trial := next_trial(group, row, self._stop)) is not None:
+        while (trial := next_trial(group, row, lambda: self._stop.name)) is not None:
             if group.link.rank == 0:
                 job.event("trial", trial=trial, status="begun")
             words = [word.replace("{trial}", str(trial)) for word in self._words]

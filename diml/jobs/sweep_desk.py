@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from diml.errors import DimlError, PeerFailed
-from diml.jobs.sweep_trial import Stop
 
 _ASK, _ANSWER = 1, 2
 _LOOK_S = 0.2
@@ -86,11 +85,13 @@ class Desk:
             self._link.isend(json.dumps(trial).encode(), source, _ANSWER)
 
 
-def next_trial(group: Any, row: Row | None, stop: Stop) -> int | None:
+def next_trial(
+    group: Any, row: Row | None, told: Callable[[], object] = lambda: False
+) -> int | None:
     """The trial that this process's group is to run, the same on all its members; None: meet.
 
-    Collective over the group; its leader hands in `row`, and runs nothing more once it has been
-    told to stop. Waits without using the core.
+    Collective over the group; its leader hands in `row`, and runs nothing more once it is `told` to
+    stop. Waits without using the core.
     """
     try:
         if group.link.rank != 0:
@@ -100,7 +101,7 @@ def next_trial(group: Any, row: Row | None, stop: Stop) -> int | None:
         trial = _read(group.everyone.receive(0, _ANSWER))
     except PeerFailed:
         trial = None
-    if stop.name:
+    if told():
         trial = None
     if group.link.rank == 0:
         for member in range(1, group.link.size):

@@ -34,14 +34,16 @@ from diml.config import OPTIONS
 from diml.errors import DimlError, Misuse, Resumable
 from diml.events import watched
 from diml.exports import numbers
-from diml.job import put_aside
-from diml.world.launch import TRIAL, say_once
+from diml.job import current, put_aside
+from diml.world.launch import TRIAL
 from diml.world.marker import ATTEMPT, FOLDER, MEMORY
 
 # The outer job's, not the trial's.
 _VARIABLES = (*(option.variable for option in OPTIONS), ATTEMPT, FOLDER, MEMORY)
 _SIGNALS = (signal.SIGINT, *STOP_SIGNALS)
 _REASON_LONGEST = 300
+_AGAIN_S = 0.02
+_DEALING = tuple(f"diml.{name}." for name in ("allreduce", "checkpoint", "job", "ps", "world"))
 _TELLING = ("progress", "result")
 
 
@@ -67,7 +69,7 @@ class Outcome:
     Attributes:
         status: the exit status that the job alone would have had.
         values: what this rank has told, by name, each with the time at which it did.
-        told: the signal that told the trial's job to stop, which had taken it over, or "".
+        told: the signal that told this rank to stop, or "".
     """
 
     status: int = 0
@@ -86,18 +88,18 @@ class Outcome:
 class Stop:
     """What USR1 and TERM, by which a batch system asks for an orderly end, do to a sweep.
 
-    A trial that keeps checkpoints takes the signals over and stops by itself, and all meet. Any
-    other one is broken off, for it may last longer than the time that is left: the first process
-    that is told inside of it ends all, and the trial is run again when the sweep goes on.
+    A trial that keeps checkpoints takes the signals over and stops by itself. Any other one is
+    broken off, for it may last longer than the time that is left, and is run again when the sweep
+    goes on. That is done by an exception, which must not meet what DiML itself does with others:
+    the signal is sent again until it finds the program in code of its own.
 
     Attributes:
         name: the signal that has come, or "": the next meeting ends the sweep.
-        words: what to say where a trial is broken off.
     """
 
     def __init__(self) -> None:
         """Take the signals over (only the main thread can; elsewhere nothing is taken over)."""
-        self.name, self.words, self._inside = "", "", False
+        self.name, self._inside = "", False
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
                 signal.signal(number, self._received)
@@ -113,12 +115,27 @@ class Stop:
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
-        if self._inside:
-            from diml.world.mpi import abort_all  # starts MPI, which is for `diml.init` to do
+        if not self._inside:
+            return
+        if current() is not None and _in_program(frame):
+            self._inside = False
+            raise Resumable(f"stopped by {self.name}")
+        main = threading.main_thread().ident
+        again = threading.Timer(_AGAIN_S, lambda: signal.pthread_kill(main or 0, number))
+        again.daemon = True
+        again.start()
 
-            os.environ.pop(TRIAL, None)
-            say_once(f"diml: stopped by {self.name}; {self.words}", os.environ)
-            abort_all(Resumable.exit_status)
+
+def _in_program(frame: FrameType | None) -> bool:
+    """Whether a trial is in no call of DiML that deals with other ranks."""
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if module == __name__:
+            return True
+        if f"{module}.".startswith(_DEALING):
+            return False
+        frame = frame.f_back
+    return True
 
 
 def plain(name: str) -> str:
@@ -168,6 +185,7 @@ def run_trial(job: Program, arguments: Sequence[str], comm: Any, seed: int, stop
     finally:
         put_aside(outer)
         gc.collect()
+    outcome.told = outcome.told or stop.name
     outcome.seconds = time.perf_counter() - begun
     if outcome.status:
         lines = [line.strip() for line in said.getvalue().splitlines() if line.strip()]

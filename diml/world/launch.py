@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 TRIAL = "DIML_TRIAL"
@@ -59,7 +60,7 @@ def _rank_0_has_gone(env: Mapping[str, str]) -> bool:
     all_here = env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == env.get("OMPI_COMM_WORLD_SIZE")
     begun, seen = time.monotonic(), False
     while True:
-        lives = "0" in (_rank(sibling) for sibling in _siblings())
+        lives = "0" in (_rank(variables) for variables in _siblings().values())
         seen = seen or lives
         waited_s = time.monotonic() - begun
         if not lives and (seen or all_here or waited_s > _PATIENCE_ELSEWHERE_S):
@@ -69,14 +70,28 @@ def _rank_0_has_gone(env: Mapping[str, str]) -> bool:
         time.sleep(0.02)
 
 
-def _siblings() -> Iterator[dict[str, str]]:
-    """The environments of the living processes that this process's parent started."""
+def end_siblings() -> None:
+    """Kill the other ranks that the same launcher has started on this host.
+
+    For the end of a job before its processes know one another.
+    """
+    for pid, variables in _siblings().items():
+        if pid != os.getpid() and _rank(variables) is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _siblings() -> dict[int, dict[str, str]]:
+    """The environments, by pid, of the living processes that this process's parent started."""
+    found: dict[int, dict[str, str]] = {}
     for listing in Path(f"/proc/{os.getppid()}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for pid in listing.read_text().split():
                 with contextlib.suppress(OSError):
                     text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
-                    yield dict(item.split("=", 1) for item in text.split("\0") if "=" in item)
+                    variables = (item.split("=", 1) for item in text.split("\0") if "=" in item)
+                    found[int(pid)] = dict(variables)
+    return found
 
 
 def _rank(env: Mapping[str, str]) -> str | None:

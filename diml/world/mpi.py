@@ -77,8 +77,3 @@ def abort(status: int) -> None:
     if _loan is not None:
         os.kill(os.getpid(), signal.SIGKILL)
     MPI.COMM_WORLD.Abort(status)
-
-
-def abort_all(status: int) -> None:
-    """End every process of the job at once, of the outer job where its ranks are lent."""
-    MPI.COMM_WORLD.Abort(status)

@@ -9,18 +9,17 @@ alarm that is set while it starts or joins.
 
 from __future__ import annotations
 
-import math
+import faulthandler
 import os
 import signal
 import subprocess
 import sys
-import threading
 
 from diml.world.launch import host_identity
 
 _OPTION = "diml_spawned"
 _START_DEADLINE_S = 60
-_AFTER_LIMIT_S = 20
+_AFTER_LIMIT_S = 12
 
 # Ends process $1 when process $2 is gone; ends with process $1.
 _GUARD = "while kill -0 $1 2>/dev/null; do kill -0 $2 2>/dev/null || kill -9 $1; sleep 0.2; done"
@@ -43,13 +42,16 @@ def arm_alarm(seconds: int) -> None:
 
 
 def start_alarm(deadline_s: float | None) -> None:
-    """Let the system end this process if the job has not begun by then; None takes it back.
+    """End this process with status 1 if the job has not begun by then; None takes it back.
 
     The last resort where a process was lost before MPI was up: the others hang inside MPI_Init,
-    where no code of ours can run. It comes after the limit in `diml.world.start`, which says why.
+    where no Python code can run, so all that can be said is where. It comes after the limit in
+    `diml.world.start`, which says why.
     """
-    if threading.current_thread() is threading.main_thread():
-        arm_alarm(0 if deadline_s is None else math.ceil(deadline_s) + _AFTER_LIMIT_S)
+    if deadline_s is None:
+        faulthandler.cancel_dump_traceback_later()
+    else:
+        faulthandler.dump_traceback_later(deadline_s + _AFTER_LIMIT_S, exit=True)
 
 
 class Guard:

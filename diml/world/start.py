@@ -22,7 +22,7 @@ from diml.events import EventLog
 from diml.exports import sinks_of
 from diml.world import marker, node_memory
 from diml.world.host import first_host, later_host
-from diml.world.launch import refuse_singleton, say_once
+from diml.world.launch import end_siblings, refuse_singleton, say_once
 from diml.world.link import Link
 from diml.world.membership import Membership
 from diml.world.mpi import abort, at_failure, at_return, lent, world_comm
@@ -78,6 +78,10 @@ def _limit(seconds: float) -> Iterator[None]:
     def give_up() -> None:
         words = f"waited {seconds:g} s for all processes to come to diml.init; giving up"
         say_once(f"diml: {words}", os.environ)
+        if not lent():
+            # Not by MPI_Abort, which leaves those alone who have not called MPI.
+            end_siblings()
+            os._exit(1)
         abort(1)
 
     timer = threading.Timer(seconds, give_up)

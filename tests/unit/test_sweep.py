@@ -8,6 +8,7 @@ import json
 import math
 import os
 import queue
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from diml.checkpoint.keeper import StopRequest
 from diml.cli import main
 from diml.errors import Misuse, PeerFailed
 from diml.jobs.sweep import Sweep
@@ -214,6 +216,16 @@ def test_after_a_death_all_meet_and_rows_are_kept_still() -> None:
     desk.close()
 
 
+def test_a_leader_that_is_told_to_stop_runs_no_more() -> None:
+    link, (one, two) = leaders(2)
+    kept: list[dict[str, str]] = []
+    desk = Desk(link, [1, 2, 3], kept.append)
+    assert next_trial(one, None) == 1 and next_trial(two, None) == 2
+    assert next_trial(one, row(1), lambda: "SIGUSR1") is None
+    assert [r["trial"] for r in kept] == ["1"]
+    desk.close()
+
+
 def test_a_desk_that_cannot_write_ends_the_sweep() -> None:
     def full(row: dict[str, str]) -> None:
         raise OSError(28, "No space left on device")
@@ -229,10 +241,18 @@ def test_a_trial_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("DIML_SPARES", "2")
     monkeypatch.setenv("DIML_SUPERVISED", "/x")
     before = dict(os.environ)
-    with _aside(5):
+    with _aside(5, Outcome()):
         assert "DIML_SPARES" not in os.environ and "DIML_SUPERVISED" not in os.environ
         assert os.environ["DIML_SEED"] == "5"
     assert dict(os.environ) == before
+
+
+def test_a_signal_that_a_trial_took_over_is_not_lost() -> None:
+    before, outcome = signal.getsignal(signal.SIGUSR1), Outcome()
+    with _aside(5, outcome):
+        StopRequest()  # as a job does that keeps checkpoints; it ends without another one
+        signal.raise_signal(signal.SIGUSR1)
+    assert outcome.told == "SIGUSR1" and signal.getsignal(signal.SIGUSR1) == before
 
 
 def test_importing_a_sweep_starts_no_mpi() -> None:
@@ -253,7 +273,8 @@ def test_a_replacement_that_comes_when_all_is_done_meets_nobody(tmp_path: Path) 
         load_checkpoint=lambda: (3, model, None),
     )  # fmt: skip
     flags.maximize = False
-    sweep: Any = Sweep(job, flags, plan, ["diml.jobs.logistic"])  # type: ignore[arg-type]
+    stop = SimpleNamespace(name="")
+    sweep: Any = Sweep(job, flags, plan, ["diml.jobs.logistic"], stop)  # type: ignore[arg-type]
     assert sweep.run() == {0: rows[0], 1: rows[1]}
     # Worker 0's predecessor may have died before it wrote them.
     assert (tmp_path / "out.csv").read_text().count("\n") == 3
