@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from diml.allreduce.engine import Engine
-    from diml.checkpoint.keeper import StopRequest
     from diml.ps.client import ParameterServer
     from diml.ps.node import Node
     from diml.world.orphan import Guard
@@ -107,11 +106,11 @@ def _seated(world: World, guard: Guard | None = None) -> Job:
     from diml.world.membership import Role
 
     engine = Engine(world)
-    node: Node | _WithoutServers = _WithoutServers(world, engine.durability.stop)
+    node: Node | _WithoutServers = _WithoutServers(world, engine)
     if world.membership.servers:
         from diml.ps.node import Node
 
-        node = Node(world, engine.durability.stop)
+        node = Node(world, engine, engine.durability.stop)
     engine.durability.companion = node
     try:
         if guard is not None:
@@ -135,8 +134,8 @@ class _WithoutServers:
     """Stands for the parameter server's node where no process serves: that one brings in numba,
     half a second at every start, which a job on collectives never uses."""
 
-    def __init__(self, world: World, stop: StopRequest | None) -> None:
-        self._world, self._stop = world, stop
+    def __init__(self, world: World, engine: Engine) -> None:
+        self._world, self._engine = world, engine
         self._facts: dict[str, object] = {}
         self._node: Node | None = None
 
@@ -148,6 +147,9 @@ class _WithoutServers:
     def go_to(self, clock: int) -> None:
         """See `Node`."""
         self._whole().go_to(clock)
+
+    def begin_anew(self) -> None:
+        """Nothing: nobody takes the place of a process that serves itself."""
 
     def save(self, write: Sequence[bool]) -> bool:
         """See `Node`."""
@@ -175,7 +177,7 @@ class _WithoutServers:
         if self._node is None:
             from diml.ps.node import Node
 
-            self._node = Node(self._world, self._stop)
+            self._node = Node(self._world, self._engine, self._engine.durability.stop)
             self._node.identify(self._facts)
         return self._node
 

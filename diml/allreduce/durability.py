@@ -37,6 +37,9 @@ class Companion(Protocol):
     def go_to(self, clock: int) -> None:
         """Go on at a recorded clock. Raises Misuse where the rows are older than that."""
 
+    def begin_anew(self) -> None:
+        """The program of a replacement begins at its beginning."""
+
     def save(self, write: Sequence[bool]) -> bool:
         """Bring the rows of this clock to these places; whether they are there."""
 
@@ -78,6 +81,11 @@ class Durability:
         assert self.companion is not None
         self.companion.go_to(kept[_CLOCK])
         return kept[_MODEL]
+
+    def begin_anew(self) -> None:
+        """The program was told that there is no version."""
+        if self.companion is not None and self._world.incarnation:
+            self.companion.begin_anew()
 
     def meet(self, collectives: Collectives) -> None:
         """See together what there is; before the load."""

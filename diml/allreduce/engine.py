@@ -33,7 +33,7 @@ from diml.allreduce.reduce import Allreduce
 from diml.allreduce.wire import pickled, travels_as_array, value_of
 from diml.checkpoint import codec
 from diml.checkpoint.memory import Checkpoint, Store
-from diml.errors import Misuse
+from diml.errors import Misuse, PeerFailed
 
 if TYPE_CHECKING:
     from diml.world.world import World
@@ -60,6 +60,7 @@ class Engine:
         self._reduce = Allreduce(*parts, world.calls, self._collective, plans)
         self.allreduce = self._reduce.allreduce
         self._core.stocked = world.workers is not None and world.epoch == 0
+        self._core.beside.served = bool(world.membership.servers)
         self._core.drilled = frozenset((d.rank, d.incarnation) for d in settings.drills)
         self._sit_down()
         world.at_repair.append(self._restore)
@@ -70,6 +71,20 @@ class Engine:
     def version(self) -> int:
         """Number of committed checkpoints (0 until load_checkpoint has returned)."""
         return self._core.version if self._core.loaded else 0
+
+    def begin_clock(self, clock: int, continues: bool) -> None:
+        """The program goes on at this clock of the parameter server; see `Beside.start`."""
+        self._core.beside.start(clock, continues)
+        self._core.at_clock()
+
+    def end_clock(self, clock: int) -> None:
+        """It has come to this clock."""
+        self._core.beside.clock = clock
+        self._core.at_clock()
+
+    def hear_of_versions(self) -> None:
+        """A server or spare is told that versions may be committed from now on."""
+        self._core.beside.kept = True
 
     @property
     def inherited(self) -> dict[int, Any]:
@@ -87,8 +102,12 @@ class Engine:
             self._core.seat(world.rank, world.hosts, world.incarnation, origins, members.lost)
 
     def _restore(self) -> None:
-        """After each repair: newcomers get the local states that belong on them."""
+        """After each repair: newcomers get the local states that belong on them. With servers,
+        all learn from any who know it that versions are committed."""
         self._sit_down()
+        beside = self._core.beside
+        if beside.served:
+            beside.kept = any(self._world.full.allgather_objects(beside.kept))
         if self._world.workers is not None:
             self._driver.run(self._core.refresh())
 
@@ -157,7 +176,12 @@ class Engine:
         Returns:
             An array of the caller's own, writable, or an object. What was sent stays in the
             log until the next checkpoint; a replacement replays it from there.
+
+        Raises:
+            Misuse: the job has servers: whoever waits for one cannot give its value once more.
         """
+        if self._core.beside.served:
+            raise Misuse("shift: not in a job with parameter servers")
         mine = np.array(value, order="C") if travels_as_array(value) else pickled(value)
         code = signature(Kind.SHIFT, by)
         request = Request(Kind.SHIFT, code, _site(), False, by, mine)
@@ -236,9 +260,11 @@ class Engine:
             self._world.event("load", version=held.version, seconds=seconds)
         if held.version == 0 and (restored := self.durability.fetch(self, any_workers)):
             site = request.site
+            self._long_call(site, self._announce)
             self._long_call(site, lambda: self.durability.resume(restored, site))
             held = core.store.committed
         if held.version == 0:
+            self.durability.begin_anew()
             return 0, None, None
         local = held.locals.get(core.origin)
         model = self.durability.without_clock(_decoded(core.store.model()))
@@ -255,7 +281,8 @@ class Engine:
             lazy: keep a reference to the model and copy it only if a worker has to be brought
                 back. The model must then stay unchanged until the last collective before the
                 next checkpoint has returned; if that one has local states, or the job is left,
-                until then. Not together with `local`. Without effect under `--on-failure shrink`.
+                until then. Not together with `local`. Without effect under `--on-failure shrink`
+                and in a job with servers.
 
         Raises:
             Misuse: load_checkpoint was not called, or the state holds what cannot be kept.
@@ -268,7 +295,7 @@ class Engine:
         model = self.durability.with_clock(model)
         kind = Kind.CHECKPOINT if local is None else Kind.LOCAL_CHECKPOINT
         request = Request(kind, signature(kind), site)
-        if lazy and self._world.settings.on_failure != "shrink":
+        if lazy and self._world.settings.on_failure != "shrink" and not core.beside.served:
             codec.check(model, "model")
             kept: Any = lambda: codec.encode(model, "model")  # noqa: E731
         else:
@@ -277,6 +304,7 @@ class Engine:
         version, sequence = core.coordinates
         self._world.drill(version, sequence)
         self.durability.ask()
+        self._long_call(site, self._announce)
         self._long_call(
             site, lambda: self._driver.perform(lambda: core.checkpoint(request, kept, mine))
         )
@@ -284,6 +312,17 @@ class Engine:
         self._driver.tell_traffic()
         self._pool.trim(self._world.settings.log_budget_bytes)
         self.durability.keep()
+
+    def _announce(self) -> None:
+        """Before the first version is committed beside servers: those who outlive all workers
+        have heard of it."""
+        beside = self._core.beside
+        while beside.served and not beside.kept and self._core.rank == 0:
+            try:
+                self._world.say_kept()
+                beside.kept = True
+            except PeerFailed as error:
+                self._driver.fail(error)
 
     def finish(self) -> None:
         """The last operation of a worker: it helps the others until all have come to it."""

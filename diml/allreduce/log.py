@@ -13,7 +13,9 @@ checkpoint cannot be replayed, and the one who asks for a result that is gone is
 from __future__ import annotations
 
 import sys
+from bisect import bisect_right
 from dataclasses import dataclass
+from operator import itemgetter
 from types import CodeType
 from typing import Any, Protocol, TypeAlias
 
@@ -83,11 +85,18 @@ Quick: TypeAlias = "tuple[Planned, Result, CodeType, int]"
 
 @dataclass(slots=True)
 class Record:
-    """A finished collective as it is sent to the one that asks for it."""
+    """A finished collective as it is sent to the one that asks for it.
+
+    Attributes:
+        clock: that of the parameter server beside it (None: not in use then).
+        early: no clock had ended yet in this version.
+    """
 
     signature: int
     site: str
     result: Result
+    clock: int | None = None
+    early: bool = True
 
 
 class Log:
@@ -118,6 +127,8 @@ class Log:
         self._barrier = 0
         self._folded = self._trace = 0
         self._held: list[Result] = []
+        # (sequence, clock, early) wherever the clock has moved since.
+        self._marks: list[tuple[int, int | None, bool]] = []
 
     def _enter(self) -> None:
         """Make the entries of the short calls."""
@@ -197,7 +208,17 @@ class Log:
         result = self.results[sequence]
         if result is None:
             return None
-        return Record(self.signatures[sequence], str(self.sites[sequence]), result)
+        at = bisect_right(self._marks, sequence, key=itemgetter(0)) - 1
+        clock, early = self._marks[at][1:] if at >= 0 else (None, True)
+        site = str(self.sites[sequence])
+        return Record(self.signatures[sequence], site, result, clock, early)
+
+    def mark(self, clock: int | None, early: bool) -> None:
+        """From the next collective on records have this stamp (see `Record`)."""
+        sequence = len(self.results)
+        if self._marks and self._marks[-1][0] == sequence:
+            del self._marks[-1]
+        self._marks.append((sequence, clock, early))
 
     def following(self, sequence: int, nbytes_max: int) -> list[Record]:
         """The record of a collective that is here, and those after it without a gap, up to a
@@ -241,6 +262,7 @@ class Log:
         self._held = held[-_HELD_MAX:]
         self.gone_bytes += self._nbytes
         self._signatures, self._sites, self._results, self.shifts = [], [], [], {}
+        self._marks.clear()
         self._nbytes = self.forgotten = self._swept = self._barrier = 0
         self._folded = self._trace = 0
         self._count()

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from diml.allreduce.beside import Beside, check_clock, compare_clocks, finish_again
 from diml.allreduce.divergence import check_replay, explain
 from diml.allreduce.effects import (
     Execute,
@@ -74,6 +75,8 @@ class Core:
         compare_every: failure-free, the histories are compared at every checkpoint, at exit, and
             whenever so many collectives have been called.
         riding, rode: numbers that travel with it, and their maxima (none once a repair came).
+        beside: what it knows of the parameter server of the job.
+        prefetched: results that wait for this rank to come to their places.
     """
 
     def __init__(
@@ -102,7 +105,8 @@ class Core:
         self.stocked = True
         self.riding: tuple[int, ...] = ()
         self.rode: list[int] = []
-        self._prefetched: dict[Place, Record] = {}
+        self.beside = Beside()
+        self.prefetched: dict[Place, Record] = {}
 
     def seat(
         self,
@@ -171,7 +175,7 @@ class Core:
         if self.recovering:
             record = yield from self._settle(request)
             if record is not None:
-                self.finish(request, record.result)
+                finish_again(self, request, record)
                 return record.result
         elif (self.sequence + 1) % self.compare_every == 0:
             yield from self.compare(request)
@@ -184,7 +188,7 @@ class Core:
         if self.recovering:
             record = yield from self._settle(request)
             if record is not None:
-                self.finish(request, record.result)
+                finish_again(self, request, record)
                 return
         else:
             yield from self.compare(request)
@@ -198,6 +202,11 @@ class Core:
             log.shifts[self.sequence] = request.by
         if log.append(request.signature, request.site, result, request.synchronising):
             self.tighten()
+
+    def at_clock(self) -> None:
+        """The parameter server's clock has moved, or a log begins."""
+        if self.beside.served:
+            self.log.mark(*self.beside.stamp)
 
     def tighten(self) -> None:
         """The log has outgrown its budget: share its results with the other ranks."""
@@ -223,6 +232,7 @@ class Core:
         if self._lacks_model():
             raise GaveUp(f"the checkpoint of version {self.version} is gone: {ALL_LOST}")
         self.loaded = True
+        self.at_clock()
 
     def _lacks_model(self) -> bool:
         return self.version > 0 and self.store.committed.model is None
@@ -262,14 +272,16 @@ class Core:
     def _commit(self) -> None:
         self.store.commit()
         self.steps.clear()
-        self._prefetched.clear()
+        self.prefetched.clear()
         self.orphans = self.inherits = ()
+        self.beside.commit()
+        self.at_clock()
 
     def begin_anew(self) -> None:
         """Stand before the first collective again, the committed version kept."""
         self.boot.clear()
         self.steps.clear()
-        self._prefetched.clear()
+        self.prefetched.clear()
         self.deaths.clear()
         self.loaded = self.recovering = False
 
@@ -282,15 +294,19 @@ class Core:
         """
         bare = request.kind is Kind.CHECKPOINT
         place = self.place(request.kind)
-        if place in self._prefetched:
-            ahead = self._prefetched.pop(place)
+        if place in self.prefetched:
+            ahead = self.prefetched.pop(place)
             check_replay(self, request, ahead)
+            if self.beside.served:
+                check_clock(self, request, ahead, self.prefetched.values())
             return ahead
         standing = Standing(place, self.log.trace(request.signature), bare)
         while True:
             merged = yield Reduce(standing.summary())
             decision = decide(merged)
             if decision.action is Action.GO:
+                if self.beside.served and request.kind is not Kind.EXIT:
+                    yield from compare_clocks(self, request)
                 self.recovering = False
                 return None
             if decision.action is Action.LOST:
@@ -341,7 +357,7 @@ class Core:
         if given is None:
             return None
         for ahead, record in enumerate(given[1:], 1):
-            self._prefetched[low._replace(sequence=low.sequence + ahead)] = record
+            self.prefetched[low._replace(sequence=low.sequence + ahead)] = record
         return given[0]
 
     def _pass_on(

@@ -6,12 +6,14 @@ with fewer ranks, give the lost ones' states to those who are left. Pure, like `
 
 Invariants: who has what is found by asking, not by the placement, for a holder may itself be new;
 running a script again, from any point at which a death cut it short, leads to the same state.
+A job with servers outlives all its workers at once, as long as these have committed nothing.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from diml.allreduce.beside import share_results
 from diml.allreduce.effects import Give, Point, Reduce, Script, Take
 from diml.allreduce.protocol import FAR, Place, Stage, Transfer, unpack
 from diml.errors import GaveUp
@@ -48,7 +50,8 @@ def refresh(core: Core) -> Script[None]:
     uses_local, fewer, moved = bool(merged[3]), merged[7], merged[8]
     if first != FAR:
         if version < 0:
-            raise GaveUp(f"all state is gone: {ALL_LOST}")
+            _begin_again(core)
+            return
         if first == last:
             yield from _count_death(core, first, merged[6], merged[5])
         model = None
@@ -65,6 +68,17 @@ def refresh(core: Core) -> Script[None]:
     if fewer:
         yield from _go_on_with_fewer(core, new)
     core.settled, core.placed = core.origins, core.ring
+    if core.beside.served:
+        yield from share_results(core)
+
+
+def _begin_again(core: Core) -> None:
+    """All workers are new: the program's state is with the servers, unless a version was made,
+    which nobody has. Raises GaveUp then, and without servers."""
+    if not core.beside.served or core.beside.kept:
+        raise GaveUp(f"all state is gone: {ALL_LOST}")
+    core.settled, core.placed = core.origins, core.ring
+    core.stocked = True
 
 
 def _welcome(

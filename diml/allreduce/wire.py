@@ -94,7 +94,9 @@ def wrap(payload: Any) -> Bytes:
     """
     if not isinstance(payload, list):
         return codec.encode({"plain": payload})
-    fields = [(r.signature, r.site, r.result.form, r.result.owner) for r in payload]
+    fields = [
+        (r.signature, r.site, r.result.form, r.result.owner, r.clock, r.early) for r in payload
+    ]
     return codec.encode({"records": fields})
 
 
@@ -104,9 +106,9 @@ def unwrap(buffer: Bytes) -> Any:
     if "plain" in tree:
         return tree["plain"]
     records = []
-    for signature, site, form, owner in tree["records"]:
+    for signature, site, form, owner, clock, early in tree["records"]:
         nbytes = owner.nbytes if form == "array" else size_of(owner)
-        records.append(Record(signature, site, Result(form, owner, nbytes)))
+        records.append(Record(signature, site, Result(form, owner, nbytes), clock, early))
     return records
 
 

@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diml.checkpoint.codec import decode, encode
 from diml.checkpoint.keeper import StopRequest
 from diml.errors import GaveUp, Misuse, PeerFailed
 from diml.ps.buffers import keep_freed_memory, wake_promptly
@@ -25,14 +24,13 @@ from diml.ps.durable import Durable
 from diml.ps.filters import parse_filters
 from diml.ps.message import Address
 from diml.ps.node_core import NodeCore
-from diml.ps.port import LocalPort
+from diml.ps.port import Collectives, LocalPort
 from diml.ps.recovery import Plan, make_plan
 from diml.ps.saves import Saves
 from diml.ps.session import Session
 from diml.ps.shard import Shard
-from diml.ps.transfer import receive_bytes, send_bytes
+from diml.ps.transfer import carry_out
 from diml.ps.world_port import WorldPort
-from diml.world.link import Link
 from diml.world.membership import Role
 from diml.world.world import World
 
@@ -47,12 +45,15 @@ _LINGER_S = 50e-6
 class Node:
     """This process's part, in whatever role it has."""
 
-    def __init__(self, world: World, stop: StopRequest | None = None) -> None:
+    def __init__(
+        self, world: World, collectives: Collectives, stop: StopRequest | None = None
+    ) -> None:
         """`stop` remembers a signal by which the job is asked to end in good order."""
-        self._world, self._stop = world, stop
+        self._world, self._collectives, self._stop = world, collectives, stop
         self._durable = Durable.of(world.settings, os.environ)
         self._facts: dict[str, object] = {}
         self._recorded: int | None = None
+        self._anew = False
         self._port = WorldPort(world)
         self._client: ParameterServer | None = None
         self._client_core: ClientCore | None = None
@@ -157,8 +158,11 @@ class Node:
             origin = self._client.resumed
             if origin is not None and not self._world.incarnation:
                 self._world.event("resume", version=origin.clock)
+            self._collectives.begin_clock(self._client.clock_now, self._world.incarnation > 0)
             if self._recorded is not None:
                 self.go_to(self._recorded)
+            elif self._anew:
+                self.begin_anew()
             self._warn_unreplicated()
         elif asked != self._asked:
             raise Misuse(f"parameter_server was opened with {self._asked}, now with {asked}")
@@ -240,6 +244,15 @@ class Node:
         self._recorded = clock
         if self._client is not None:
             self._client.go_to(clock)
+            self._collectives.begin_clock(clock, False)
+
+    def begin_anew(self) -> None:
+        """The program was told to begin at its beginning: go on at the first clock, as if that had
+        been recorded. But where it keeps a state of its own at the servers, that says where."""
+        self._anew = True
+        client = self._client
+        if client is not None and client.local is None and self._recorded is None:
+            self.go_to(client.resumed.clock if client.resumed is not None else 0)
 
     def save(self, write: Sequence[bool]) -> bool:
         """Bring the rows of this clock to these places; whether they are there."""
@@ -255,6 +268,8 @@ class Node:
 
     def _clock_ended(self) -> None:
         """At each clock of this worker."""
+        assert self._client is not None
+        self._collectives.end_clock(self._client.clock_now)
         self._world.committed()
         self._tell_traffic()
 
@@ -313,7 +328,10 @@ class Node:
                 port.post(sends)
                 if moved:
                     self._strike("after")
-            elif port.told_to_leave():
+            elif (word := port.word()) is not None:
+                if word:
+                    self._collectives.hear_of_versions()
+                    continue
                 self._tell_traffic(last=True)
                 if self._durable is not None:
                     self._durable.close()
@@ -352,7 +370,7 @@ class Node:
             raise GaveUp("the parameter server cannot go on with fewer workers")
         plan = make_plan(reports, world.settings.ps_replicas)
         self._core.go_back(plan)
-        received = self._transfer(link, plan)
+        received = carry_out(link, plan, self._core)
         # Only when all copies have arrived may anyone drop what it held before.
         link.barrier()
         self._core.finish(plan, link.rank, received)
@@ -378,14 +396,3 @@ class Node:
             if self._world.epoch == 0:
                 raise
             raise GaveUp(str(error)) from None
-
-    def _transfer(self, link: Link, plan: Plan) -> dict[int, Shard]:
-        """Send and receive the copies that the plan wants moved."""
-        for transfer in plan.transfers:
-            if transfer.source == link.rank:
-                send_bytes(link, encode(self._core.tree_of(transfer.shard)), transfer.dest)
-        return {
-            transfer.shard: Shard.from_tree(decode(receive_bytes(link, transfer.source)))
-            for transfer in plan.transfers
-            if transfer.dest == link.rank
-        }

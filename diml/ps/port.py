@@ -62,3 +62,16 @@ class LocalPort:
     def recover(self) -> bool:
         """Nobody else can die here."""
         raise PeerFailed("a process without peers has none that fail")
+
+
+class Collectives(Protocol):
+    """The collectives beside the parameter server (`diml.allreduce.engine`)."""
+
+    def begin_clock(self, clock: int, continues: bool) -> None:
+        """The program goes on at this clock: a dead one's (`continues`), or a recorded one."""
+
+    def end_clock(self, clock: int) -> None:
+        """It has come to this clock."""
+
+    def hear_of_versions(self) -> None:
+        """Versions may be committed from now on."""

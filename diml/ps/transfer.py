@@ -1,6 +1,6 @@
-"""Buffers of any length between two processes of a link, while nothing else is going on there.
+"""Shards, and buffers of any length, between processes of a link that does nothing else meanwhile.
 
-Owns the cutting into pieces that MPI can count. Must not know what is in a buffer.
+Owns the cutting into pieces that MPI can count. Must not know which shard belongs where.
 """
 
 from __future__ import annotations
@@ -9,13 +9,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diml.checkpoint.codec import decode, encode
 from diml.ps.message import Bytes
+from diml.ps.shard import Shard
 
 if TYPE_CHECKING:
+    from diml.ps.node_core import NodeCore
+    from diml.ps.recovery import Plan
     from diml.world.link import Link
 
 _TAG = 2
 _PIECE_BYTES = 1 << 30
+
+
+def carry_out(link: Link, plan: Plan, core: NodeCore) -> dict[int, Shard]:
+    """Send and receive the copies that the plan wants moved; returns those that came here."""
+    for transfer in plan.transfers:
+        if transfer.source == link.rank:
+            send_bytes(link, encode(core.tree_of(transfer.shard)), transfer.dest)
+    return {
+        transfer.shard: Shard.from_tree(decode(receive_bytes(link, transfer.source)))
+        for transfer in plan.transfers
+        if transfer.dest == link.rank
+    }
 
 
 def send_bytes(link: Link, buffer: Bytes, dest: int) -> None:

@@ -95,9 +95,11 @@ class WorldPort:
             if found is not None:
                 return found
 
-    def told_to_leave(self) -> bool:
-        """Whether the workers are done. Raises PeerFailed."""
-        return self._current().poll(tag=LEAVE_TAG) is not None
+    def word(self) -> bytes | None:
+        """What worker 0 tells servers and spares (`World.say_kept`; empty: leave), if anything.
+        Raises PeerFailed."""
+        message = self._current().poll(tag=LEAVE_TAG)
+        return None if message is None else message.data.tobytes()
 
     def recover(self) -> bool:
         """Repair the world; the node's hook sends again what has to be. Whether anybody died."""

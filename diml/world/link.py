@@ -247,6 +247,19 @@ class Link:
             self.isend(piece, dest, tag)
         return receiving
 
+    def tell(self, others: Sequence[int], word: bytes) -> None:
+        """Send a word under the world's own tag; returns once each of the others has received it
+        or has died."""
+        try:
+            requests = [self.comm.Issend([word, _BYTE], other, LEAVE_TAG) for other in others]
+        except MPI.Exception as error:
+            raise translated(error) from None
+        sendings = [Sending(request, word) for request in requests]
+        while not all(sending.done() for sending in sendings):
+            os.sched_yield()
+        if self.is_revoked():
+            raise PeerFailed("the link was revoked before all had received the word")
+
     def still_sending(self) -> bool:
         """Whether anything has yet to leave. Lets go of the buffers of what has left: memory that
         is used again soon is still in the core's cache."""

@@ -52,6 +52,12 @@ class Footing:
     membership: Membership
     uid_next: int
 
+    @property
+    def servers_and_spares(self) -> list[int]:
+        """The ranks in `full` of all but the workers."""
+        workers = {seat.uid for seat in self.membership.workers}
+        return [rank for rank, uid in enumerate(self.uids) if uid not in workers]
+
 
 @dataclass(frozen=True)
 class Welcome:

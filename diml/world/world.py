@@ -32,6 +32,7 @@ from diml.world.repair import Footing, PhaseClock, Rebuild, Unfilled
 from diml.world.spawn import Spawner
 from diml.world.watchdog import Watch, Watchdog, ticks
 
+_KEPT = b"kept"  # the word that versions are committed; the empty one: leave
 # So many repairs in a row in which nobody was lost, and the cause is none that a repair mends.
 _IDLE_REPAIRS_MAX = 16
 
@@ -302,15 +303,14 @@ class World:
         self._spawner.close()
         try:
             if self.rank == 0:
-                others = set(range(self.full.size)) - {
-                    self.address(Role.WORKER, i) for i in range(len(self.membership.workers))
-                }
-                sendings = [self.full.isend(b"", other, LEAVE_TAG) for other in sorted(others)]
-                while not all(sending.done() for sending in sendings):
-                    os.sched_yield()
+                self.full.tell(self.footing.servers_and_spares, b"")
         except PeerFailed:
             ok = False
         self.leave_as_told(ok)
+
+    def say_kept(self) -> None:
+        """Let servers and spares know that workers commit versions. Raises PeerFailed."""
+        self.full.tell(self.footing.servers_and_spares, _KEPT)
 
     def leave_as_told(self, ok: bool = True) -> None:
         """The last gate of a server or spare that has received LEAVE_TAG. Raises PeerFailed."""
