@@ -1,29 +1,31 @@
 """Collectives in a job with parameter servers: who is behind gets what it lacks in the repair.
 
-Owns what the two ways must know of one another: the servers' clock at each collective, and that a
-version may have been committed. Pure, like `recovery`. A worker that waits for a server cannot
-answer another one's questions, so after a repair nobody has any: all results that some rank has
-are held by every rank, to be taken when its program comes to them.
+Owns what the two ways must know of one another: the servers' clock at each collective, and whether
+workers have state that no server has. Pure, like `recovery`. A worker that waits for a server
+cannot answer another one's questions, so after a repair nobody has any: all results that some
+rank has are held by every rank, to be taken when its program comes to them.
 
 Invariants: a replacement that goes on at its own clock leaves out what it called before, so a
 collective is answered from the past, or carried out with it, only at the clock at which the others
-call it; where that cannot be known it is refused. What is committed is known to be before it is.
+call it; where that cannot be known it is refused. What no server has is known to exist before it
+does, so that the death of all workers is survived where nothing is lost, and only there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from diml.allreduce.effects import Reduce, Script
 from diml.allreduce.log import Log, Record
 from diml.allreduce.operation import Request
 from diml.allreduce.protocol import Place, Stage, found, offer
-from diml.errors import Mismatch
+from diml.errors import GaveUp, Mismatch
 
 if TYPE_CHECKING:
     from diml.allreduce.recovery import Core
 
+ALL_LOST = "no rank is left that was there when it was made"
 _BATCH_BYTES = 1 << 26
 _RULE = (
     "a replaced worker goes on at its own clock and does not call again what it called in earlier "
@@ -39,7 +41,8 @@ class Beside:
         clock: that of this worker's program; None before it has opened the parameter server.
         began: the clock at which this life of it, or the version, began.
         continues: it has come in a dead one's place and goes on at that one's clock.
-        kept: some version may have been committed, known to servers and spares as well.
+        kept: workers may have state that no server has, a committed version or what collectives
+            gave in the course of the clocks; servers and spares know of it as well.
     """
 
     def __init__(self) -> None:
@@ -55,6 +58,14 @@ class Beside:
     def commit(self) -> None:
         """A version is made at this clock: replacements begin there."""
         self.began, self.continues = self.clock, False
+
+    def learn(self, said: Sequence[tuple[bool, bool]]) -> None:
+        """After a repair, before anything else: of every process, whether it has heard of state
+        that no server has (`kept`), and whether it is a worker that may have some. Raises GaveUp,
+        on all alike, if there is such state and nobody has it."""
+        self.kept = any(kept for kept, _ in said)
+        if self.kept and not any(has for _, has in said):
+            raise GaveUp(f"all state is gone: {ALL_LOST}")
 
     @property
     def stamp(self) -> tuple[int | None, bool]:

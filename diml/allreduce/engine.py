@@ -76,14 +76,16 @@ class Engine:
         """The program goes on at this clock of the parameter server; see `Beside.start`."""
         self._core.beside.start(clock, continues)
         self._core.at_clock()
+        # The next allreduce of each kind goes the long way, on which `_announce` lies.
+        self._reduce.sit_down(self._world.workers)
 
     def end_clock(self, clock: int) -> None:
         """It has come to this clock."""
         self._core.beside.clock = clock
         self._core.at_clock()
 
-    def hear_of_versions(self) -> None:
-        """A server or spare is told that versions may be committed from now on."""
+    def hear_of_state(self) -> None:
+        """A server or spare is told that workers have state that no server has."""
         self._core.beside.kept = True
 
     @property
@@ -102,12 +104,12 @@ class Engine:
             self._core.seat(world.rank, world.hosts, world.incarnation, origins, members.lost)
 
     def _restore(self) -> None:
-        """After each repair: newcomers get the local states that belong on them. With servers,
-        all learn from any who know it that versions are committed."""
+        """After each repair: newcomers get the local states that belong on them."""
         self._sit_down()
         beside = self._core.beside
         if beside.served:
-            beside.kept = any(self._world.full.allgather_objects(beside.kept))
+            known = (beside.kept, self._core.stocked)
+            beside.learn(self._world.full.allgather_objects(known))
         if self._world.workers is not None:
             self._driver.run(self._core.refresh())
 
@@ -314,10 +316,10 @@ class Engine:
         self.durability.keep()
 
     def _announce(self) -> None:
-        """Before the first version is committed beside servers: those who outlive all workers
-        have heard of it."""
+        """Before this worker commits a version, or takes a result in the course of the servers'
+        clocks: those who would outlive all workers hear of it."""
         beside = self._core.beside
-        while beside.served and not beside.kept and self._core.rank == 0:
+        while beside.served and not beside.kept:
             try:
                 self._world.say_kept()
                 beside.kept = True
@@ -338,6 +340,8 @@ class Engine:
         core = self._core
         version, sequence = core.coordinates
         self._world.drill(version, sequence)
+        if core.beside.clock is not None:
+            self._long_call(request.site, self._announce)
         result = self._long_call(
             request.site,
             lambda: self._driver.perform(lambda: core.collective(request), execute),

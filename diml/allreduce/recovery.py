@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from diml.allreduce.beside import Beside, check_clock, compare_clocks, finish_again
+from diml.allreduce.beside import ALL_LOST, Beside, check_clock, compare_clocks, finish_again
 from diml.allreduce.divergence import check_replay, explain
 from diml.allreduce.effects import (
     Execute,
@@ -44,7 +44,7 @@ from diml.allreduce.protocol import (
     offer,
     unpack,
 )
-from diml.allreduce.refresh import ALL_LOST, refresh
+from diml.allreduce.refresh import refresh
 from diml.checkpoint.memory import Store
 from diml.checkpoint.ring import Ring
 from diml.errors import GaveUp

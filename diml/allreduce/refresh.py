@@ -6,14 +6,14 @@ with fewer ranks, give the lost ones' states to those who are left. Pure, like `
 
 Invariants: who has what is found by asking, not by the placement, for a holder may itself be new;
 running a script again, from any point at which a death cut it short, leads to the same state.
-A job with servers outlives all its workers at once, as long as these have committed nothing.
+A job with servers outlives all its workers at once, as long as these had no state of their own.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from diml.allreduce.beside import share_results
+from diml.allreduce.beside import ALL_LOST, share_results
 from diml.allreduce.effects import Give, Point, Reduce, Script, Take
 from diml.allreduce.protocol import FAR, Place, Stage, Transfer, unpack
 from diml.errors import GaveUp
@@ -21,7 +21,6 @@ from diml.errors import GaveUp
 if TYPE_CHECKING:
     from diml.allreduce.recovery import Core
 
-ALL_LOST = "no rank is left that was there when it was made"
 # One rank's deaths in a row at one place after which it is not brought back: its own program
 # kills it. Kills from outside cannot be told from that, so two are not enough to be sure.
 DEATHS_MAX = 4
@@ -73,9 +72,9 @@ def refresh(core: Core) -> Script[None]:
 
 
 def _begin_again(core: Core) -> None:
-    """All workers are new: the program's state is with the servers, unless a version was made,
-    which nobody has. Raises GaveUp then, and without servers."""
-    if not core.beside.served or core.beside.kept:
+    """All workers are new: what there is of the program's state is with the servers (see
+    `Beside.learn`). Raises GaveUp where there are none."""
+    if not core.beside.served:
         raise GaveUp(f"all state is gone: {ALL_LOST}")
     core.settled, core.placed = core.origins, core.ring
     core.stocked = True

@@ -330,7 +330,7 @@ class Node:
                     self._strike("after")
             elif (word := port.word()) is not None:
                 if word:
-                    self._collectives.hear_of_versions()
+                    self._collectives.hear_of_state()
                     continue
                 self._tell_traffic(last=True)
                 if self._durable is not None:

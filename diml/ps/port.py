@@ -73,5 +73,5 @@ class Collectives(Protocol):
     def end_clock(self, clock: int) -> None:
         """It has come to this clock."""
 
-    def hear_of_versions(self) -> None:
-        """Versions may be committed from now on."""
+    def hear_of_state(self) -> None:
+        """A server or spare is told that workers have state that no server has."""

@@ -32,7 +32,7 @@ from diml.world.repair import Footing, PhaseClock, Rebuild, Unfilled
 from diml.world.spawn import Spawner
 from diml.world.watchdog import Watch, Watchdog, ticks
 
-_KEPT = b"kept"  # the word that versions are committed; the empty one: leave
+_KEPT = b"kept"  # the word that workers have state of their own; the empty one: leave
 # So many repairs in a row in which nobody was lost, and the cause is none that a repair mends.
 _IDLE_REPAIRS_MAX = 16
 
@@ -309,7 +309,7 @@ class World:
         self.leave_as_told(ok)
 
     def say_kept(self) -> None:
-        """Let servers and spares know that workers commit versions. Raises PeerFailed."""
+        """Let servers and spares know that workers have state of their own. Raises PeerFailed."""
         self.full.tell(self.footing.servers_and_spares, _KEPT)
 
     def leave_as_told(self, ok: bool = True) -> None:
