@@ -20,7 +20,9 @@ from tests.sim.registry import Simulation
 
 SIMULATIONS = {
     "allreduce": Simulation(
-        allreduce_check.run_schedule, (*POINTS, "idle spare"), allreduce_check.scale
+        allreduce_check.run_schedule,
+        (*POINTS, "idle spare", "all workers"),
+        allreduce_check.scale,
     ),
     "ps": Simulation(ps_schedule.run_schedule, ps_schedule.POINTS),
 }

@@ -17,7 +17,18 @@ from diml.allreduce.operation import Kind
 from diml.allreduce.recovery import Core
 from diml.drill import POINTS, Drill, DrillPlan
 from tests.sim.allreduce_network import Process, Violation
-from tests.sim.allreduce_program import OPS, Call, Load, Op, Plan, Save, Wish, random_plan, twin
+from tests.sim.allreduce_program import (
+    OPS,
+    Call,
+    Load,
+    Op,
+    Plan,
+    Save,
+    Wish,
+    beside_servers,
+    random_plan,
+    twin,
+)  # fmt: skip
 from tests.sim.allreduce_world import World
 from tests.sim.registry import Verdict
 
@@ -32,6 +43,7 @@ class Checker:
         self._expect(tuple(range(plan.size)))
         self.world: World | None = None
         self._versions: dict[tuple[int, int], int] = {}
+        self._newest = 0
 
     def _expect(
         self, origins: tuple[int, ...], start: tuple[int, Any, list[Any]] | None = None
@@ -50,13 +62,14 @@ class Checker:
         if core.version < self._versions.get(life, 0):
             raise Violation(f"rank {process.rank} went back to version {core.version}")
         self._versions[life] = core.version
+        self._newest = max(self._newest, core.version)
         if isinstance(wish, Call):
             key = (2, core.version, core.sequence - 1) if core.loaded else (0, 0, core.sequence - 1)
             if self.results[key][process.rank] != value:
                 raise Violation(f"rank {process.rank} got a wrong result at {key}")
         elif isinstance(wish, Load):
             newest = max(p.core.version for p in self._living() if p.core.loaded)
-            if core.version != newest:
+            if core.version != newest or newest < self._newest:
                 raise Violation(f"rank {process.rank} loads {core.version} instead of {newest}")
         elif isinstance(wish, Save) and core.version > len(self.plan.versions):
             raise Violation("a version too many")
@@ -110,6 +123,8 @@ class Checker:
         text = str(world.ending)
         if "times in a row" in text:
             return "gave up: a rank died again and again at one place"
+        if "all state" in text and world.served and not world.kept:
+            raise Violation(f"gave up though nothing was committed: {text}")
         if "spare" in text or "nobody" in text or "had left" in text:
             return text
         behind = [p for p in world.processes if p.state == "dead" or not p.caught_up]
@@ -155,6 +170,9 @@ def run_schedule(
     points = tuple(rng.sample(POINTS, rng.randint(1, len(POINTS))))
     drills = draw_drills(rng, plan, points, rng.choice((0, 1, 2, 3, 5)))
     kills = {rng.randint(1, 60 * size) for _ in range(rng.choice((0, 0, 1, 2, 4)))}
+    served = random.Random(f"{seed} served").random() < 0.25
+    if served:
+        plan = beside_servers(plan)
     checker = Checker(plan, replicas)
     world = World(
         plan,
@@ -163,13 +181,14 @@ def run_schedule(
         replicas=replicas,
         budget_bytes=rng.choice((16, 32, 1 << 30)),
         spares=rng.choice((1, 3, 100)),
-        shrink=rng.random() < 0.2,
+        shrink=rng.random() < 0.2 and not served,
         drills=drills,
         kills=kills,
         make_core=make_core,
         on_result=checker.on_result,
         on_repair=checker.on_repair,
         trace=trace,
+        served=served,
     )
     checker.world = world
     world.play(steps_max=4000 * size)

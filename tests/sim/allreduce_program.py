@@ -123,6 +123,16 @@ def resized(plan: Plan, size: int) -> Plan:
     return Plan(size, fit(plan.boot), versions, fit(plan.tail))
 
 
+def beside_servers(plan: Plan) -> Plan:
+    """The program without what a job with servers refuses or does otherwise."""
+
+    def fit(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+        return tuple(op for op in ops if op.kind is not Kind.SHIFT)
+
+    versions = tuple((fit(o), "global" if m == "lazy" else m) for o, m in plan.versions)
+    return Plan(plan.size, fit(plan.boot), versions, fit(plan.tail))
+
+
 @dataclass
 class _State:
     """What a rank's program has in mind."""

@@ -23,6 +23,7 @@ from diml.drill import DrillPlan
 from diml.errors import GaveUp, Mismatch
 from tests.sim.allreduce_network import Comm, Process, Violation
 from tests.sim.allreduce_program import Begin, Call, Load, Plan, Wish, resized, run
+from tests.sim.allreduce_served import learned, serve
 
 SITE = Site((compile("", "program", "exec"), 0))
 
@@ -35,6 +36,7 @@ class World:
         on_result: told (process, wish, value) of each finished collective.
         on_repair: told when everyone came out of a repair.
         odd: a rank that runs another program than the others.
+        served: there are servers, who outlive all ranks (`tests.sim.allreduce_served`).
     """
 
     def __init__(
@@ -54,8 +56,9 @@ class World:
         on_repair: Callable[[], None] = lambda: None,
         trace: list[str] | None = None,
         odd: tuple[int, Plan] | None = None,
+        served: bool = False,
     ) -> None:
-        self.odd = odd
+        self.odd, self.served, self.kept = odd, served, False
         self.plan, self.rng, self.hosts, self.replicas = plan, rng, hosts, replicas
         self.budget_bytes, self.spares, self.shrink = budget_bytes, spares, shrink
         self.origins, self.lost = tuple(range(plan.size)), tuple[int, ...]()
@@ -77,6 +80,8 @@ class World:
         )
         core.seat(rank, self.hosts, incarnation, self.origins, self.lost)
         core.stocked = incarnation == 0
+        if self.served:
+            serve(core)
         return Process(rank, incarnation, core, self._program(rank), self.comm)
 
     def _program(self, rank: int) -> Any:
@@ -89,8 +94,11 @@ class World:
         """Run until all are done, a rank gives up, or nobody is left."""
         while self.ending is None and not self._over():
             if all(p.state == "dead" for p in self.processes):
-                self.ending = GaveUp("nobody is left")
-                return
+                if not (self.served and self.spares):
+                    self.ending = GaveUp("nobody is left")
+                    return
+                self._repair()
+                continue
             if not self.ready and self.odd is not None and not self.comm.revoked:
                 # The watchdogs see that all wait and nothing moves.
                 self.comm.revoked = True
@@ -138,6 +146,10 @@ class World:
             self.spares -= 1
             self._note("idle spare dies")
             self.deaths["idle spare"] += 1
+        elif self.served and self.rng.random() < 0.3:
+            self.deaths["all workers"] += 1
+            for process in living:
+                self._kill(process, "with all others")
         elif living:
             process = self.rng.choice(living)
             what = type(process.effect).__name__.lower() if process.effect else "computing"
@@ -216,6 +228,7 @@ class World:
         if wish is None:
             return core.leave(Request(Kind.EXIT, signature(Kind.EXIT), SITE))
         kind = Kind.CHECKPOINT if wish.local is None else Kind.LOCAL_CHECKPOINT
+        self.kept = True
         model = wish.model
         if wish.lazy:
             # As the engine does: a job that may become smaller keeps no model by reference.
@@ -388,6 +401,9 @@ class World:
                     self.hosts = tuple(hosts)
                 self.processes[index] = self._process(process.rank, process.incarnation + 1)
         self._note("repair")
+        if self.served and (lost := learned(self.kept, self.processes)):
+            self.ending = lost
+            return
         for rank, process in enumerate(self.processes):
             process.core.seat(rank, self.hosts, process.incarnation, self.origins, self.lost)
             process.comm, process.slot = self.comm, -1

@@ -88,6 +88,8 @@ class Schedule:
         self.seed = seed
         shape = self.shape = shape_of(random.Random(seed))
         self.rng = random.Random(f"{seed} {deadly}")
+        # In some schedules it is all workers that die, all at once.
+        self.all_at_once = random.Random(f"{seed} workers at once").random() < 0.2
         self.kills = shape.kills if deadly else 0
         interrupt = shape.interrupt if deadly else 0.0
         self.interrupt = interrupt
@@ -265,9 +267,15 @@ class Schedule:
         return bool(moves or runnable or flushes)
 
     def _kill(self) -> None:
-        """One to three deaths at once, as far as there are spares for the seats."""
+        """One to three deaths at once, or those of all workers, as far as there are spares for
+        the seats."""
         cluster = self.cluster
         self.kills -= 1
+        workers = [place for place in sorted(cluster.seats) if place.role == "worker"]
+        if self.all_at_once and not self._too_many(workers):
+            cluster.kill(workers, "of all")
+            cluster.repair(self.worker, self.interrupt)
+            return
         count = min(self.rng.choice((1, 1, 1, 2, 3)), len(cluster.seats))
         victims = self.rng.sample(sorted(cluster.seats), count)
         while victims and self._too_many(victims):
@@ -281,10 +289,11 @@ class Schedule:
         return sum(v.role != "spare" for v in victims) > spares
 
 
-POINTS = tuple(
-    f"{role}{together} {where}"
-    for role in ("worker", "server", "spare")
-    for together, where in (("", "at work"), (" with others", "at work"), ("", "in a repair"))
+_ALONE, _TOGETHER = ("at work", "in a repair"), "with others at work"
+POINTS = (
+    *(f"{role} {where}" for role in ("worker", "server", "spare") for where in _ALONE),
+    *(f"{role} {_TOGETHER}" for role in ("worker", "server", "spare")),
+    "worker with others of all",
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from diml.allreduce import beside, refresh
 from diml.allreduce.effects import Gate, Script
 from diml.allreduce.log import Log, Record
 from diml.allreduce.operation import Request
@@ -24,7 +25,7 @@ def test_schedules_keep_all_promises_and_every_way_to_die_is_met() -> None:
         verdict = run_schedule(seed)
         deaths += verdict.deaths
         endings[verdict.ended] += 1
-    assert [point for point in (*POINTS, "idle spare") if not deaths[point]] == []
+    assert [point for point in (*POINTS, "idle spare", "all workers") if not deaths[point]] == []
     assert endings["finished"] > SCHEDULES / 2
     assert endings["finished with fewer ranks"] > 0
 
@@ -114,6 +115,32 @@ def test_mutants_of_the_protocol_are_caught(mutant: Any) -> None:
             # Whatever a broken protocol runs into counts; the sound one runs into nothing.
             caught += 1
     assert caught >= 5
+
+
+def _caught_beside_servers() -> bool:
+    for seed in range(SCHEDULES):
+        try:
+            run_schedule(seed)
+        except Exception:
+            return True
+    return False
+
+
+def test_a_repair_that_shares_no_results_beside_servers_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def shares_nothing(core: Core) -> Script[None]:
+        yield from ()
+
+    monkeypatch.setattr(refresh, "share_results", shares_nothing)
+    assert _caught_beside_servers()
+
+
+def test_all_new_workers_that_begin_again_behind_a_version_are_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(beside.Beside, "learn", lambda self, said: None)
+    assert _caught_beside_servers()
 
 
 def test_large_worlds_recover_with_logarithmic_traffic() -> None:
