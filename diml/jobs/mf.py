@@ -173,7 +173,7 @@ def train(job: diml.Job, plan: Plan) -> None:
 def tell_balance(job: diml.Job, share: Share, facts: Facts) -> None:
     """Write into the event log how evenly the entries are dealt out, as far as this worker sees.
 
-    No collective: a replacement would wait in it for peers that are at the servers.
+    No collective: what it gave would die with the workers, whose other state is at the servers.
     """
     if job.settings.events is None:
         return

@@ -21,6 +21,9 @@ from diml.ps.tables import TableSpec, row_range
 
 Ledger = tuple[tuple[int, int], ...]
 
+# Deaths of all workers in a row at the same clocks after which they are not brought back.
+DEATHS_MAX = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Holding:
@@ -35,13 +38,21 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one process holds and knows. `clock`: of its program, where it is a worker."""
+    """What one process holds and knows.
+
+    Attributes:
+        clock: of its program, where it is a worker.
+        new: it has a dead worker's place, and has not opened the parameter server yet.
+        lost: how often in a row all workers have died at the same clocks, and these clocks.
+    """
 
     place: Address
     holdings: tuple[Holding, ...] = ()
     specs: tuple[TableSpec, ...] = ()
     config: str = ""
     clock: int = -1
+    new: bool = False
+    lost: tuple[int, tuple[int, ...]] = (0, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,7 @@ class Plan:
         ledgers: by shard, the ledger that its source has after the taking back.
         resume: by worker, the clock where a replacement goes on.
         not_before: the first clock that all workers will come to the end of once more.
+        lost: see `Report`.
     """
 
     placed: tuple[tuple[int, ...], ...]
@@ -74,6 +86,7 @@ class Plan:
     ledgers: tuple[Ledger, ...]
     resume: tuple[int, ...]
     not_before: int
+    lost: tuple[int, tuple[int, ...]] = (0, ())
 
 
 def placement(shard: int, servers: int, spares: int, replicas: int) -> tuple[Address, ...]:
@@ -88,7 +101,8 @@ def placement(shard: int, servers: int, spares: int, replicas: int) -> tuple[Add
 def make_plan(reports: Sequence[Report], replicas: int) -> Plan:
     """The plan for a link whose rank r says `reports[r]`.
 
-    Raises GaveUp, naming tables and rows, if a shard has no living copy.
+    Raises GaveUp, naming tables and rows, if a shard has no living copy; and if all workers die
+    again and again at the same clocks: then it is their program that kills them.
     """
     ranks = {report.place: rank for rank, report in enumerate(reports)}
     servers = sum(place.role == "server" for place in ranks)
@@ -120,7 +134,19 @@ def make_plan(reports: Sequence[Report], replicas: int) -> Plan:
     resume = tuple(min(ledger[worker][0] for ledger in ledgers) for worker in range(workers))
     # A replacement goes on behind what its former life did at the end of that clock.
     not_before = 1 + max(*(report.clock for report in reports), *resume, 0)
-    return Plan(placed, closed, fresh, tuple(transfers), ledgers, resume, not_before)
+    lost = _all_lost(reports, resume)
+    return Plan(placed, closed, fresh, tuple(transfers), ledgers, resume, not_before, lost)
+
+
+def _all_lost(reports: Sequence[Report], resume: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """How often in a row all workers have died at these clocks."""
+    before = max((report.lost for report in reports), default=(0, ()))
+    if not all(report.new for report in reports if report.place.role == "worker"):
+        return before
+    times = before[0] + 1 if before[1] == resume else 1
+    if times >= DEATHS_MAX:
+        raise GaveUp(f"all workers died {times} times in a row at clocks {list(resume)}")
+    return times, resume
 
 
 def _source(reports: Sequence[Report], shard: int, owner: int) -> tuple[int, Holding] | None:

@@ -77,7 +77,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         (3, 3, "3,6,0,0 4,12,0,0,inside 5,18,0,0,after"),
         # All workers at once, in the clock and on its way to the servers; with a server.
         (1, 3, "0,12,2,0 1,12,2,0 2,12,2,0"),
-        (2, 4, "0,12,6,0,inside 1,12,6,0,inside 2,12,6,0,inside 3,12,0,0"),
+        (2, 4, "0,12,5,0,inside 1,12,5,0,inside 2,12,5,0,inside 3,12,0,0"),
         (2, 0, ""),
     ],
 )
