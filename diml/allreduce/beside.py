@@ -94,12 +94,18 @@ def _left_out(record: Record, clock: int | None) -> bool:
     return not record.early and clock is not None and before < clock
 
 
+def stamp(core: Core) -> None:
+    """From here on results are noted with the present clock: it has moved, or a log begins."""
+    if core.beside.served:
+        core.log.mark(*core.beside.stamp)
+
+
 def finish_again(core: Core, request: Request, record: Record) -> None:
     """Record what another rank has recorded, as of the clock that it was called at."""
     if core.beside.served:
         core.log.mark(record.clock, record.early)
     core.finish(request, record.result)
-    core.at_clock()
+    stamp(core)
 
 
 def compare_clocks(core: Core, request: Request) -> Script[None]:

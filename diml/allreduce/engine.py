@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from diml.allreduce import exchange
+from diml.allreduce.beside import stamp
 from diml.allreduce.driver import Driver
 from diml.allreduce.durability import Durability
 from diml.allreduce.log import COMPARE_EVERY, Log, Pool, Result, Site
@@ -75,14 +76,14 @@ class Engine:
     def begin_clock(self, clock: int, continues: bool) -> None:
         """The program goes on at this clock of the parameter server; see `Beside.start`."""
         self._core.beside.start(clock, continues)
-        self._core.at_clock()
+        stamp(self._core)
         # The next allreduce of each kind goes the long way, on which `_announce` lies.
         self._reduce.sit_down(self._world.workers)
 
     def end_clock(self, clock: int) -> None:
         """It has come to this clock."""
         self._core.beside.clock = clock
-        self._core.at_clock()
+        stamp(self._core)
 
     def hear_of_state(self) -> None:
         """A server or spare is told that workers have state that no server has."""
@@ -182,8 +183,7 @@ class Engine:
         Raises:
             Misuse: the job has servers: whoever waits for one cannot give its value once more.
         """
-        if self._core.beside.served:
-            raise Misuse("shift: not in a job with parameter servers")
+        self._refuse_shift()
         mine = np.array(value, order="C") if travels_as_array(value) else pickled(value)
         code = signature(Kind.SHIFT, by)
         request = Request(Kind.SHIFT, code, _site(), False, by, mine)
@@ -205,12 +205,17 @@ class Engine:
             and after a death a shift stands where it is waited for.
 
         Raises:
-            Misuse: not an array, or one of objects.
+            Misuse: not an array, or one of objects; or as for `shift`.
         """
+        self._refuse_shift()
         if not travels_as_array(array):
             raise Misuse(f"start_shift takes arrays of numbers or text, not {type(array).__name__}")
         sent, early = np.array(array, order="C"), self._core.together
         return Moving(self._driver, self._collective, sent, by, _site(), early)
+
+    def _refuse_shift(self) -> None:
+        if self._core.beside.served:
+            raise Misuse("shift: not in a job with parameter servers")
 
     def barrier(self) -> None:
         """Wait until all workers have come here."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from diml.allreduce.beside import ALL_LOST, Beside, check_clock, compare_clocks, finish_again
+from diml.allreduce.beside import ALL_LOST, Beside, check_clock, compare_clocks, finish_again, stamp
 from diml.allreduce.divergence import check_replay, explain
 from diml.allreduce.effects import (
     Execute,
@@ -203,11 +203,6 @@ class Core:
         if log.append(request.signature, request.site, result, request.synchronising):
             self.tighten()
 
-    def at_clock(self) -> None:
-        """The parameter server's clock has moved, or a log begins."""
-        if self.beside.served:
-            self.log.mark(*self.beside.stamp)
-
     def tighten(self) -> None:
         """The log has outgrown its budget: share its results with the other ranks."""
         self.log.spread(self.rank, self.size, self.replicas + 1)
@@ -232,7 +227,7 @@ class Core:
         if self._lacks_model():
             raise GaveUp(f"the checkpoint of version {self.version} is gone: {ALL_LOST}")
         self.loaded = True
-        self.at_clock()
+        stamp(self)
 
     def _lacks_model(self) -> bool:
         return self.version > 0 and self.store.committed.model is None
@@ -275,7 +270,7 @@ class Core:
         self.prefetched.clear()
         self.orphans = self.inherits = ()
         self.beside.commit()
-        self.at_clock()
+        stamp(self)
 
     def begin_anew(self) -> None:
         """Stand before the first collective again, the committed version kept."""

@@ -15,17 +15,15 @@ from collections.abc import Callable
 from typing import Any
 
 from diml.allreduce.effects import Execute, Gate, Point
-from diml.allreduce.log import Log, Site
-from diml.allreduce.operation import Kind, Request, signature
+from diml.allreduce.log import Log
 from diml.allreduce.recovery import Core
 from diml.checkpoint.memory import Store
 from diml.drill import DrillPlan
 from diml.errors import GaveUp, Mismatch
+from tests.sim.allreduce_calls import script_of
 from tests.sim.allreduce_network import Comm, Process, Violation
-from tests.sim.allreduce_program import Begin, Call, Load, Plan, Wish, resized, run
+from tests.sim.allreduce_program import Begin, Call, Load, Plan, Save, Wish, resized, run
 from tests.sim.allreduce_served import learned, serve
-
-SITE = Site((compile("", "program", "exec"), 0))
 
 
 class World:
@@ -215,25 +213,8 @@ class World:
                 self._ready(other)
 
     def _script(self, process: Process) -> Any:
-        core, wish = process.core, process.wish
-        if isinstance(wish, Call):
-            sig = signature(wish.op.kind, wish.op.root)
-            if wish.op.kind is Kind.SHIFT:
-                sent = wish.value.to_bytes(8, "little")
-                return core.collective(Request(Kind.SHIFT, sig, SITE, False, wish.op.root, sent))
-            synchronising = wish.op.kind is not Kind.BROADCAST
-            return core.collective(Request(wish.op.kind, sig, SITE, synchronising))
-        if isinstance(wish, Load):
-            return core.load(Request(Kind.LOAD, 0, SITE))
-        if wish is None:
-            return core.leave(Request(Kind.EXIT, signature(Kind.EXIT), SITE))
-        kind = Kind.CHECKPOINT if wish.local is None else Kind.LOCAL_CHECKPOINT
-        self.kept = True
-        model = wish.model
-        if wish.lazy:
-            # As the engine does: a job that may become smaller keeps no model by reference.
-            model = wish.model[0] if self.shrink else lambda: wish.model[0]
-        return core.checkpoint(Request(kind, signature(kind), SITE), model, wish.local)
+        self.kept = self.kept or isinstance(process.wish, Save)
+        return script_of(process.core, process.wish, self.shrink)
 
     def _finished(self, process: Process, value: Any) -> Any:
         """A script is through: what the program (or the repair) gets."""

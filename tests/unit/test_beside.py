@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from diml.allreduce.beside import Beside, check_clock, compare_clocks
+from diml.allreduce.beside import Beside, check_clock, compare_clocks, stamp
 from diml.allreduce.effects import Reduce
 from diml.allreduce.log import Log, Record, Result, Site
 from diml.allreduce.operation import Kind, Request, signature
@@ -31,7 +31,7 @@ def _call(core: Core) -> None:
 
 def _at(core: Core, clock: int) -> None:
     core.beside.clock = clock
-    core.at_clock()
+    stamp(core)
 
 
 def _record(stamp: tuple[int | None, bool]) -> Record:
@@ -42,7 +42,7 @@ def test_a_record_has_the_clock_at_which_it_was_called() -> None:
     core = _core()
     _call(core)
     core.beside.start(0, continues=False)
-    core.at_clock()
+    stamp(core)
     _call(core)
     for clock in (1, 2):
         _at(core, clock)
@@ -59,7 +59,7 @@ def test_a_version_begins_with_stamps_of_its_own() -> None:
     _at(core, 5)
     core.beside.commit()
     core.log.clear()
-    core.at_clock()
+    stamp(core)
     _call(core)
     record = core.log.record(0)
     assert record is not None and (record.clock, record.early) == (5, True)
