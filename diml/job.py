@@ -148,15 +148,14 @@ class _WithoutServers:
         """See `Node`."""
         self._whole().go_to(clock)
 
-    def begin_anew(self) -> None:
-        """Nothing: nobody takes the place of a process that serves itself."""
-
     def save(self, write: Sequence[bool]) -> bool:
         """See `Node`."""
         return self._whole().save(write)
 
     def begin(self) -> None:
         """Nothing: no rows are anywhere."""
+
+    begin_anew = begin
 
     def identify(self, facts: Mapping[str, object]) -> None:
         """Remember facts that tell this job's checkpoints from those of others."""
