@@ -15,6 +15,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Ranks share the cores already.
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
+# Some thousand processes start in the tests: each would compile DiML's modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install run test check sim soak bench clean
 .DEFAULT_GOAL := help

@@ -215,6 +215,8 @@ class Running:
             "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
             "PYTHONPATH": str(CHECKOUT),
             "PYTHONUNBUFFERED": "1",
+            # A spare that nobody asked for is one more process to start in each of these jobs.
+            "DIML_SPARES": "0",
             "PYTHONFAULTHANDLER": "1",
             "TMPDIR": str(self._scratch / "tmp"),
             **extra,
@@ -240,7 +242,7 @@ def start_mpi(
 
     `program` is inline code (str), a script (Path), or the interpreter's arguments (a list);
     `args` follow it. `env` is added to a clean environment: one thread a library, this checkout
-    on PYTHONPATH. The working directory defaults to a scratch one that is removed at the end.
+    on PYTHONPATH, no spare. The working directory defaults to a scratch one, removed at the end.
     """
     return Running(n, program, args=args, env=env, cwd=cwd, launcher_args=launcher_args)
 
