@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diml.allreduce.operation import Kind, Request, signature
+from diml.checkpoint.codec import Bytes
 from diml.checkpoint.keeper import Collectives, Keeper, Restored, State, StopRequest
 from diml.errors import PeerFailed, Resumable
 
@@ -118,6 +119,11 @@ class Durability:
         if self._keeper is not None:
             self._core.rode = []
             self._core.riding = self._keeper.wishes(self._core.rank)
+
+    def take(self, nbytes: int) -> Bytes:
+        """Memory for this worker's local state: of the node where it is kept there anyway."""
+        lent = self._keeper.take(nbytes) if self._keeper is not None else None
+        return self._driver.buffers.take(nbytes) if lent is None else lent
 
     def keep(self) -> None:
         """Do what was decided at a checkpoint that is now committed."""

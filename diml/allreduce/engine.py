@@ -307,7 +307,7 @@ class Engine:
             kept: Any = lambda: codec.encode(model, "model")  # noqa: E731
         else:
             kept = codec.encode(model, "model", take)
-        mine = None if local is None else codec.encode(local, "local", take)
+        mine = None if local is None else codec.encode(local, "local", self.durability.take)
         version, sequence = core.coordinates
         self._world.drill(version, sequence)
         self.durability.ask()

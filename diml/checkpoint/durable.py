@@ -164,6 +164,17 @@ class Vault:
             self._thread.start()
         self._work.put((manifest, dict(states)))
 
+    def take(self, nbytes: int) -> Bytes | None:
+        """Memory to make a state of the next version in, so that it need not be copied when it is
+        offered. None where there is none: on a disk, or for what is not written at once."""
+        if not isinstance(self._medium, Slots) or self.busy or nbytes > _AT_ONCE_BYTES:
+            return None
+        return self._medium.take(nbytes, self._stay)
+
+    def lends(self, state: Bytes) -> bool:
+        """Whether a state lies in memory that was taken, and will be written over."""
+        return isinstance(self._medium, Slots) and self._medium.lends(state)
+
     def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing is being written any more; whether that came in time."""
         return self._idle.wait(timeout_s)
@@ -186,15 +197,18 @@ class Vault:
             del offered  # or the states stay until the next version
 
     def _write(self, manifest: Manifest, states: Mapping[str, Bytes]) -> None:
-        stay = list(self._whole) if len(self._whole) >= self._keep else None
         try:
-            self._medium.write(manifest, states, stay)
+            self._medium.write(manifest, states, self._stay)
         except OSError as error:
             path = error.filename or self.directory
             text = f"checkpoint of version {manifest.version} not written: {path}: {error.strerror}"
             print(f"diml: rank {manifest.rank}: {text}", file=sys.stderr, flush=True)
             return
         self.written = manifest.version
+
+    @property
+    def _stay(self) -> list[Order] | None:
+        return list(self._whole) if len(self._whole) >= self._keep else None
 
     def confirm(self, attempt: int, version: int, run: str | None = None) -> None:
         """All processes have written this version: older ones may go once `keep` are whole."""

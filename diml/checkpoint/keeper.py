@@ -319,6 +319,12 @@ class Keeper:
             write.append(bool(wanted or (stop and self._to_disk[number])))
         return Plan(tuple(write), stop)
 
+    def take(self, nbytes: int) -> Bytes | None:
+        """Memory of the node to make this worker's next local state in, if there is any."""
+        in_memory = (v for v, disk in zip(self._vaults, self._to_disk, strict=True) if not disk)
+        vault = next(in_memory, None)
+        return vault.take(nbytes) if vault is not None else None
+
     def write(self, plan: Plan, state: State, rank: int, hosts: Sequence[str]) -> None:
         """Begin to write a committed version to the places that it was decided for.
 
@@ -337,7 +343,9 @@ class Keeper:
                 # A neighbour on this host writes its own, and would be lost with the same host.
                 elsewhere = in_memory and hosts[owner] != hosts[rank]
                 if owner == rank or elsewhere:
-                    states[local_name(owner)] = local
+                    # What is lent may be written over before a disk has it.
+                    lent = not in_memory and any(other.lends(local) for other in self._vaults)
+                    states[local_name(owner)] = local.copy() if lent else local
             about = (self.identity, self._attempt, self._run, state.version)
             vault.offer(Manifest(*about, rank, len(hosts), state.uses_local), states)
             self._last_s[number] = self._clock()

@@ -1,14 +1,15 @@
-"""Versions in the memory of a node: two slots a rank, mapped files that are written over in turns.
+"""Versions in the memory of a node: three slots a rank, mapped files, written over in turns.
 
 Owns these files, in the folder that `diml run` makes for one run of a job and removes with all that
-is in it. Nothing here calls the system once the files are there: a version costs the copy of its
-states and little more, which matters where one is made every few milliseconds. Must not know MPI
-or threads.
+is in it. Nothing here calls the system once the files are there, and the largest state may be
+made in a slot to begin with: a version costs little where one is made every few milliseconds. Must
+not know MPI or threads.
 
 A slot is a header (where the manifest is, and a checksum of the header), the states one after the
 other, and their manifest as text. Invariants: the header is wiped before and written after all
 else, so a slot that was cut short holds nothing; the newest version that is known to be whole on
-all ranks is not written over; a file is of one process, whose name holds a word that no other one
+all ranks is not written over, nor is the newest one: hence three. What was lent is not lent again
+while somebody refers to it. A file is of one process, whose name holds a word that no other one
 uses, so who replaces a dead rank leaves its slots alone until it has a whole version of its own.
 """
 
@@ -19,8 +20,9 @@ import os
 import re
 import struct
 import uuid
+import weakref
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from diml.checkpoint.manifest import Found, Manifest, Order, Piece, from_text, t
 from diml.checkpoint.shard import read_piece
 from diml.errors import CorruptState
 
-_NAME = re.compile(r"(\d{4,})-([0-9A-Za-z]+)-rank-(\d{5,})-([0-9a-f]{8})-[01]\.slot")
+_NAME = re.compile(r"(\d{4,})-([0-9A-Za-z]+)-rank-(\d{5,})-([0-9a-f]{8})-[0-2]\.slot")
 # magic, first byte of the manifest, its length; then the CRC-32 of these
 _HEADER, _CRC = struct.Struct("<8sQQ"), struct.Struct("<I")
 _HEADER_BYTES = 64
@@ -49,15 +51,15 @@ class Slots:
         """Makes no file yet. `run` is the name of this run, the same on all its processes."""
         self._directory, self._run = directory, run
         self._word = uuid.uuid4().hex[:8]
-        self._slots = (_Slot(), _Slot())
+        self._slots = (_Slot(), _Slot(), _Slot())
         self._alone = False
 
     def write(
         self, manifest: Manifest, states: Mapping[str, Bytes], stay: Sequence[Order] | None
     ) -> None:
-        """Write this rank's part over the older one that is not in `stay`.
+        """Write this rank's part over the oldest one, but not over the newest of `stay`.
 
-        Raises OSError if there is no memory left.
+        A state that lies in what was lent is not copied. Raises OSError if there is no memory left.
         """
         whole = stay[-1] if stay else None
         if not self._alone and whole and whole in [slot.order for slot in self._slots]:
@@ -65,10 +67,37 @@ class Slots:
             self._alone = True
         if not states:
             return
-        free = [slot for slot in self._slots if slot.order is None or slot.order != whole]
-        slot = min(free, key=lambda slot: slot.order or (0, 0, ""))
+        here = [(name, slot) for name, data in states.items() if (slot := self._lender(data))]
+        first, slot = here[0] if here else (None, self._oldest(self._free(whole)))
+        assert slot is not None  # two are kept at most
         path = self._path(manifest, self._word, self._slots.index(slot))
-        slot.write(path, manifest, states)
+        # What is there already is what the slot begins with.
+        names = sorted(states, key=lambda name: name != first)
+        slot.write(path, manifest, {name: states[name] for name in names}, bool(here))
+
+    def take(self, nbytes: int, stay: Sequence[Order] | None) -> Bytes | None:
+        """Memory to make a state of the next version in; None if no slot is free and large enough.
+
+        It is the caller's as long as it refers to it, and no other version is written.
+        """
+        free = self._free(stay[-1] if stay else None)
+        slot = self._oldest([slot for slot in free if slot.lent() is None])
+        return slot.lend(nbytes) if slot is not None else None
+
+    def lends(self, state: Bytes) -> bool:
+        """Whether a state lies in what was lent."""
+        return self._lender(state) is not None
+
+    def _lender(self, state: Bytes) -> _Slot | None:
+        return next((slot for slot in self._slots if slot.lent() is state), None)
+
+    def _free(self, whole: Order | None) -> list[_Slot]:
+        newest = max((slot.order for slot in self._slots if slot.order), default=None)
+        kept = [order for order in (whole, newest) if order is not None]
+        return [slot for slot in self._slots if slot.order not in kept]
+
+    def _oldest(self, slots: Sequence[_Slot]) -> _Slot | None:
+        return min(slots, key=lambda slot: slot.order or (0, 0, ""), default=None)
 
     def _path(self, manifest: Manifest, word: str, number: int) -> Path:
         stem = f"{manifest.attempt:04d}-{manifest.run}-rank-{manifest.rank:05d}"
@@ -111,13 +140,32 @@ class Slots:
 
 
 class _Slot:
-    """A mapped file that is written over; `order` is what it holds, None while it holds nothing."""
+    """A mapped file that is written over.
+
+    Attributes:
+        order: what it holds; None while it holds nothing.
+        lent: gives the memory that was lent, as long as somebody has it.
+    """
 
     def __init__(self) -> None:
         self.order: Order | None = None
+        self.lent: Callable[[], Bytes | None] = lambda: None
         self._view: Bytes = np.empty(0, np.uint8)
 
-    def write(self, path: Path, manifest: Manifest, states: Mapping[str, Bytes]) -> None:
+    def lend(self, nbytes: int) -> Bytes | None:
+        """The place of the first state, if there is that much; the slot holds nothing any more."""
+        if _HEADER_BYTES + nbytes > self._view.size:
+            return None
+        self.order = None
+        self._view.data[:_HEADER_BYTES] = _EMPTY
+        place = self._view[_HEADER_BYTES : _HEADER_BYTES + nbytes]
+        self.lent = weakref.ref(place)
+        return place
+
+    def write(
+        self, path: Path, manifest: Manifest, states: Mapping[str, Bytes], first_is_here: bool
+    ) -> None:
+        """Fill it; with `first_is_here` the first state lies in what was lent."""
         ends = np.cumsum([_HEADER_BYTES, *(data.size for data in states.values())]).tolist()
         pieces = tuple(
             Piece(name, offset, data.size, codec.fingerprint(data))
@@ -129,7 +177,7 @@ class _Slot:
             self._map(path, ends[-1] + len(text) + _ROOM_BYTES)
         view = self._view
         view.data[:_HEADER_BYTES] = _EMPTY
-        for piece, data in zip(pieces, states.values(), strict=True):
+        for piece, data in [*zip(pieces, states.values(), strict=True)][first_is_here:]:
             view[piece.offset : piece.offset + piece.nbytes] = data
         view.data[ends[-1] : ends[-1] + len(text)] = text
         header = _HEADER.pack(_MAGIC, ends[-1], len(text))
