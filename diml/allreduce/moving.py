@@ -13,11 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from diml.allreduce.log import Result, Site, shifted
 from diml.allreduce.operation import Array, Kind, Request, signature
 from diml.allreduce.wire import flat
+from diml.data.memory import aligned_like
 from diml.errors import CallFailed, PeerFailed
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class Moving:
         return self._came
 
     def _post(self, link: Link) -> None:
-        self._link, self._memory = link, np.empty_like(self._sent)
+        self._link, self._memory = link, aligned_like(self._sent)
         to, source = self._ends(link)
         try:
             self._receiving = link.start_exchange(
@@ -71,7 +70,7 @@ class Moving:
     def _execute(self) -> Result:
         link = self._driver.link
         if self._link is not link:
-            memory = np.empty_like(self._sent)
+            memory = aligned_like(self._sent)
             to, source = self._ends(link)
             self._driver.held += [self._sent, memory]
             link.sendrecv(flat(self._sent), to, flat(memory), source, _TAG)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from diml.data.memory import aligned_like
 from diml.jobs.account import Account
 from diml.jobs.mf_data import Block, Facts
 from diml.jobs.mf_model import Floats, Model, Rule
@@ -52,7 +53,7 @@ class ServedRows:
     def fetch(self, block: Block) -> None:
         """Let the model have the rows of a block."""
         rule, self._ids = self._model.rule, self._model.share.row_ids[block.rows]
-        left: Floats = np.empty((len(self._ids), rule.k), np.float32)
+        left: Floats = aligned_like(np.empty((len(self._ids), rule.k), np.float32))
         side: Floats = np.empty((len(self._ids), rule.side_cols), np.float32)
         if len(self._ids):
             left[...] = self._account.waiting(self._tables.left.get, self._ids)

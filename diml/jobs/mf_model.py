@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from diml.data.memory import aligned
 from diml.jobs.mf_data import Block, Share
 from diml.jobs.mf_team import Team
 from diml.kernels import mf as kernels
@@ -125,7 +126,7 @@ class Model:
     def begin(self) -> None:
         """Give all own rows their start values."""
         count = len(self.share.row_ids)
-        left = _rows_of(self._start, self.share.row_ids)
+        left = aligned(_rows_of(self._start, self.share.row_ids))
         self.hold(slice(0, count), left, np.zeros((count, self.rule.side_cols), np.float32))
 
     def hold(self, rows: slice, left: Floats, side: Floats) -> None:
@@ -160,7 +161,7 @@ class Model:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
-        self.left = np.array(state["left"], np.float32)
+        self.left = aligned(state["left"])
         self.row_bias = np.array(state["row_bias"], np.float32)
         self.row_sum = np.array(state["row_sum"], np.float32)
         self.halvings = state["halvings"]

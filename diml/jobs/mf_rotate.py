@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from diml.data.memory import aligned
 from diml.jobs.account import Account
 from diml.jobs.mf_data import Block, Facts, Share
 from diml.jobs.mf_evaluation import HALVINGS_MAX, Evaluation, Goal, too_large
@@ -131,7 +132,7 @@ class Rotation:
         self._held: deque[Floats | Moving] = deque()
         for block in self._at_home:
             start = start_of_right(rule, block.cols, facts.n_cols)
-            self._held.append(np.pad(start, (0, width - len(start))))
+            self._held.append(aligned(np.pad(start, (0, width - len(start)))))
         self._row_ids = share.row_ids.astype(np.int32)
         self._col_ids = [block.cols.astype(np.int32) for block in self._at_home]
         self._origin, self._eval_seconds = origin, 0.0
@@ -253,7 +254,7 @@ class Rotation:
         # What is on its way to here is waited for: so do all, and the order stays theirs.
         self._settled()
         self._model.restore(state)
-        self._held = deque(np.array(held, np.float32) for held in state["held"])
+        self._held = deque(aligned(held) for held in state["held"])
 
     def _restore(self, common: dict[str, Any], local: Any) -> None:
         if isinstance(local, list):

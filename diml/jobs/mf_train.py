@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from diml.data.memory import aligned
 from diml.jobs.account import Server as PacedServer
 from diml.jobs.account import SharedPace
 from diml.jobs.mf_course import Course
@@ -270,7 +271,7 @@ class Training:
 
     def _columns(self, block: Block) -> Columns:
         """The block's columns as they stand on the servers, for this worker to change."""
-        right = np.array(self._account.waiting(self._tables.right.get, block.cols))
+        right = aligned(self._account.waiting(self._tables.right.get, block.cols))
         if self._tables.side is None:
             return Columns(right, np.empty((len(block.cols), 0), np.float32))
         return Columns(right, np.array(self._tables.side.get(block.cols)))

@@ -16,6 +16,10 @@ from the values before the update:
 adagrad (Duchi et al. 2011, one accumulator a row as in LIBMF) holds G for rows and for columns;
 biases share the step of their row or column.
 
+An entry's rows of L and R are fetched into the cache _AHEAD entries before they are needed: where
+a cell has few entries a row, that saves up to a third of the time. Rows that begin at cache lines
+(`diml.data.memory`) save a fifth: of K = 32 numbers two lines are touched then, else three.
+
 Common arguments: rows, cols int32 (n,) and values float32 (n,); left (rows, K) and right
 (cols, K) float32, C-contiguous, changed in place; row_bias (rows,), col_bias (cols,) float32,
 changed in place where `biased`, else of any length; mean float32; eta2 = 2 eta float32.
@@ -23,12 +27,49 @@ changed in place where `biased`, else of any length; mean float32; eta2 = 2 eta 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 Ids = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
+
+_LINE_BYTES = 64
+# Entries between the fetching of a row and its use: 16 is best here for K = 32, 8 and 32 near it.
+_AHEAD = 16
+
+
+def _fetching(typing: Any, factors: Any, row: Any) -> Any:
+    """Ask for the cache lines of a row of a C-contiguous float32 (n, K), to be written to."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind, index = signature.args
+        array = context.make_array(kind)(context, builder, arguments[0])
+        number, flag, pointer = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
+        width = builder.extract_value(array.strides, 0)
+        start = builder.add(
+            builder.ptrtoint(array.data, number),
+            builder.mul(context.cast(builder, arguments[1], index, types.int64), width),
+        )
+        call = builder.module.declare_intrinsic(
+            "llvm.prefetch", (pointer,), ir.FunctionType(ir.VoidType(), [pointer, flag, flag, flag])
+        )
+        # For writing, to stay in all caches, data (not instructions).
+        how = [ir.Constant(flag, word) for word in (1, 3, 1)]
+        zero, line = ir.Constant(number, 0), ir.Constant(number, _LINE_BYTES)
+        with cgutils.for_range_slice(builder, zero, width, line) as (offset, _):
+            builder.call(call, [builder.inttoptr(builder.add(start, offset), pointer), *how])
+        return context.get_dummy_value()
+
+    return types.void(factors, row), generate
+
+
+_fetch: Any = intrinsic(_fetching)
 
 
 @njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
@@ -47,7 +88,11 @@ def sgd_petuum(
 ) -> None:
     """One pass; `decay` is lambda."""
     keep = np.float32(1) - eta2 * decay
+    last = values.shape[0] - 1
     for n in range(values.shape[0]):
+        ahead = min(n + _AHEAD, last)
+        _fetch(left, rows[ahead])
+        _fetch(right, cols[ahead])
         i, j = rows[n], cols[n]
         l, r = left[i], right[j]
         product = np.float32(0)
@@ -83,7 +128,11 @@ def sgd_nnz(
 ) -> None:
     """One pass; row_decay (rows,) and col_decay (cols,) are lambda / entries."""
     one = np.float32(1)
+    last = values.shape[0] - 1
     for n in range(values.shape[0]):
+        ahead = min(n + _AHEAD, last)
+        _fetch(left, rows[ahead])
+        _fetch(right, cols[ahead])
         i, j = rows[n], cols[n]
         l, r = left[i], right[j]
         product = np.float32(0)
@@ -122,7 +171,11 @@ def sgd_adagrad(
     """One pass; row_sum (rows,) and col_sum (cols,) are the accumulators G, changed in place."""
     one = np.float32(1)
     share = one / np.float32(left.shape[1])
+    last = values.shape[0] - 1
     for n in range(values.shape[0]):
+        ahead = min(n + _AHEAD, last)
+        _fetch(left, rows[ahead])
+        _fetch(right, cols[ahead])
         i, j = rows[n], cols[n]
         l, r = left[i], right[j]
         product = np.float32(0)
@@ -162,7 +215,11 @@ def squared_error(
 ) -> float:
     """Sum of e^2 over the entries, summed in float64. NaN or infinity once the factors are."""
     total = 0.0
+    last = values.shape[0] - 1
     for n in range(values.shape[0]):
+        ahead = min(n + _AHEAD, last)
+        _fetch(left, rows[ahead])
+        _fetch(right, cols[ahead])
         i, j = rows[n], cols[n]
         l, r = left[i], right[j]
         product = np.float32(0)
