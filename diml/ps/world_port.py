@@ -20,10 +20,14 @@ PS_TAG = 1
 # How a wait polls: without a pause while an answer may be due (it only makes room for others where
 # there are fewer cores than processes), then sleep longer and longer. Large answers, and those
 # that a replica must confirm, take longer than 300 microseconds.
+# A wait goes on where the one before has ended without a message: a server without work must not
+# begin anew twenty times a second.
 _AWAKE_S = 1e-3
 _NAP_S = 50e-6
 _IDLE_AFTER_S = 10e-3
-_IDLE_NAP_S = 1e-3
+# From then on a sleep is this part of the time that has passed.
+_IDLE_PART = 0.04
+_IDLE_NAP_S, _IDLE_NAP_MAX_S = 1e-3, 4e-3
 
 
 class WorldPort:
@@ -36,6 +40,8 @@ class WorldPort:
         self._ranks: dict[Address, int] = {}
         self._places: list[Address] = []
         self._crowded = True
+        # How long nothing has come or been sent, as of the end of the last wait.
+        self._idle_s = 0.0
 
     def _current(self) -> Link:
         """The link of today; addresses are read anew after a repair."""
@@ -61,6 +67,7 @@ class WorldPort:
     def post(self, sends: list[Send]) -> None:
         """Send; the link keeps the buffers alive. Raises PeerFailed."""
         link = self._current()
+        self._idle_s = 0.0
         for to, message in sends:
             rank = self._ranks[to]
             buffer = self.filters.pack(message, rank)
@@ -78,19 +85,23 @@ class WorldPort:
             found = self._wait(link, timeout_s)
         if found is None:
             return None
+        self._idle_s = 0.0
         return self._places[found.source], self.filters.unpack(found.data, found.source)
 
     def _wait(self, link: Link, timeout_s: float) -> Received | None:
-        begun = time.monotonic()
+        begun, before_s = time.monotonic(), self._idle_s
         while True:
             waited_s = time.monotonic() - begun
+            self._idle_s = idle_s = before_s + waited_s
             if waited_s >= timeout_s:
                 return None
-            if link.still_sending() or waited_s < _AWAKE_S:
+            if link.still_sending() or idle_s < _AWAKE_S:
                 if self._crowded:
                     os.sched_yield()
+            elif idle_s < _IDLE_AFTER_S:
+                time.sleep(_NAP_S)
             else:
-                time.sleep(_NAP_S if waited_s < _IDLE_AFTER_S else _IDLE_NAP_S)
+                time.sleep(min(max(_IDLE_NAP_S, _IDLE_PART * idle_s), _IDLE_NAP_MAX_S))
             found = link.poll(ANY, PS_TAG)
             if found is not None:
                 return found
