@@ -21,6 +21,7 @@ def _run(
     drills: str = "",
     staleness: int = 0,
     options: tuple[str, ...] = (),
+    env: dict[str, str] | None = None,
 ) -> Finished:
     """One run with three workers; asserts that every drill has struck. No spares: auto."""
     events = path / "events.jsonl"
@@ -33,6 +34,7 @@ def _run(
             "DIML_SPARES": "auto" if spares is None else str(spares),
             "DIML_DRILL": drills,
             "DIML_EVENTS": str(events),
+            **(env or {}),
         },
         timeout_s=90,
     ).expect(0)
@@ -113,6 +115,14 @@ def test_each_update_counts_once_where_reads_may_be_stale(
 ) -> None:
     staleness = 0 if "--consistency" in options else 3
     _verdicts(_run(tmp_path, servers, 3, drills, staleness, options), staleness=3)
+
+
+def test_as_many_adjacent_servers_as_there_are_replicas_may_die_at_once(
+    undisturbed: set[str], tmp_path: Path
+) -> None:
+    env = {"DIML_PS_REPLICAS": "2"}
+    finished = _run(tmp_path, 3, 2, "3,12,0,0 4,12,0,0", env=env)
+    assert _verdicts(finished) == undisturbed, finished.report()
 
 
 def test_lost_rows_are_named_and_never_made_anew() -> None:
