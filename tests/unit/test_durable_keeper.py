@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -283,3 +284,73 @@ def test_the_memory_of_the_nodes_that_are_left_has_it_all(tmp_path: Path, lost: 
     for rank, got in enumerate(on_all(6, read)):
         assert isinstance(got, Restored) and got.version == 8 and got.local is not None
         np.testing.assert_array_equal(codec.decode(got.local), np.full(3, rank))
+
+
+def test_of_the_memory_and_the_disk_the_newest_whole_version_is_taken(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    memory = tmp_path / "memory"
+    places = [Place(tmp_path / "disk", 1e-9), Place(memory, 0.0, in_memory=True)]
+
+    def write(rank: int, member: Member) -> None:
+        one = Keeper(places, resume="auto", seed=1)
+        one.meet(member, rank)
+        for version, plan in ((4, (True, False)), (6, (False, True))):
+            model = codec.encode({"version": version})
+            own = {rank: codec.encode(np.full(3, version))}
+            state = State(version, partial(lambda model: model, model), own, True)
+            one.write(Plan(plan, False), state, rank, ["host"] * 2)
+        one.close()
+
+    def read(rank: int, member: Member) -> int:
+        one = Keeper(places, resume="must", seed=1)
+        one.meet(member, rank)
+        got = one.restore(member, rank, 2)
+        assert got is not None and got.local is not None
+        assert codec.decode(got.model) == {"version": got.version}
+        assert codec.decode(got.local).tolist() == [got.version] * 3
+        return got.version
+
+    assert on_all(2, write) == [None] * 2
+    assert on_all(2, read) == [6, 6]
+    (slot,) = memory.glob("*rank-00001*")
+    data = bytearray(slot.read_bytes())
+    data[100] ^= 1
+    slot.write_bytes(data)
+    assert on_all(2, read) == [4, 4]
+    assert f"version 6 skipped: {slot}" in capfd.readouterr().err
+
+
+def test_a_disk_gets_a_copy_of_what_will_be_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered: list[Any] = []
+    offer = Vault.offer
+
+    def spy(self: Vault, manifest: Any, states: Any) -> None:
+        offered.append(states["local-00000"])
+        offer(self, manifest, states)
+
+    monkeypatch.setattr(Vault, "offer", spy)
+    places = [Place(tmp_path / "disk", 1e-9), Place(tmp_path / "memory", 0.0, in_memory=True)]
+
+    def work(rank: int, member: Member) -> None:
+        one = Keeper(places, resume="auto", seed=1)
+        one.meet(member, rank)
+        for version in range(1, 6):
+            taken: list[Any] = []
+
+            def take(nbytes: int, taken: list[Any] = taken) -> Any:
+                taken.append(one.take(nbytes))
+                return np.empty(nbytes, np.uint8) if taken[0] is None else taken[0]
+
+            local = codec.encode(np.full(3, version), "local", take)
+            state = State(version, lambda: MODEL, {0: local}, True)
+            one.write(Plan((True, True), False), state, rank, ["host"])
+            assert offered[-1] is local
+            assert (offered[-2] is local) == (taken[0] is None)
+            assert offered[-2].tobytes() == local.tobytes()
+        assert taken[0] is not None
+        one.close()
+
+    assert on_all(1, work) == [None]
