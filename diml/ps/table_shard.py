@@ -156,6 +156,7 @@ class TableShard:
 
 
 def _take(array: Rows, low: int, ids: Ids, out: Rows) -> None:
-    """Gather rows of a shard; `clip` spares NumPy a check that the sender has made already."""
+    """Gather rows of a shard; `clip` spares NumPy a check that the sender has made already, and
+    the method a microsecond that `np.take` costs in Python."""
     if out.size:
-        np.take(array, ids - low if low else ids, axis=0, out=out, mode="clip")
+        array.take(ids - low if low else ids, 0, out, "clip")
