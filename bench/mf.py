@@ -88,6 +88,8 @@ def job(
         command: list[object] = [MPIRUN, "-n", processes] if processes > 1 else []
         command += [sys.executable, "-m", "diml.jobs.mf", "--quiet", "--seed", SEED]
         command += ["--engine", engine, "--eval_every", eval_every]
+        # A spare that starts halved the rate for up to 9 s; on servers it is the replica's holder.
+        command += ["--spares", 0] if engine == "rotate" else []
         command += ["--generate", size, "--planted_rank", plan.rank, "--planted_skew", plan.skew]
         command += ["--test_fraction", TEST_FRACTION, "--K", rule.k, "--update", rule.update]
         command += ["--lambda", rule.decay, "--init_step_size", rule.init_step_size]
