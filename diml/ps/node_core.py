@@ -48,7 +48,8 @@ class NodeCore:
         # By shard, whole commits that are not installed yet.
         self._arrived: dict[int, list[list[Message]]] = {}
         self._workers, self._servers, self._storage = workers, servers, storage
-        self._first_life = place.role == "worker" and not joined_later
+        # Whether a plan has known it as a worker: then it is no newcomer in the next one.
+        self._known = place.role == "worker" and not joined_later
         self._lost: tuple[int, tuple[int, ...]] = (0, ())
         for shard in range(0 if joined_later else servers):
             owner, *others = placement(shard, servers, spares, replicas)
@@ -144,7 +145,7 @@ class NodeCore:
         if client is not None and client.answered:
             specs |= client.specs
             config, clock = str(client.consistency), client.clock
-        new = place.role == "worker" and client is None and not self._first_life
+        new = place.role == "worker" and client is None and not self._known
         return Report(place, holdings, tuple(specs.values()), config, clock, new, self._lost)
 
     def go_back(self, plan: Plan) -> None:
@@ -165,7 +166,7 @@ class NodeCore:
         Called once every transfer has arrived everywhere; what is not placed here is dropped.
         """
         held = {**self._held(), **received}
-        self._lost = plan.lost
+        self._lost, self._known = plan.lost, self.place.role == "worker"
         self.server, self.copies, self._parts = None, {}, {}
         assert not self._arrived
         for index, ranks in enumerate(plan.placed):

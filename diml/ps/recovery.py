@@ -21,8 +21,9 @@ from diml.ps.tables import TableSpec, row_range
 
 Ledger = tuple[tuple[int, int], ...]
 
-# Deaths of all workers in a row at the same clocks after which they are not brought back.
-DEATHS_MAX = 4
+# Deaths of all workers in a row at the same clocks after which they are not brought back. A repair
+# that is cut short by another death may count twice.
+DEATHS_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Report:
 
     Attributes:
         clock: of its program, where it is a worker.
-        new: it has a dead worker's place, and has not opened the parameter server yet.
+        new: it has taken a dead worker's place in this very repair.
         lost: how often in a row all workers have died at the same clocks, and these clocks.
     """
 
