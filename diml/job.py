@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -54,8 +55,8 @@ def init(
 
     Raises:
         SystemExit: 2 for impossible settings; 0 on servers and spares when the job is done; the
-            job's status when a rank's error ends it; 1 (75 under `diml run`, which starts it again)
-            if a process is lost before the job has begun. One line says why.
+            job's status when a rank's error ends it; 1 if a process is lost before the job has
+            begun (`diml run` starts it again). One line says why.
         Misuse: `init` was called twice in this process.
     """
     if _current is not None:
@@ -63,22 +64,21 @@ def init(
     from diml.world import marker
     from diml.world.launch import TRIAL, say_once, singleton
     from diml.world.mpi_params import prefer
-    from diml.world.orphan import Guard, start_alarm, was_spawned
+    from diml.world.orphan import Guard, StartGuard, was_spawned
 
     alone = singleton(os.environ)
     if alone:
         prefer(os.environ)
-    # MPI has not started yet: from here on something else can end a process that hangs in it.
+    # MPI has not started yet: from here on others can end a process that hangs in it.
     guard = Guard() if was_spawned() and TRIAL not in os.environ else None
     servers_default = arguments.pop("servers", None) or 0
     if alone and comm is None:
         arguments.pop("spares", None)
     try:
         settings = settings_from(os.environ, flags or {}, arguments)
-        if guard is None and TRIAL not in os.environ:
-            start_alarm(settings.deadline_s)
-        from diml.world.start import start, start_spawned
-
+        ours = guard is None and TRIAL not in os.environ
+        with StartGuard(settings.deadline_s, os.environ) if ours else nullcontext():
+            from diml.world.start import start, start_spawned
         if guard is not None:
             # Everything is imported before the wait, so that it costs nothing in the repair.
             import diml.allreduce.engine
@@ -88,7 +88,6 @@ def init(
 
             return _seated(start_spawned(settings), guard)
         world = start(settings, servers_default, comm)
-        start_alarm(None)
     except Misuse as error:
         say_once(f"diml: {error}", os.environ)
         raise SystemExit(error.exit_status) from None

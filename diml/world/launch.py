@@ -70,13 +70,18 @@ def _rank_0_has_gone(env: Mapping[str, str]) -> bool:
         time.sleep(0.02)
 
 
+def sibling_ranks() -> list[int]:
+    """The pids of all living ranks that this process's launcher has started on this host."""
+    return [pid for pid, variables in _siblings().items() if _rank(variables) is not None]
+
+
 def end_siblings() -> None:
     """Kill the other ranks that the same launcher has started on this host.
 
     For the end of a job before its processes know one another.
     """
-    for pid, variables in _siblings().items():
-        if pid != os.getpid() and _rank(variables) is not None:
+    for pid in sibling_ranks():
+        if pid != os.getpid():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
 

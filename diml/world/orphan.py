@@ -9,20 +9,33 @@ alarm that is set while it starts or joins.
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 
-from diml.world.launch import host_identity
+from diml.world.launch import host_identity, sibling_ranks
+from diml.world.marker import FOLDER
 
 _OPTION = "diml_spawned"
 _START_DEADLINE_S = 60
 _AFTER_LIMIT_S = 12
+_STARTED_S = 3.0  # mpirun starts its processes one after the other
 
 # Ends process $1 when process $2 is gone; ends with process $1.
 _GUARD = "while kill -0 $1 2>/dev/null; do kill -0 $2 2>/dev/null || kill -9 $1; sleep 0.2; done"
+
+# Says $0 and sends signal $1 to the processes from $3 on when one of them is gone, or if they are
+# not $2 in number.
+_START_WATCH = """
+signal=$1 n=$2; shift 2
+[ $# = $n ] && while :; do for p; do kill -0 $p 2>/dev/null || break 2; done; sleep 0.1; done
+echo "$0" >&2; kill -$signal "$@" 2>/dev/null
+"""
 
 
 def spawn_option() -> str:
@@ -41,17 +54,55 @@ def arm_alarm(seconds: int) -> None:
     signal.alarm(seconds)
 
 
-def start_alarm(deadline_s: float | None) -> None:
-    """End this process with status 1 if the job has not begun by then; None takes it back.
+def _all_ranks(count: int) -> list[int]:
+    """The pids of the ranks that mpirun starts on this host; fewer if one has died already."""
+    until = time.monotonic() + _STARTED_S
+    while len(pids := sibling_ranks()) < count and time.monotonic() < until:
+        time.sleep(0.05)
+    return pids
 
-    The last resort where a process was lost before MPI was up: the others hang inside MPI_Init,
-    where no Python code can run, so all that can be said is where. It comes after the limit in
-    `diml.world.start`, which says why.
+
+class StartGuard:
+    """Ends the job if a process of this host is lost before MPI is up.
+
+    The others would hang inside MPI_Init, where no Python code can run. So a shell, a child of the
+    first rank on each host, watches all that mpirun has started there; it says why, and sends them
+    a signal at which they leave with an error. Across hosts the last resort is a limit.
+
+    A block around the import of MPI, to be left before the first call of it: no rank can be through
+    with the start, and leave, before all watchers are gone.
     """
-    if deadline_s is None:
-        faulthandler.cancel_dump_traceback_later()
-    else:
+
+    def __init__(self, deadline_s: float, env: Mapping[str, str]) -> None:
+        self._watch: subprocess.Popen[bytes] | None = None
         faulthandler.dump_traceback_later(deadline_s + _AFTER_LIMIT_S, exit=True)
+        local = env.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")
+        self._libc = ctypes.CDLL(None) if local.isdigit() and int(local) > 1 else None
+        if self._libc is None:
+            return
+        # As C's handler, _exit gets the signal's number for its status: that of SIGHUP is 1, and
+        # that of SIGUSR2 one at which `diml run` starts the job again.
+        self._signal = signal.SIGUSR2 if env.get(FOLDER) else signal.SIGHUP
+        self._libc.signal.restype = ctypes.c_void_p
+        leave = ctypes.cast(self._libc._exit, ctypes.c_void_p)
+        self._before = self._libc.signal(self._signal, leave)
+        if env.get("OMPI_COMM_WORLD_LOCAL_RANK") == "0":
+            words = "diml: a process was lost before the job had begun"
+            pids = _all_ranks(int(local))
+            watched = [str(int(self._signal)), local, *map(str, pids)]
+            command = ["/bin/sh", "-c", _START_WATCH, words, *watched]
+            self._watch = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+    def __enter__(self) -> None:
+        """Watching begins when this is made."""
+
+    def __exit__(self, *error: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        if self._watch is not None:
+            self._watch.kill()
+            self._watch.wait()
+        if self._libc is not None:
+            self._libc.signal(self._signal, ctypes.c_void_p(self._before))
 
 
 class Guard:
