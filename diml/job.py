@@ -61,14 +61,11 @@ def init(
     """
     if _current is not None:
         raise Misuse("diml.init was called twice in one process")
-    from diml.world import marker
+    from diml.world import marker, mpi_params
     from diml.world.launch import TRIAL, say_once, singleton
-    from diml.world.mpi_params import prefer
     from diml.world.orphan import Guard, StartGuard, was_spawned
 
     alone = singleton(os.environ)
-    if alone:
-        prefer(os.environ)
     # MPI has not started yet: from here on others can end a process that hangs in it.
     guard = Guard() if was_spawned() and TRIAL not in os.environ else None
     servers_default = arguments.pop("servers", None) or 0
@@ -77,7 +74,10 @@ def init(
     try:
         settings = settings_from(os.environ, flags or {}, arguments)
         ours = guard is None and TRIAL not in os.environ
-        with StartGuard(settings.deadline_s, os.environ) if ours else nullcontext():
+        with (
+            mpi_params.alone(os.environ) if alone else nullcontext(),
+            StartGuard(settings.deadline_s, os.environ) if ours else nullcontext(),
+        ):
             from diml.world.start import start, start_spawned
         if guard is not None:
             # Everything is imported before the wait, so that it costs nothing in the repair.

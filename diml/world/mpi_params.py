@@ -7,8 +7,9 @@ writing twice changes nothing, and what others wrote into these files stays.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
 from diml.errors import Misuse
@@ -48,10 +49,23 @@ def as_environment() -> dict[str, str]:
     return {**mpi, **launcher}
 
 
-def prefer(env: MutableMapping[str, str]) -> None:
-    """Before MPI starts in a process without mpirun, which reads no parameter file: save time."""
-    for name in sorted(_PREFERENCES):
-        env.setdefault(f"OMPI_MCA_{name}", MPI_SETTINGS[name])
+@contextlib.contextmanager
+def alone(env: MutableMapping[str, str]) -> Iterator[None]:
+    """While MPI starts in a process without a launcher, which talks to nobody: no transports.
+
+    They cost time, and the one through memory leaves a file of 16 MB behind. A transport that the
+    user has chosen stays; processes that this one starts later see nothing of it.
+    """
+    name = "OMPI_MCA_btl"
+    # By PMIX_RANK a batch system's launcher says that there are others.
+    if name in env or "PMIX_RANK" in env:
+        yield
+        return
+    env[name] = "self"
+    try:
+        yield
+    finally:
+        del env[name]
 
 
 def missing(prefix: Path | None, env: Mapping[str, str]) -> list[str]:

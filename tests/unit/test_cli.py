@@ -96,3 +96,14 @@ def test_what_is_missing_comes_with_a_remedy(monkeypatch: pytest.MonkeyPatch) ->
     for topic in ("MPI", "launcher"):
         assert not findings[topic].fine
         assert findings[topic].remedy
+
+
+@pytest.mark.parametrize("said", [{"OMPI_MCA_btl": "tcp,self"}, {"PMIX_RANK": "0"}])
+def test_only_a_process_that_is_alone_does_without_transports(said: dict[str, str]) -> None:
+    env: dict[str, str] = {}
+    with mpi_params.alone(env):
+        assert env == {"OMPI_MCA_btl": "self"}
+    assert env == {}
+    with mpi_params.alone(env := dict(said)):
+        assert env == said
+    assert env == said
