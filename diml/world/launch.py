@@ -60,7 +60,7 @@ def _rank_0_has_gone(env: Mapping[str, str]) -> bool:
     all_here = env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == env.get("OMPI_COMM_WORLD_SIZE")
     begun, seen = time.monotonic(), False
     while True:
-        lives = "0" in (_rank(variables) for variables in _siblings().values())
+        lives = "0" in (_rank(variables) for variables in siblings().values())
         seen = seen or lives
         waited_s = time.monotonic() - begun
         if not lives and (seen or all_here or waited_s > _PATIENCE_ELSEWHERE_S):
@@ -70,23 +70,18 @@ def _rank_0_has_gone(env: Mapping[str, str]) -> bool:
         time.sleep(0.02)
 
 
-def sibling_ranks() -> list[int]:
-    """The pids of all living ranks that this process's launcher has started on this host."""
-    return [pid for pid, variables in _siblings().items() if _rank(variables) is not None]
-
-
 def end_siblings() -> None:
     """Kill the other ranks that the same launcher has started on this host.
 
     For the end of a job before its processes know one another.
     """
-    for pid in sibling_ranks():
-        if pid != os.getpid():
+    for pid, variables in siblings().items():
+        if _rank(variables) is not None and pid != os.getpid():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def _siblings() -> dict[int, dict[str, str]]:
+def siblings() -> dict[int, dict[str, str]]:
     """The environments, by pid, of the living processes that this process's parent started."""
     found: dict[int, dict[str, str]] = {}
     for listing in Path(f"/proc/{os.getppid()}/task").glob("*/children"):

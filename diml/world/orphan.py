@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from diml.world.launch import host_identity, sibling_ranks
+from diml.world.launch import host_identity, siblings
 from diml.world.marker import FOLDER
 
 _OPTION = "diml_spawned"
@@ -29,13 +29,20 @@ _STARTED_S = 3.0  # mpirun starts its processes one after the other
 # Ends process $1 when process $2 is gone; ends with process $1.
 _GUARD = "while kill -0 $1 2>/dev/null; do kill -0 $2 2>/dev/null || kill -9 $1; sleep 0.2; done"
 
-# Says $0 and sends signal $1 to the processes from $3 on when one of them is gone, or if they are
-# not $2 in number.
+# When one of the processes $3 is gone, or missing there (-): says $0, sends signal $1 to those
+# from $4 on, and ends whom it did not end. Not at once: a process that has said what is wrong, and
+# left, is not lost; by then this shell is not wanted any more. Without process $2, if any, it ends.
 _START_WATCH = """
-signal=$1 n=$2; shift 2
-[ $# = $n ] && while :; do for p; do kill -0 $p 2>/dev/null || break 2; done; sleep 0.1; done
-echo "$0" >&2; kill -$signal "$@" 2>/dev/null
+signal=$1 mine=$2 watched=$3; shift 3
+while :; do
+  [ -z "$mine" ] || kill -0 $mine 2>/dev/null || exit
+  for p in $watched; do kill -0 $p 2>/dev/null || break 2; done; sleep 0.1
+done
+sleep 0.5; echo "$0" >&2; kill -$signal "$@" 2>/dev/null; sleep 1; kill -9 "$@" 2>/dev/null
 """
+# UCX takes the signal for its own otherwise.
+_UCX_SIGNAL = "UCX_DEBUG_SIGNO"
+_LOCAL_RANK, _JOB = "OMPI_COMM_WORLD_LOCAL_RANK", "PMIX_NAMESPACE"
 
 
 def spawn_option() -> str:
@@ -54,20 +61,27 @@ def arm_alarm(seconds: int) -> None:
     signal.alarm(seconds)
 
 
-def _all_ranks(count: int) -> list[int]:
-    """The pids of the ranks that mpirun starts on this host; fewer if one has died already."""
+def _all_ranks(count: int, env: Mapping[str, str]) -> dict[int, int]:
+    """By rank on this host the pids of what mpirun starts here; fewer if one has died already."""
     until = time.monotonic() + _STARTED_S
-    while len(pids := sibling_ranks()) < count and time.monotonic() < until:
+    while True:
+        found = {
+            int(theirs[_LOCAL_RANK]): pid
+            for pid, theirs in siblings().items()
+            if _LOCAL_RANK in theirs and theirs.get(_JOB) == env.get(_JOB)
+        }
+        if len(found) >= count or time.monotonic() > until:
+            return found
         time.sleep(0.05)
-    return pids
 
 
 class StartGuard:
     """Ends the job if a process of this host is lost before MPI is up.
 
     The others would hang inside MPI_Init, where no Python code can run. So a shell, a child of the
-    first rank on each host, watches all that mpirun has started there; it says why, and sends them
-    a signal at which they leave with an error. Across hosts the last resort is a limit.
+    first rank on each host, watches all others that mpirun has started there, and one of the
+    second rank watches the first. It says why, and sends all a signal at which they leave with an
+    error. Across hosts the last resort is a limit.
 
     A block around the import of MPI, to be left before the first call of it: no rank can be through
     with the start, and leave, before all watchers are gone.
@@ -86,11 +100,16 @@ class StartGuard:
         self._libc.signal.restype = ctypes.c_void_p
         leave = ctypes.cast(self._libc._exit, ctypes.c_void_p)
         self._before = self._libc.signal(self._signal, leave)
-        if env.get("OMPI_COMM_WORLD_LOCAL_RANK") == "0":
+        os.environ.setdefault(_UCX_SIGNAL, "0")
+        if env.get(_LOCAL_RANK) in ("0", "1"):
+            first = env[_LOCAL_RANK] == "0"
+            pids = _all_ranks(int(local), env)
+            watched = range(1, int(local)) if first else (0,)
+            those = " ".join(str(pids.get(rank, "-")) for rank in watched)
             words = "diml: a process was lost before the job had begun"
-            pids = _all_ranks(int(local))
-            watched = [str(int(self._signal)), local, *map(str, pids)]
-            command = ["/bin/sh", "-c", _START_WATCH, words, *watched]
+            arguments = [words, str(int(self._signal)), "" if first else str(os.getpid()), those]
+            arguments += map(str, pids.values())
+            command = ["/bin/sh", "-c", _START_WATCH, *arguments]
             self._watch = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
     def __enter__(self) -> None:

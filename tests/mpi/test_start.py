@@ -7,29 +7,39 @@ import pytest
 from tests.helpers.mpi import run_mpi
 
 PROGRAM = """
-import os, signal, time
+import os, signal, subprocess, time
 import diml
 
-if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+if os.environ["OMPI_COMM_WORLD_RANK"] == "{rank}":
     {before}
     time.sleep(0.5)
     {how}
 diml.init()
 """
 _KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+_LOST = "diml: a process was lost before the job had begun"
+# No Python code runs in MPI_Init, which all are in by then.
+_LATER = """subprocess.Popen(["sh", "-c", f"sleep {}; kill -9 {os.getpid()}"])"""
 
 
 @pytest.mark.parametrize(
-    ("before", "how", "words"),
+    ("rank", "before", "how", "words"),
     [
-        ("from mpi4py import MPI", _KILLED, "diml: a process was lost during the start"),
-        ("from mpi4py import MPI", "time.sleep(99)", "diml: waited 3 s for all processes to come"),
-        ("pass", _KILLED, "diml: a process was lost before the job had begun"),
+        (1, "from mpi4py import MPI", _KILLED, "diml: a process was lost during the start"),
+        (
+            1,
+            "from mpi4py import MPI",
+            "time.sleep(99)",
+            "diml: waited 3 s for all processes to come",
+        ),
+        (1, "pass", _KILLED, _LOST),
+        (0, "pass", _KILLED, _LOST),
+        (2, _LATER, "time.sleep(99)", _LOST),
     ],
-    ids=["killed", "stuck", "killed-before-mpi"],
+    ids=["killed", "stuck", "killed-before-mpi", "the-first-killed", "others-in-mpi"],
 )
-def test_others_do_not_wait_for_ever(before: str, how: str, words: str) -> None:
+def test_others_do_not_wait_for_ever(rank: int, before: str, how: str, words: str) -> None:
     env = {"DIML_DEADLINE": "3", "DIML_FROZEN_DEADLINE": "3"}
-    program = PROGRAM.format(before=before, how=how)
+    program = PROGRAM.format(rank=rank, before=before.replace("{}", "1"), how=how)
     ended = run_mpi(3, program, env=env, timeout_s=60).expect(1)
     assert ended.stderr.count("diml: ") <= 1 and words in ended.stderr, ended.report()
