@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from diml.errors import Misuse
@@ -88,6 +89,12 @@ def program_words(job: Sequence[str]) -> tuple[str, ...]:
         return (name, *arguments)
     if name == "-m" and arguments:
         return tuple(job)
-    if all(part.isidentifier() for part in name.split(".")):
+    if all(part.isidentifier() for part in name.split(".")) and _is_there(name):
         return ("-m", name, *arguments)
-    raise Misuse(f"job {name!r}: neither a file nor a module's name")
+    raise Misuse(f"job {name!r}: neither a file nor a module that can be found")
+
+
+def _is_there(module: str) -> bool:
+    """Whether the interpreter, started here, would find the module's package. Imports nothing."""
+    top = module.partition(".")[0]
+    return PathFinder.find_spec(top, [str(Path.cwd()), *sys.path]) is not None

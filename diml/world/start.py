@@ -55,6 +55,11 @@ def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None =
         membership = Membership.start(comm.Get_size(), servers, spares)
         if servers and settings.on_failure == "shrink":
             raise ValueError("--on-failure shrink: a job with servers cannot go on with fewer")
+        # With --spares auto one more is started later.
+        numbers = comm.Get_size() + (settings.spares == "auto")
+        for drill in settings.drills:
+            if drill.rank >= numbers:
+                raise ValueError(f"drill {drill}: the ranks are 0 to {numbers - 1}")
     except ValueError as error:
         raise Misuse(str(error)) from None
     _hold_node_memory()

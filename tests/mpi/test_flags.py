@@ -51,3 +51,10 @@ def test_an_error_of_one_rank_alone_is_said_by_that_rank() -> None:
         time.sleep(2)
     """
     assert run_mpi(3, program, timeout_s=60).expect(0).stderr == "no such file here\n"
+
+
+def test_a_drill_of_a_rank_that_is_not_there_is_refused() -> None:
+    """It would never strike, and the user believe that the job has survived it."""
+    program = ["-m", "diml.jobs.drill", "--spares", "1", "--drill"]
+    done = run_mpi(3, program, args=["3,1,0,0"], timeout_s=60).expect(2)
+    assert done.stderr == "diml: drill 3,1,0,0,entry,KILL: the ranks are 0 to 2\n"
