@@ -93,7 +93,7 @@ class Running:
                 stdout=out,
                 stderr=err,
                 cwd=cwd or self._scratch,
-                env=self._environment(env or {}),
+                env=self._environment(_defaults(program) | dict(env or {})),
                 start_new_session=True,
             )
         self._finished: Finished | None = None
@@ -215,8 +215,6 @@ class Running:
             "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
             "PYTHONPATH": str(CHECKOUT),
             "PYTHONUNBUFFERED": "1",
-            # A spare that nobody asked for is one more process to start in each of these jobs.
-            "DIML_SPARES": "0",
             "PYTHONFAULTHANDLER": "1",
             "TMPDIR": str(self._scratch / "tmp"),
             **extra,
@@ -227,6 +225,12 @@ class Running:
         if self._finished is not None:
             return self._finished.stdout if stream == "stdout" else self._finished.stderr
         return (self._scratch / stream).read_text(errors="replace")
+
+
+def _defaults(program: Program) -> dict[str, str]:
+    """A spare that nobody asked for is one more process to start in each run of a job."""
+    is_job = not isinstance(program, str | Path) and program[1].startswith("diml.jobs.")
+    return {"DIML_SPARES": "0"} if is_job else {}
 
 
 def start_mpi(
@@ -242,7 +246,8 @@ def start_mpi(
 
     `program` is inline code (str), a script (Path), or the interpreter's arguments (a list);
     `args` follow it. `env` is added to a clean environment: one thread a library, this checkout
-    on PYTHONPATH, no spare. The working directory defaults to a scratch one, removed at the end.
+    on PYTHONPATH, no spare for DiML's own jobs. The working directory defaults to a scratch one
+    that is removed at the end.
     """
     return Running(n, program, args=args, env=env, cwd=cwd, launcher_args=launcher_args)
 

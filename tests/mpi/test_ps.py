@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from diml.events import read_events
 from tests.helpers.mpi import run_mpi, start_mpi
 
 COUNT = ["-m", "tests.drills.ps_count"]
@@ -19,6 +21,32 @@ def test_no_read_is_staler_than_the_bound_beside_a_slow_worker(consistency: str)
     bound = 0 if consistency == "bsp" else 2
     # The slow worker keeps the others at the bound, and nobody gets beyond it.
     assert len(seen) == 3 and max(seen) == bound, finished.report()
+
+
+def test_the_log_tells_the_staleness_of_reads_and_the_bytes_that_filters_save(
+    tmp_path: Path,
+) -> None:
+    program = """
+        import numpy as np
+        import diml
+        with diml.init(servers=1) as job:
+            ps = job.parameter_server(2, filters=["half"])
+            table, every = ps.table("t", 500, 8), np.arange(500)
+            for clock in range(6):
+                table.inc(every, table.get(every) + 1)
+                ps.clock()
+    """
+    env = {"DIML_EVENTS": str(tmp_path / "log"), "DIML_SPARES": "0"}
+    run_mpi(3, program, env=env, timeout_s=60).expect(0)
+    events = read_events(tmp_path / "log")
+    seen = [event for event in events if event["what"] == "staleness"]
+    assert [event["bound"] for event in seen] == [2, 2]
+    for event in seen:
+        assert set(event["reads"]) <= {"0", "1", "2"} and sum(event["reads"].values()) == 6
+    traffic = {e["uid"]: e for e in events if e["what"] == "traffic" and e["by"] == "servers"}
+    assert set(traffic) == {0, 1, 2}
+    for event in traffic.values():
+        assert 0 < event["wire_bytes"] < event["plain_bytes"]
 
 
 def test_two_jobs_at_the_same_time_do_not_disturb_each_other() -> None:
