@@ -121,11 +121,11 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(
-    ("bad", "n"),
-    [*((bad, 4) for bad in BAD), ("two fields", None), ("unknown flag", None), ("NaN", 2)],
-)
+@pytest.mark.parametrize("n", [None, 2, 4])
+@pytest.mark.parametrize("bad", BAD)
 def test_bad_input_is_one_line_and_status_2(tmp_path: Path, bad: str, n: int | None) -> None:
+    if bad == "servers" and n is None:
+        pytest.skip("a single process is its own server")
     for name, line in (
         ("two", "0 1"),
         ("negative", "-1 0 1"),
