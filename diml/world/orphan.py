@@ -1,10 +1,11 @@
-"""How a spawned process knows what it is before MPI starts, and who ends it if all goes wrong.
+"""How a spawned process knows what it is before MPI starts, and who ends processes that MPI leaves.
 
 Owns what must work while no Python code can run: inside MPI_Init, or while a collective call with
 a dead leader hangs. Must not import MPI.
 
-Invariant: a spawned process does not outlive its leader unless it has become a member, nor the
-alarm that is set while it starts or joins.
+Invariants: a spawned process does not outlive its leader unless it has become a member, nor the
+alarm that is set while it starts or joins; the ranks that mpirun has started on a host do not wait
+in MPI_Init for one that is lost.
 """
 
 from __future__ import annotations
