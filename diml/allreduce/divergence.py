@@ -6,30 +6,26 @@ and leaves as it is: every script here ends in Mismatch, on all ranks alike.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from diml.allreduce.effects import Reduce, Script, Spread
 from diml.allreduce.log import Record, Site
 from diml.allreduce.operation import Request
+from diml.allreduce.state import State
 from diml.errors import Mismatch
 
-if TYPE_CHECKING:
-    from diml.allreduce.recovery import Core
 
-
-def check_replay(core: Core, request: Request, record: Record) -> None:
+def check_replay(state: State, request: Request, record: Record) -> None:
     """Raise Mismatch if the recorded collective is not the one that this rank asks for."""
     if record.signature != request.signature:
         here = f"{request.kind.name.lower()} at {request.site}"
         raise Mismatch(
-            f"rank {core.rank} replays {core.place(request.kind)} as {here}, "
+            f"rank {state.rank} replays {state.place(request.kind)} as {here}, "
             f"but the others did it at {record.site} with other arguments"
         )
 
 
-def explain(core: Core, request: Request) -> Script[None]:
+def explain(state: State, request: Request) -> Script[None]:
     """Find the first call in which the histories differ, and raise Mismatch everywhere."""
-    log = core.log
+    log = state.log
     mine = [*log.signatures, request.signature]
     sites: list[Site] = [*log.sites, request.site]
     (length,) = yield Reduce((len(mine),))
@@ -39,9 +35,9 @@ def explain(core: Core, request: Request) -> Script[None]:
     words = []
     for wanted in (merged[first], -merged[length + first]):
         has = padded[first] == wanted
-        (speaker,) = yield Reduce((core.size - core.rank if has else 0,))
-        rank = core.size - speaker
+        (speaker,) = yield Reduce((state.size - state.rank if has else 0,))
+        rank = state.size - speaker
         site = str(sites[first]) if first < len(sites) else "no further call"
         words.append(f"rank {rank} at {(yield Spread(site, rank))}")
-    place = core.place(request.kind)._replace(sequence=first)
+    place = state.place(request.kind)._replace(sequence=first)
     raise Mismatch(f"ranks called different collectives at {place}: {', '.join(words)}")

@@ -1,18 +1,19 @@
 """What a script of the protocol can ask of its driver: the steps that touch other ranks.
 
 Owns the vocabulary between `recovery` (which decides) and whoever carries it out: the engine over
-MPI, or the simulator. Values only. Every effect may end in PeerFailed; those marked "collective"
-are met by all workers with the same kind of effect, in the same order.
+MPI, or the simulator; and the one sequence of effects that several scripts share. Every effect may
+end in PeerFailed; those marked "collective" are met by all workers with the same kind of effect, in
+the same order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from diml.allreduce.operation import Request
-from diml.allreduce.protocol import Vector
+from diml.allreduce.protocol import Transfer, Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +86,20 @@ class Gate:
 Effect: TypeAlias = Reduce | Spread | Give | Take | Swap | Pass | Execute | Point | Gate
 T = TypeVar("T")
 Script: TypeAlias = Generator[Effect, Any, T]
+
+
+def hand_over(
+    rank: int, needs: bool, transfer: Transfer, payload: Callable[[], Any]
+) -> Script[Any]:
+    """From the holder to all who need it: directly if that is one rank, else to everybody.
+
+    Returns the payload to those who need it, None to others.
+    """
+    assert transfer.holder is not None
+    gives = transfer.holder == rank
+    if transfer.first != transfer.last:
+        given = yield Spread(payload() if gives else None, transfer.holder)
+        return given if needs else None
+    if gives:
+        yield Give(payload(), transfer.first)
+    return (yield Take(transfer.holder)) if needs else None

@@ -25,6 +25,8 @@ from diml.allreduce.protocol import HASH_MASK
 
 # Failure-free, histories are compared at every checkpoint, at exit, and so often.
 COMPARE_EVERY = 64
+# Results that are given to one who is behind, in one go.
+BATCH_BYTES = 1 << 26
 _HELD_MAX = 64
 _FOLD = 64
 

@@ -1,36 +1,31 @@
 """How ranks carry out what the protocol decides: scripts of effects, run by an engine or simulator.
 
-Owns the state of one rank (where it stands, its logs, its checkpoints) and the order of steps in
-a collective, a checkpoint, a load, the exit, and the refilling of replicas. Pure: a script yields
-effects and is sent their outcomes; it knows no MPI, time or files. If an effect fails because a
-rank died, the driver drops the script, repairs the world and runs a new one: so a script changes
-the rank's state only where that holds for every rank alike, or for itself alone.
+Owns the order of steps in a collective, a checkpoint, a load and the exit; what happens after a
+repair is `refresh`'s. Pure: a script yields effects and is sent their outcomes; it knows no MPI,
+time or files. If an effect fails because a rank died, the driver drops the script, repairs the
+world and runs a new one: so a script changes the rank's state only where that holds for every rank
+alike, or for itself alone.
 
-Invariants: a result is recorded before the caller sees it; a version is committed only behind
-the gate, with all replicas stored before; while `recovering`, no collective starts that a living
-rank has already finished.
+Invariants: a version is committed only behind the gate, with all replicas stored
+before; while `recovering`, no collective starts that a living rank has already finished.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from diml.allreduce.beside import ALL_LOST, Beside, check_clock, compare_clocks, finish_again, stamp
+from diml.allreduce.beside import check_clock, compare_clocks, finish_again, stamp
 from diml.allreduce.divergence import check_replay, explain
 from diml.allreduce.effects import (
     Execute,
     Gate,
-    Give,
     Pass,
     Point,
     Reduce,
     Script,
-    Spread,
-    Swap,
-    Take,
+    hand_over,
 )
-from diml.allreduce.log import Log, Record, Result, shifted
+from diml.allreduce.log import BATCH_BYTES, Record, Result, shifted
 from diml.allreduce.operation import Kind, Request
 from diml.allreduce.protocol import (
     Action,
@@ -38,135 +33,18 @@ from diml.allreduce.protocol import (
     Place,
     Stage,
     Standing,
-    Transfer,
     decide,
     found,
     offer,
     unpack,
 )
-from diml.allreduce.refresh import refresh
-from diml.checkpoint.memory import Store
-from diml.checkpoint.ring import Ring
+from diml.allreduce.refresh import refresh, replicate
+from diml.allreduce.state import ALL_LOST, State
 from diml.errors import GaveUp
 
-# Results that are given to one who is behind, in one go.
-_BATCH_BYTES = 1 << 26
 
-
-class Core:
-    """One rank in the protocol.
-
-    Attributes:
-        rank, life, ring: its place, how often that place's holder has died, and the placement of
-            replicas; set by `seat`.
-        origins, lost: the number that each rank had when the job began, by rank; and those of
-            the ranks that the job goes on without. Local states are kept by these numbers.
-        settled, placed: `origins` and `ring` as they were when this rank's state was last brought
-            into order.
-        orphans: lost ranks that the committed version still has local states of.
-        inherits: those of them whose states this rank gives to the program.
-        restart: the ranks have become fewer; the program must begin again at its load.
-        finishing: the program is through.
-        deaths: by rank: the place of its last death, how often in a row, and its life then.
-        drilled: (rank, life) of the deaths that are meant.
-        loaded: `load_checkpoint` is behind it.
-        recovering: the ranks may stand at different places; they agree before each step.
-        stocked: it knows the committed version and holds the local states that belong on it.
-        compare_every: failure-free, the histories are compared at every checkpoint, at exit, and
-            whenever so many collectives have been called.
-        riding, rode: numbers that travel with it, and their maxima (none once a repair came).
-        beside: what it knows of the parameter server of the job.
-        prefetched: results that wait for this rank to come to their places.
-    """
-
-    def __init__(
-        self, boot: Log, steps: Log, store: Store, replicas: int, compare_every: int
-    ) -> None:
-        self.boot = boot
-        self.steps = steps
-        self.store = store
-        self.replicas = replicas
-        self.compare_every = compare_every
-        self.rank = 0
-        self.size = 1
-        self.life = 0
-        self.seated = False
-        self.origins: tuple[int, ...] = (0,)
-        self.lost: tuple[int, ...] = ()
-        self.settled: tuple[int, ...] = (0,)
-        self.orphans: tuple[int, ...] = ()
-        self.inherits: tuple[int, ...] = ()
-        self.restart = self.finishing = False
-        self.drilled: frozenset[tuple[int, int]] = frozenset()
-        self.deaths: dict[int, tuple[int, int, int]] = {}
-        self.ring = self.placed = Ring.of([""], 0)
-        self.loaded = False
-        self.recovering = False
-        self.stocked = True
-        self.riding: tuple[int, ...] = ()
-        self.rode: list[int] = []
-        self.beside = Beside()
-        self.prefetched: dict[Place, Record] = {}
-
-    def seat(
-        self,
-        rank: int,
-        hosts: tuple[str, ...],
-        life: int = 0,
-        origins: tuple[int, ...] = (),
-        lost: tuple[int, ...] = (),
-    ) -> None:
-        """Take a place among `len(hosts)` ranks, whose holders have died `life` times."""
-        first = not self.seated
-        self.rank, self.size, self.life, self.seated = rank, len(hosts), life, True
-        self.origins, self.lost = origins or tuple(range(self.size)), lost
-        self.ring = Ring.of(hosts, self.replicas)
-        if first:
-            self.settled, self.placed = self.origins, self.ring
-
-    @property
-    def origin(self) -> int:
-        """The rank that this one's place had when the job began."""
-        return self.origins[self.rank]
-
-    def locals_by_rank(self) -> dict[int, Any]:
-        """The local states of the present ranks that this one holds."""
-        held = self.store.committed.locals
-        return {rank: held[o] for rank, o in enumerate(self.origins) if o in held}
-
-    @property
-    def together(self) -> bool:
-        """Whether what this rank begins now all ranks begin on the present link: none of them
-        has passed this place on an earlier one."""
-        return not self.recovering
-
-    @property
-    def version(self) -> int:
-        """The committed version."""
-        return self.store.committed.version
-
-    @property
-    def log(self) -> Log:
-        """The log of the present stage."""
-        return self.steps if self.loaded else self.boot
-
-    @property
-    def sequence(self) -> int:
-        """Collectives finished since the stage began."""
-        return len(self.log.results)
-
-    @property
-    def coordinates(self) -> tuple[int, int]:
-        """Version and sequence as a drill counts them (0 before the load)."""
-        return (self.version if self.loaded else 0, self.sequence)
-
-    def place(self, kind: Kind) -> Place:
-        """Where a request of that kind stands."""
-        if kind is Kind.LOAD:
-            return Place(Stage.LOAD, 0, 0)
-        if not self.loaded:
-            return Place(Stage.BOOT, 0, self.sequence)
-        return Place(Stage.STEP, self.version, self.sequence)
+class Core(State):
+    """One rank in the protocol, with its scripts."""
 
     # Collectives -----------------------------------------------------------------------------
 
@@ -194,18 +72,6 @@ class Core:
             yield from self.compare(request)
         yield Gate()
         self.finish(request, result)
-
-    def finish(self, request: Request, result: Result) -> None:
-        """Record a result; from now on this rank stands behind it."""
-        log = self.log
-        if request.by is not None:
-            log.shifts[self.sequence] = request.by
-        if log.append(request.signature, request.site, result, request.synchronising):
-            self.tighten()
-
-    def tighten(self) -> None:
-        """The log has outgrown its budget: share its results with the other ranks."""
-        self.log.spread(self.rank, self.size, self.replicas + 1)
 
     def compare(self, request: Request) -> Script[None]:
         """Compare the histories of all ranks, this request included. Raises Mismatch."""
@@ -243,17 +109,10 @@ class Core:
         else:
             yield from self.compare(request)
         if local is not None:
-            yield from self.replicate(local, pending.locals)
+            yield from replicate(self, local, pending.locals)
         yield Point("checkpoint")
         yield Gate()
         self._commit()
-
-    def replicate(self, local: Any, held: dict[int, Any]) -> Script[None]:
-        """Give copies of a local state to the ring; those of others come into `held`."""
-        for replica in range(len(self.ring.shifts)):
-            holder = self.ring.holder(self.rank, replica)
-            owner = self.ring.source(self.rank, replica)
-            held[self.origins[owner]] = yield Swap(local, holder, owner)
 
     def leave(self, request: Request) -> Script[None]:
         """The last operation: until all have come to it, this rank still serves the others."""
@@ -271,14 +130,6 @@ class Core:
         self.orphans = self.inherits = ()
         self.beside.commit()
         stamp(self)
-
-    def begin_anew(self) -> None:
-        """Stand before the first collective again, the committed version kept."""
-        self.boot.clear()
-        self.steps.clear()
-        self.prefetched.clear()
-        self.deaths.clear()
-        self.loaded = self.recovering = False
 
     # Recovery --------------------------------------------------------------------------------
 
@@ -346,8 +197,11 @@ class Core:
                 raise GaveUp(lost)
             return (yield from self._pass_on(request if needs else None, held, high_shift - 1))
         given: list[Record] | None
-        given = yield from self.transfer(
-            needs, found(tuple(offers), lost), lambda: log.following(low.sequence, _BATCH_BYTES)
+        given = yield from hand_over(
+            self.rank,
+            needs,
+            found(tuple(offers), lost),
+            lambda: log.following(low.sequence, BATCH_BYTES),
         )
         if given is None:
             return None
@@ -373,25 +227,11 @@ class Core:
         holds = not needs and place.pack() == decision.anchor
         lost = f"the checkpoint of version {decision.version} is gone"
         transfer = found((yield Reduce(offer(self.rank, holds, needs))), lost)
-        model = yield from self.transfer(needs, transfer, self.store.model)
+        model = yield from hand_over(self.rank, needs, transfer, self.store.model)
         if needs:
             assert self.version == decision.version
             self.store.adopt(decision.version, model, uses_local=False)
         return needs
-
-    def transfer(self, needs: bool, transfer: Transfer, payload: Callable[[], Any]) -> Script[Any]:
-        """From the holder to all who need it: directly if that is one rank, else to everybody.
-
-        Returns the payload to those who need it, None to others.
-        """
-        assert transfer.holder is not None
-        gives = transfer.holder == self.rank
-        if transfer.first != transfer.last:
-            given = yield Spread(payload() if gives else None, transfer.holder)
-            return given if needs else None
-        if gives:
-            yield Give(payload(), transfer.first)
-        return (yield Take(transfer.holder)) if needs else None
 
     def refresh(self) -> Script[None]:
         """After each repair: newcomers get their state, and fewer ranks begin anew."""

@@ -2,10 +2,10 @@
 
     design, y = read_design("train.svm", part=job.rank, parts=job.size)
 
-Owns which reader reads what, and how columns are shared out. Must not know MPI or what the data are
-for. Formats: libsvm, MatrixMarket (coordinate or array), `.npz` (as `scipy.sparse.save_npz` writes
-it, or dense under "X"), HDF5 (data, indices, indptr and shape of a CSC matrix, or dense "X"). `y`
-is in the libsvm file, under "y" in the others, or in a file of its own.
+Owns which reader reads what. Must not know MPI or what the data are for. Formats: libsvm,
+MatrixMarket (coordinate or array), `.npz` (as `scipy.sparse.save_npz` writes it, or dense under
+"X"), HDF5 (data, indices, indptr and shape of a CSC matrix, or dense "X"). `y` is in the libsvm
+file, under "y" in the others, or in a file of its own.
 
 Invariant: what a worker holds in memory is its own columns, n values of y and one chunk of the
 file; text is read twice, first to count, then to fill.
@@ -14,88 +14,16 @@ file; text is read twice, first to count, then to fill.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diml.data import design_binary, design_text
+from diml.data.design_part import DensePart, SparsePart
 from diml.errors import Misuse
 
 Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-
-_CHUNK_ENTRIES = 1_000_000  # looked at together
-
-
-@dataclass(frozen=True, slots=True)
-class SparsePart:
-    """Columns `first` … of an (rows, total) matrix in CSC form; row numbers rise in a column.
-
-    indptr (columns + 1,) int64, indices int32, data float32 or float64.
-    """
-
-    rows: int
-    total: int
-    first: int
-    indptr: Integers
-    indices: NDArray[np.int32]
-    data: NDArray[np.floating[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class DensePart:
-    """Columns `first` … of an (n, total) array: X is (n, columns), Fortran-ordered."""
-
-    total: int
-    first: int
-    X: NDArray[np.floating[Any]]
-
-
-def balance(entries: Integers, parts: int) -> Integers:
-    """Cut columns into `parts` contiguous ranges of about equal work; returns (parts + 1,) edges.
-
-    The work of a column is its stored entries plus 4, the cost of visiting it at all. A range may
-    be empty where there are fewer columns than parts.
-    """
-    work = np.concatenate([[0], np.cumsum(entries + 4)])
-    goals = work[-1] * np.arange(1, parts) / parts
-    inner = np.searchsorted(work, goals)
-    return np.concatenate([[0], inner, [len(entries)]]).astype(np.int64)
-
-
-def _rising(part: SparsePart) -> bool:
-    """Whether row numbers rise in each column; looks at some columns at a time."""
-    columns = len(part.indptr) - 1
-    first = 0
-    while first < columns:
-        entries = part.indptr[first] + _CHUNK_ENTRIES
-        last = max(first + 1, int(np.searchsorted(part.indptr, entries, "right")) - 1)
-        ends = part.indptr[first + 1 : last] - part.indptr[first] - 1
-        step = np.diff(part.indices[part.indptr[first] : part.indptr[last]]) > 0
-        step[ends[(ends >= 0) & (ends < len(step))]] = True  # from one column to the next
-        if not step.all():
-            return False
-        first = last
-    return True
-
-
-def canonical(part: SparsePart) -> SparsePart:
-    """Row numbers rising in each column, duplicates summed."""
-    if _rising(part):
-        return part
-    columns = len(part.indptr) - 1
-    owner = np.repeat(np.arange(columns), np.diff(part.indptr))
-    order = np.lexsort((part.indices, owner))
-    owner, indices, data = owner[order], part.indices[order], part.data[order]
-    fresh = np.ones(len(owner), dtype=bool)
-    fresh[1:] = (np.diff(owner) != 0) | (np.diff(indices) != 0)
-    starts = np.flatnonzero(fresh)
-    counts = np.bincount(owner[starts], minlength=columns)
-    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    summed = np.add.reduceat(data, starts)
-    return SparsePart(part.rows, part.total, part.first, indptr, indices[starts], summed)
 
 
 def read_design(
@@ -113,8 +41,6 @@ def read_design(
         Misuse: a file that is missing, of no known format, ragged, truncated, with a value that is
             not a finite number, or without y; the one line names file, line and what is wrong.
     """
-    from diml.data import design_binary, design_text
-
     kind = _kind(Path(x_path))
     design: SparsePart | DensePart
     y: Floats | None = None
@@ -143,8 +69,6 @@ def read_response(path: str | os.PathLike[str]) -> Floats:
     Raises:
         Misuse: as `read_design`.
     """
-    from diml.data import design_binary, design_text
-
     kind = _kind(Path(path))
     if kind in ("npz", "npy", "hdf5"):
         return design_binary.read_vector(Path(path), kind)

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from diml.data.design import DensePart, SparsePart, balance, canonical
+from diml.data.design_part import DensePart, SparsePart, balance, canonical
 from diml.errors import Misuse
 
 Floats = NDArray[np.float64]
@@ -91,6 +90,8 @@ def _fill(file: Any, name: str, count: int, dtype: np.dtype[Any]) -> NDArray[Any
 
 def read_hdf5(path: Path, part: int, parts: int) -> tuple[SparsePart | DensePart, Floats | None]:
     """The same from an HDF5 file; `shape` may be a dataset or an attribute of the file."""
+    import h5py  # not at the top: it costs every rank of every job a third of a second
+
     try:
         with h5py.File(path, "r") as file:
             y = _finite(path, "y", file["y"][()]) if "y" in file else None
@@ -175,6 +176,8 @@ def read_vector(path: Path, kind: str) -> Floats:
         if kind == "npy":
             return _finite(path, "y", np.load(path, allow_pickle=False))
         if kind == "hdf5":
+            import h5py
+
             with h5py.File(path, "r") as file:
                 return _finite(path, "y", file[_only(path, list(file))][()])
         with np.load(path, allow_pickle=False) as archive:

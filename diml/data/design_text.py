@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diml.data import design_parse as parse
-from diml.data.design import DensePart, SparsePart, balance, canonical
+from diml.data.design_part import DensePart, SparsePart, balance, canonical
 from diml.errors import Misuse
 
 Floats = NDArray[np.float64]

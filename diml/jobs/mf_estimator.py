@@ -19,11 +19,11 @@ import scipy.sparse
 
 from diml.errors import DimlError
 from diml.jobs import mf_files
-from diml.jobs.mf import Factors, Held, product
 from diml.jobs.mf_data import Entries, Layout, Ratings, joined
 from diml.jobs.mf_flags import DEFAULT_STEP
 from diml.jobs.mf_model import UPDATES, Rule
 from diml.jobs.mf_predict import best, values_at
+from diml.jobs.mf_product import Factors, Held, product
 from diml.jobs.mf_rotate import Moving, Passes, Rotation, blocks_of
 
 _MOST = 2**31 - 1

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
-from diml.data.design import DensePart, SparsePart, balance
+from diml.data.design_part import DensePart, SparsePart, balance
 from diml.errors import Misuse
 from diml.kernels import lasso as kernels
 

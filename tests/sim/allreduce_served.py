@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from diml.allreduce.beside import Beside
 from diml.allreduce.recovery import Core
+from diml.allreduce.state import Beside
 from diml.errors import GaveUp
 from tests.sim.allreduce_network import Process, Violation
 

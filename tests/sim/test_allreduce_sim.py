@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from diml.allreduce import beside, refresh
+from diml.allreduce import refresh
 from diml.allreduce.effects import Gate, Script
 from diml.allreduce.log import Log, Record
 from diml.allreduce.operation import Request
 from diml.allreduce.recovery import Core
+from diml.allreduce.state import Beside
 from diml.drill import POINTS
 from tests.sim.allreduce_check import run_divergence, run_schedule, scale
 
@@ -139,7 +140,7 @@ def test_a_repair_that_shares_no_results_beside_servers_is_caught(
 def test_all_new_workers_that_begin_again_behind_a_version_are_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(beside.Beside, "learn", lambda self, said: None)
+    monkeypatch.setattr(Beside, "learn", lambda self, said: None)
     assert _caught_beside_servers()
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from diml.allreduce.beside import Beside, check_clock, compare_clocks, stamp
+from diml.allreduce.beside import check_clock, compare_clocks, stamp
 from diml.allreduce.effects import Reduce
 from diml.allreduce.log import Log, Record, Result, Site
 from diml.allreduce.operation import Kind, Request, signature
 from diml.allreduce.recovery import Core
+from diml.allreduce.state import Beside
 from diml.checkpoint.memory import Store
 from diml.errors import GaveUp, Mismatch
 

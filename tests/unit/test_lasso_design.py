@@ -14,7 +14,8 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from diml.data import design_text
-from diml.data.design import DensePart, SparsePart, balance, read_design, read_response
+from diml.data.design import read_design, read_response
+from diml.data.design_part import DensePart, SparsePart, balance
 from diml.errors import Misuse
 
 X = scipy.sparse.random(30, 17, density=0.3, format="csc", rng=np.random.default_rng(5))

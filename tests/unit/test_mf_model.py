@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pytest
 
 from diml.data.planted import Planted
-from diml.jobs.mf import Factors, product
 from diml.jobs.mf_data import Layout, share_of
 from diml.jobs.mf_files import write_factors
 from diml.jobs.mf_load import Source, load
 from diml.jobs.mf_model import Model, Rule
+from diml.jobs.mf_product import Factors, product
 from tests.unit.mf_cases import run
 
 PLAN = Planted(80, 50, 4000, seed=1)

@@ -13,12 +13,13 @@ import pytest
 
 from diml.errors import Misuse
 from diml.jobs.flags import parse
-from diml.jobs.mf import check_size, filled, nearest_to, servers_for
+from diml.jobs.mf import check_size, servers_for
 from diml.jobs.mf_data import Facts
 from diml.jobs.mf_evaluation import Evaluation
 from diml.jobs.mf_flags import parser, plan_of
 from diml.jobs.mf_model import Rule
 from diml.jobs.mf_output import LossFile, check_writable
+from diml.jobs.mf_product import filled, nearest_to
 from diml.jobs.mf_report import Report
 from diml.report.progress import Progress
 from tests.unit.mf_cases import run, sample
