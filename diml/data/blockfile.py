@@ -35,6 +35,8 @@ ENTRIES = ("rows", "cols", "values")
 _MAGIC = b'{"diml-blocks": 1, '
 _HEX = 8
 _READ_BYTES = 1 << 24
+# Read what the page cache has, and do not wait for the disk: not known to every C library.
+_AT_ONCE = getattr(os, "RWF_NOWAIT", None)
 _DTYPES = {
     **dict.fromkeys(("rows", "cols", "test_rows", "test_cols"), "<i4"),
     **dict.fromkeys(("values", "test_values"), "<f4"),
@@ -253,6 +255,19 @@ def read_into(file: int, data: npt.NDArray[Any], offset: int) -> None:
         if got == 0:
             raise OSError(f"it ends at byte {offset + done}")
         done += got
+
+
+def read_cached(file: int, data: npt.NDArray[Any], offset: int) -> bool:
+    """Fill a contiguous array from a file if the page cache has all of it; whether it had.
+
+    False too where the system or the file system cannot tell.
+    """
+    if _AT_ONCE is None:
+        return False
+    try:
+        return os.preadv(file, [data.view(np.uint8).data], offset, _AT_ONCE) == data.nbytes
+    except OSError:
+        return False
 
 
 def damaged_cell(path: Path, facts: Facts, cell: int) -> Misuse:

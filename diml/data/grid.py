@@ -126,6 +126,20 @@ def _sum_cells(rows: Words, cols: Words, bits: Words, ends: Counts, sums: Sums) 
 
 
 @njit(cache=True, nogil=True)
+def rebase(
+    rows: Words, cols: Words, row_base: int, n_rows: int, col_base: int, n_cols: int
+) -> bool:
+    """Make ids count from the bases, in place; whether all of them are then below n_rows, n_cols.
+
+    Args:
+        rows, cols: uint32 (n,).
+    """
+    top_row = _rebased(rows, np.uint32(row_base))
+    top_col = _rebased(cols, np.uint32(col_base))
+    return bool(rows.shape[0] == 0 or (top_row < n_rows and top_col < n_cols))
+
+
+@njit(cache=True, nogil=True)
 def take(
     rows: Words,
     cols: Words,
@@ -158,9 +172,7 @@ def take(
         total += _weighed(rows[n:end], _OF_ROW, place)
         total += _weighed(cols[n:end], _OF_COL, place)
         total += _weighed(bits[n:end], _OF_VALUE, place)
-        top_row = _rebased(rows[n:end], np.uint32(row_base))
-        top_col = _rebased(cols[n:end], np.uint32(col_base))
-        if n < end and (top_row >= n_rows or top_col >= n_cols):
+        if not rebase(rows[n:end], cols[n:end], row_base, n_rows, col_base, n_cols):
             return cell, total, False
         n = end
         if ends[cell + 1] - first > size:

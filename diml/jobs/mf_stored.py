@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -196,23 +196,30 @@ class _Edges(NamedTuple):
 def _source(
     stream: Stream, part: Part, row_entries: Ids, counts: Ids, room: int | None, threads: int
 ) -> tuple[Callable[[], Iterator[Entries]], int | None]:
-    """The source of a block, and the bytes left: it is kept if it fits.
+    """The source of a block, and the bytes left: its first pieces are kept, as many as fit.
 
     Its entries by column are added to `counts`; `row_entries` are those of its rows, in all blocks.
     """
-    size = stream.count(part) * _ENTRY_BYTES
-    keeps = room is None or size <= room
-    kept = []
-    for rows, cols, values in stream.pieces(part):
+    kept, more = [], False
+    for rows, cols, values in stream.pieces(part, check=True):
         count_ids(cols, counts)
-        if keeps:
+        size = len(values) * _ENTRY_BYTES
+        more = more or (room is not None and size > room)
+        if not more:
             kept.append(Entries(rows.copy(), cols.copy(), values.copy()))
+            room = None if room is None else room - size
     deal = _dealer(row_entries, counts, threads)
-    if keeps:
-        # Dealt out piece by piece, as from disk: the same order.
-        dealt_out = list(deal(iter(kept)))
-        return lambda: iter(dealt_out), None if room is None else room - size
-    return lambda: deal(Entries(*piece) for piece in stream.pieces(part)), room
+    # Dealt out piece by piece, as from disk: the same order.
+    skip, dealt_out = len(kept), list(deal(iter(kept)))
+    del kept
+    if not more:
+        return lambda: iter(dealt_out), room
+
+    def source() -> Iterator[Entries]:
+        rest = (Entries(*piece) for piece in stream.pieces(part, check=False, skip=skip))
+        return chain(dealt_out, deal(rest))
+
+    return source, room
 
 
 def _dealer(

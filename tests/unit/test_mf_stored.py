@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -96,15 +97,13 @@ def test_pieces_do_not_change_the_order(
     assert all(length == piece for length, _ in pairwise(lengths))
 
 
-def test_a_pass_that_is_given_up_leaves_the_buffers_alone(
+def test_a_pass_that_is_given_up_leaves_the_next_ones_alone(
     stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "PIECE", 50)
     one, other = opened(stored, 1).share(0, 2, Layout(2, True), 0).blocks
     expected = [other.train, one.train]
-    pieces = one.pieces()
-    next(pieces)
-    pieces.close()
+    next(one.pieces())
     assert np.array_equal(other.train.values, expected[0].values)
     assert np.array_equal(one.train.values, expected[1].values)
 
@@ -124,15 +123,35 @@ def test_training_has_the_same_bits_in_memory_and_from_disk(stored: Path, update
     assert ends[0].evaluations[-1].train_rmse < ends[0].evaluations[0].train_rmse
 
 
-def test_a_block_that_fits_stays_in_memory(stored: Path) -> None:
-    import resource
+def read_pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Notes the entry at which each piece that is read from the file begins."""
+    read: list[int] = []
+    fill = stream._Reading.fill
 
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    data = opened(stored, resident + (64 << 20))
-    kept = data.share(0, 1, Layout(2, True), 0).blocks[0]
-    assert kept.source().__class__.__name__ == "list_iterator"
-    streamed = opened(stored, 1).share(0, 1, Layout(2, True), 0).blocks[0]
-    assert streamed.source().__class__.__name__ == "generator"
+    def noted(self: stream._Reading, buffer: stream.Words, runs: list[stream._Run]) -> stream.Piece:
+        read.append(runs[0].first)
+        return fill(self, buffer, runs)
+
+    monkeypatch.setattr(stream._Reading, "fill", noted)
+    return read
+
+
+@pytest.mark.parametrize(("fitting", "expected"), [(None, 0), (0, 14), (5, 9), (7, 7), (100, 0)])
+def test_the_first_pieces_that_fit_stay_in_memory(
+    stored: Path, fitting: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PIECE", 400)
+    read = read_pieces(monkeypatch)
+    whole = [b.train for b in opened(stored).share(0, 1, Layout(2, True), 0).blocks]
+    room = None if fitting is None else fitting * 400 * 12 + 100
+    monkeypatch.setattr(Stored, "_room", lambda self: room)
+    blocks = opened(stored).share(0, 1, Layout(2, True), 0).blocks
+    for _ in range(2):
+        read.clear()
+        for block, entries in zip(blocks, whole, strict=True):
+            for found, wanted in zip(block.train, entries, strict=True):
+                assert np.array_equal(found, wanted)
+        assert len(read) == expected
 
 
 def test_a_test_file_may_have_rows_and_columns_of_its_own(stored: Path) -> None:
@@ -168,6 +187,42 @@ def test_damage_in_the_entries_is_named_when_they_are_read(stored: Path) -> None
             stored.write_bytes(bad)
             with pytest.raises(Misuse, match=r"data.h5: damaged .the entries of row group"):
                 opened(stored).share(0, 1, Layout(1, True), 0)
+
+
+@pytest.mark.parametrize("piece", [7, 1 << 16])
+def test_what_comes_from_the_disk_is_checked_each_time(
+    stored: Path, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "PIECE", piece)
+    block = opened(stored, 1).share(1, 2, Layout(1, True), 0).blocks[0]
+    expected = block.train
+    file = BlockFile(stored)
+    cell = 3 * 12 + 8  # row group 8 is worker 1's
+    place = (int(file.cell_ends[cell]) + int(file.cell_ends[cell + 1])) // 2
+    with open(stored, "r+b") as damaged:
+        damaged.seek(file.offsets["values"] + 4 * place)
+        damaged.write(b"\x12")
+    assert len(block.train.values) == len(expected.values)
+    monkeypatch.setattr(stream, "read_cached", lambda *_: False)
+    with pytest.raises(Misuse, match="the entries of row group 8, column group 3 differ"):
+        block.train  # noqa: B018
+
+
+def test_an_id_that_is_none_is_refused_in_every_pass(stored: Path) -> None:
+    block = opened(stored, 1).share(0, 2, Layout(1, True), 0).blocks[0]
+    file = BlockFile(stored)
+    with open(stored, "r+b") as damaged:
+        damaged.seek(file.offsets["rows"] + 4 * int(file.cell_ends[2 * 12 + 1]))
+        damaged.write(b"\xff" * 4)
+    with pytest.raises(Misuse, match="the entries of row group 1, column group 2 differ"):
+        block.train  # noqa: B018
+
+
+def test_a_file_that_has_become_shorter_is_named(stored: Path) -> None:
+    block = opened(stored, 1).share(0, 2, Layout(1, True), 0).blocks[0]
+    os.truncate(stored, BlockFile(stored).offsets["values"])
+    with pytest.raises(Misuse, match=r"data\.h5: cannot read it: it ends at byte"):
+        block.train  # noqa: B018
 
 
 def test_a_text_with_a_limit_is_converted_beside_it_once(tmp_path: Path) -> None:
