@@ -1,17 +1,14 @@
 """What a worker remembers and says: its clock, what is not acknowledged, what it waits for. Pure.
 
-Owns the worker's half of "exactly once". Must not know MPI or time: the driver sends what is
-returned here and calls `handle` for what comes.
+Owns the worker's clock and the numbers of its updates. Must not know MPI or time: the driver sends
+what is returned here and calls `handle` for what comes.
 
-Invariants: an update is retained until it cannot be needed again: until its server acknowledged
-it, or, where clocks are transactions, until every server has acknowledged its clock (a server
-that goes back a clock needs it anew). A server answers one worker's messages in the order sent.
+Invariant: a server answers one worker's messages in the order sent.
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
 
 from diml.errors import Misuse
 from diml.ps.cache import Found, RowCache
@@ -28,12 +25,12 @@ from diml.ps.message import (
     blob_rows,
     text_of,
     text_rows,
-    update_key,
 )
 from diml.ps.pending import Pending, Segment, Writing
 from diml.ps.questions import Questions, Request
 from diml.ps.reading import Reading, assemble, assemble_cells
 from diml.ps.recovery import Plan
+from diml.ps.sent import Sent
 from diml.ps.tables import TableSpec, split
 
 # A checkpoint that a repair interrupts is left out.
@@ -50,7 +47,7 @@ class ClientCore:
         repairs: how many it has come through.
         answered: whether any server has ever answered: from then on a lost shard is a loss.
         pushing: whether servers send rows without being asked.
-        watermark: clocks that every server has acknowledged.
+        sent: its updates that may be needed again, and which of them are acknowledged.
     """
 
     def __init__(
@@ -66,7 +63,6 @@ class ClientCore:
         self._significance = significance
         self.worker, self.servers, self.consistency = worker, servers, consistency
         self.clock = 0
-        self.watermark = 0
         self.repairs = 0
         self.specs: dict[int, TableSpec] = {}
         self.answered = False
@@ -76,8 +72,7 @@ class ClientCore:
         self._servers = [Address("server", server) for server in range(servers)]
         self.questions = Questions(worker, self._servers)
         self._writing: dict[int, Writing] = {}
-        self._retained: list[deque[Message]] = [deque() for _ in range(servers)]
-        self._acknowledged = [(0, 0)] * servers
+        self.sent = Sent(self._servers, consistency.buffered)
         # Whether a server had updates of this clock, from a former life, that are done again now:
         # rows of this clock that are kept may have them twice.
         self._doubtful = False
@@ -100,8 +95,7 @@ class ClientCore:
                 raise Misuse(text_of(reply))
         home = replies[self.worker % self.servers]
         self.clock = home.clock
-        self._acknowledged = [(home.clock, 0)] * self.servers
-        self.watermark = home.clock
+        self.sent.begin(home.clock)
         return (home.n, home.values.reshape(-1)) if home.values.size else None
 
     def define(self, spec: TableSpec) -> tuple[int, list[Send]]:
@@ -201,16 +195,7 @@ class ClientCore:
         for segment in parcel.take():
             segment = self._writing[spec.id].with_echo(segment)
             self._spread(spec, segment, by_server, Flag.ACK)
-        return stamp, self._retained_sends(by_server)
-
-    def acknowledged(self, stamp: tuple[int, int]) -> bool:
-        """Whether the update sent as (clock, n) has been acknowledged wherever it went."""
-        return all(not kept or (kept[0].clock, kept[0].n) > stamp for kept in self._retained)
-
-    @property
-    def unacknowledged(self) -> int:
-        """Messages that one server has yet to acknowledge, at most."""
-        return max(len(kept) for kept in self._retained)
+        return stamp, self.sent.retain(by_server)
 
     @property
     def has_pending(self) -> list[str]:
@@ -230,7 +215,7 @@ class ClientCore:
             if writing.significance > 0:
                 for segment in writing.pending.take():
                     self._spread(writing.spec, segment, by_server, Flag.ACK)
-        return self._retained_sends(by_server)
+        return self.sent.retain(by_server)
 
     @property
     def clock_is_empty(self) -> bool:
@@ -241,7 +226,7 @@ class ClientCore:
     def may_clock(self) -> bool:
         """Whether the window leaves room for one more clock."""
         window = self.consistency.window_clocks
-        return window is None or self.clock - self.watermark < window
+        return window is None or self.clock - self.sent.watermark < window
 
     def finish_clock(self, local: Bytes | None) -> list[Send]:
         """End the clock: what is pending goes to the servers, the own state to the home server."""
@@ -251,7 +236,7 @@ class ClientCore:
             writing = self._writing[key]
             for segment in writing.segments():
                 self._spread(writing.spec, segment, by_server, Flag.NONE)
-        mark = self.watermark
+        mark = self.sent.watermark
         if local is not None:
             home = by_server[self.worker % self.servers]
             home.append(
@@ -268,7 +253,7 @@ class ClientCore:
                     Kind.UPDATE, self.worker, self.clock, self._n, flags=Flag.LAST, mark=mark
                 )
                 messages.append(end)
-        sends = self._retained_sends(by_server)
+        sends = self.sent.retain(by_server)
         self.clock += 1
         self._n = 0
         self._drop_doubtful()
@@ -279,7 +264,7 @@ class ClientCore:
     ) -> None:
         """One segment's messages, one a server, under one n."""
         pieces = split(spec, self.servers, segment.ids, cells=spec.sparse)
-        mark = self.watermark
+        mark = self.sent.watermark
         for server, ids, places in pieces:
             whole = len(pieces) == 1
             values = segment.values if whole else segment.values[places]
@@ -291,13 +276,6 @@ class ClientCore:
             by_server[server].append(message)
         self._n += 1
 
-    def _retained_sends(self, by_server: list[list[Message]]) -> list[Send]:
-        sends = []
-        for server, messages in enumerate(by_server):
-            self._retained[server].extend(messages)
-            sends += [Send(self._servers[server], message) for message in messages]
-        return sends
-
     @property
     def all_acknowledged(self) -> bool:
         """Whether every server has acknowledged every update sent."""
@@ -305,8 +283,7 @@ class ClientCore:
 
     def behind(self) -> list[int]:
         """Servers that have not acknowledged every update sent."""
-        sent = (self.clock, self._n)
-        return [server for server, at in enumerate(self._acknowledged) if at < sent]
+        return self.sent.behind((self.clock, self._n))
 
     # What comes back -------------------------------------------------------------------------
 
@@ -314,7 +291,7 @@ class ClientCore:
         """Take a server's message."""
         self.answered = True
         if message.kind is Kind.ACK:
-            self._acknowledge(server, message.clock, message.n)
+            self.sent.acknowledge(server, message.clock, message.n)
             return
         if message.kind is Kind.PUSHED:
             self._doubt(message)
@@ -323,22 +300,7 @@ class ClientCore:
         self.questions.answer(server, message)
         if message.kind is Kind.VALUES:
             self._doubt(message)
-            self._acknowledge(server, message.mark, message.n)
-
-    def _acknowledge(self, server: int, clock: int, n: int) -> None:
-        """A server has all before (clock, n)."""
-        before, self._acknowledged[server] = self._acknowledged[server], (clock, n)
-        if before[0] != clock:
-            self.watermark = min(clock for clock, _ in self._acknowledged)
-        self._trim()
-
-    def _trim(self) -> None:
-        """Forget updates that cannot be needed again."""
-        buffered = self.consistency.buffered
-        for server, retained in enumerate(self._retained):
-            needed = (self.watermark, 0) if buffered else self._acknowledged[server]
-            while retained and (retained[0].clock, retained[0].n) < needed:
-                retained.popleft()
+            self.sent.acknowledge(server, message.mark, message.n)
 
     def _doubt(self, message: Message) -> None:
         if (message.mark, message.n) > (self.clock, self._n):
@@ -355,12 +317,7 @@ class ClientCore:
     def _take_push(self, server: int, message: Message) -> None:
         """Rows that the server pushes, without the own updates that it had not applied yet."""
         if len(message.ids):
-            unapplied = [
-                update
-                for update in self._retained[server]
-                if update.table == message.table
-                and (update.clock, update.n) >= (message.mark, message.n)
-            ]
+            unapplied = self.sent.unapplied(server, message.table, (message.mark, message.n))
             self._writing[message.table].pushed(message, unapplied)
         if message.flags & Flag.LAST:
             for writing in self._writing.values():
@@ -369,18 +326,11 @@ class ClientCore:
 
     def recovered(self, plan: Plan) -> list[Send]:
         """After a repair: everything that a server does not have, and all open questions, anew."""
-        sends = []
         self.repairs += 1
         for writing in self._writing.values():
             if writing.cache is not None:
                 writing.cache.drop()
-        for server, ledger in enumerate(plan.ledgers):
-            self._acknowledged[server] = ledger[self.worker]
-            to = Address("server", server)
-            for message in self._retained[server]:
-                if update_key(message) >= ledger[self.worker]:
-                    sends.append(Send(to, message))
-        self.watermark = min(clock for clock, _ in self._acknowledged)
+        sends = self.sent.again([ledger[self.worker] for ledger in plan.ledgers])
         self.questions.give_up(_OF_CHECKPOINTS)
         for number, asked in self.questions.open.items():
             reading = asked.reading

@@ -102,7 +102,7 @@ class KeyValues:
         session, core = self._session, self._session.core
         for part in self._open.pop(stamp, []):
             if isinstance(part, _Push):
-                sent = partial(core.acknowledged, part.stamp)
+                sent = partial(core.sent.has_all, part.stamp)
                 session.wait(sent, f"a push to {self._spec.name!r}", core.behind)
             else:
                 session.answered(part.request, f"a pull of {self._spec.name!r}")
@@ -136,7 +136,7 @@ class KeyValues:
         if core.consistency.buffered:
             core.update(self._spec, checked, array)
             return []
-        self._session.wait(lambda: core.unacknowledged <= _PUSHES_MAX, "a push", core.behind)
+        self._session.wait(lambda: core.sent.most <= _PUSHES_MAX, "a push", core.behind)
         stamp, sends = core.push(self._spec, checked, array)
         self._session.post(sends)
         self._session.strike_inside()
@@ -161,7 +161,7 @@ class KeyValues:
         core = self._session.core
         for stamp, parts in list(self._open.items()):
             finished = all(
-                core.acknowledged(part.stamp)
+                core.sent.has_all(part.stamp)
                 if isinstance(part, _Push)
                 else core.questions.done(part.request)
                 for part in parts

@@ -210,8 +210,8 @@ def encode(message: Message) -> Bytes:
             np.ndarray((rows, width), dtype, buffer, start)[:] = values
     assert len(buffer) == HEADER_BYTES + 8 * count + values.nbytes, str(message)
     _HEADER.pack_into(
-        buffer.data, 0, _MAGIC, kind, _CODES[dtype], flags, _FORMAT, worker, clock, mark, count,
-        rows, n, width, table, shard, 0, request,
+        buffer, 0, _MAGIC, kind, _CODES[dtype], flags, _FORMAT, worker, clock, mark, count, rows,
+        n, width, table, shard, 0, request,
     )  # fmt: skip
     return buffer
 
@@ -224,7 +224,7 @@ def decode(buffer: Bytes) -> Message:
     if len(buffer) < HEADER_BYTES:
         raise CorruptState(f"a message of {len(buffer)} bytes has no room for its header")
     (magic, kind, code, flags, version, worker, clock, mark, ids, rows, n, width, table, shard, _,
-     request) = _HEADER.unpack_from(buffer.data)  # fmt: skip
+     request) = _HEADER.unpack_from(buffer)  # fmt: skip
     if magic != _MAGIC or version != _FORMAT:
         raise CorruptState(f"a message begins with {magic!r} {version}, not {_MAGIC!r} {_FORMAT}")
     if code >= len(DTYPES) or ids < 0 or rows < 0:

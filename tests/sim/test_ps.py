@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from diml.ps import client_core, node_core, server_core
-from diml.ps.message import NO_IDS, NO_ROWS, Address, Kind, Message, Send
+from diml.ps import client_core, node_core, sent, server_core
+from diml.ps.message import NO_IDS, NO_ROWS, Address, Kind, Message, Send, update_key
 from diml.ps.recovery import Plan, Report
 from diml.ps.saving import Saving, Storage
 from diml.ps.shard import Shard
@@ -120,13 +120,13 @@ def test_a_worker_that_does_not_send_again_is_caught(monkeypatch: pytest.MonkeyP
 def test_a_worker_that_forgets_what_another_server_lacks_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def hasty(self: client_core.ClientCore) -> None:
+    def hasty(self: sent.Sent) -> None:
         for server, retained in enumerate(self._retained):
             needed = self._acknowledged[server]
-            while retained and client_core.update_key(retained[0]) < needed:
+            while retained and update_key(retained[0]) < needed:
                 retained.popleft()
 
-    monkeypatch.setattr(client_core.ClientCore, "_trim", hasty)
+    monkeypatch.setattr(sent.Sent, "_trim", hasty)
     assert _caught()
 
 

@@ -1,0 +1,89 @@
+"""What a worker has sent and may have to send again. Pure.
+
+Owns the worker's half of "exactly once": updates are retained until they cannot be needed again,
+that is until their server acknowledged them, or, where clocks are transactions, until every server
+has acknowledged their clock (a server that goes back a clock needs it anew). Must not know
+tables, nor who waits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from diml.ps.message import Address, Message, Send, update_key
+
+
+class Sent:
+    """The updates that one worker has sent.
+
+    Attributes:
+        watermark: clocks that every server has acknowledged.
+    """
+
+    def __init__(self, servers: list[Address], buffered: bool) -> None:
+        """`buffered`: clocks are transactions."""
+        self._servers, self._buffered = servers, buffered
+        self.watermark = 0
+        self._retained: list[deque[Message]] = [deque() for _ in servers]
+        # By server, the first (clock, n) that it has not acknowledged.
+        self._acknowledged = [(0, 0)] * len(servers)
+
+    def begin(self, clock: int) -> None:
+        """Everything before this clock is there."""
+        self._acknowledged = [(clock, 0)] * len(self._servers)
+        self.watermark = clock
+
+    def retain(self, by_server: list[list[Message]]) -> list[Send]:
+        """Remember these messages by server; returns them on their way."""
+        sends = []
+        for to, retained, messages in zip(self._servers, self._retained, by_server, strict=True):
+            retained.extend(messages)
+            sends += [Send(to, message) for message in messages]
+        return sends
+
+    def acknowledge(self, server: int, clock: int, n: int) -> None:
+        """A server has all before (clock, n)."""
+        acknowledged = self._acknowledged
+        before, acknowledged[server] = acknowledged[server], (clock, n)
+        if before[0] != clock:
+            self.watermark = min(acknowledged)[0]
+        if before != (clock, n):
+            self._trim()
+
+    def _trim(self) -> None:
+        """Forget updates that cannot be needed again."""
+        for server, retained in enumerate(self._retained):
+            needed = (self.watermark, 0) if self._buffered else self._acknowledged[server]
+            while retained and (retained[0].clock, retained[0].n) < needed:
+                retained.popleft()
+
+    def has_all(self, stamp: tuple[int, int]) -> bool:
+        """Whether the update sent as (clock, n) has been acknowledged wherever it went."""
+        return all(not kept or (kept[0].clock, kept[0].n) > stamp for kept in self._retained)
+
+    @property
+    def most(self) -> int:
+        """Messages that one server has yet to acknowledge, at most."""
+        return max(len(kept) for kept in self._retained)
+
+    def behind(self, stamp: tuple[int, int]) -> list[int]:
+        """Servers that have not acknowledged everything before (clock, n)."""
+        return [server for server, at in enumerate(self._acknowledged) if at < stamp]
+
+    def unapplied(self, server: int, table: int, since: tuple[int, int]) -> list[Message]:
+        """Updates of a table that a server had not applied when (clock, n) was its next."""
+        return [
+            update
+            for update in self._retained[server]
+            if update.table == table and (update.clock, update.n) >= since
+        ]
+
+    def again(self, ledgers: list[tuple[int, int]]) -> list[Send]:
+        """After a repair: what the servers, whose next (clock, n) these are, do not have."""
+        sends = []
+        for to, retained, ledger in zip(self._servers, self._retained, ledgers, strict=True):
+            sends += [Send(to, message) for message in retained if update_key(message) >= ledger]
+        self._acknowledged = list(ledgers)
+        self.watermark = min(ledgers)[0]
+        self._trim()
+        return sends
