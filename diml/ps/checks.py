@@ -15,9 +15,6 @@ from diml.kernels.rows import any_outside
 from diml.ps.message import Ids
 from diml.ps.tables import TableSpec
 
-# An MPI message counts its bytes in an int.
-_MESSAGE_BYTES_MAX = 2**31 - 2**20
-
 
 def checked_ids(spec: TableSpec, ids: ArrayLike) -> Ids:
     """Row numbers as a contiguous int64 array (m,). Raises Misuse."""
@@ -31,7 +28,7 @@ def checked_ids(spec: TableSpec, ids: ArrayLike) -> Ids:
     if any_outside(checked, spec.rows):
         bad = array[(checked < 0) | (checked >= spec.rows)][0]
         raise Misuse(f"table {spec.name!r} has rows 0..{spec.rows - 1}, not {bad}")
-    if len(checked) * (8 + 2 * spec.width * spec.numpy_dtype.itemsize) > _MESSAGE_BYTES_MAX:
+    if len(checked) > spec.ids_max:
         raise Misuse(f"table {spec.name!r}: {len(checked)} rows are too many for one call")
     return checked
 

@@ -20,6 +20,7 @@ from diml.ps.checks import checked_ids, checked_updates
 from diml.ps.consistency import Consistency
 from diml.ps.kv import KeyValues
 from diml.ps.private import ThreadCache
+from diml.ps.quick import QuickReads
 from diml.ps.rules import rule_of
 from diml.ps.saves import Resumed, Saves
 from diml.ps.session import Session
@@ -35,6 +36,7 @@ class Table:
     def __init__(self, server: ParameterServer, session: Session, spec: TableSpec) -> None:
         self._server, self._session, self._spec = server, session, spec
         self._reading = f"reading table {spec.name!r}"
+        self._quick = QuickReads.of(session.core, spec) if session.has_wire else None
 
     @property
     def name(self) -> str:
@@ -66,13 +68,16 @@ class Table:
         spec, session = self._spec, self._session
         if spec.sparse:
             return np.asarray(self.get_sparse(ids).toarray())
-        checked = checked_ids(spec, ids)
         with session:
             if session.core.pushing:
                 session.take_all()
-            request, sends = session.core.get(spec, checked)
-            session.ask(request, sends, self._reading)
-            rows, staleness = session.core.rows_of(request)
+            quick = self._quick
+            found = session.read(quick, ids, self._reading) if quick is not None else None
+            if found is None:
+                request, sends = session.core.get(spec, checked_ids(spec, ids))
+                session.ask(request, sends, self._reading)
+                found = session.core.rows_of(request)
+            rows, staleness = found
             self._server.staleness_seen[staleness] += 1
         return rows
 
@@ -285,8 +290,10 @@ class ParameterServer:
         with self._session as session:
             for cache in self.thread_caches:
                 cache.flush(core.update)
-            session.take_all()
-            session.wait(lambda: core.may_clock, "clock()", core.behind)
+            if not core.all_acknowledged:
+                session.take_all()
+            if not core.may_clock:
+                session.wait(lambda: core.may_clock, "clock()", core.behind)
             session.post(core.finish_clock(state))
             session.strike_inside()
             if wait:

@@ -23,6 +23,7 @@ from diml.ps.message import (
     Rows,
     Send,
     blob_rows,
+    flagged,
     text_of,
     text_rows,
 )
@@ -43,6 +44,7 @@ class ClientCore:
     Attributes:
         clock: clocks that it has finished.
         specs: by id, the tables that are there.
+        n: updates of the open clock that are sent.
         questions: what it has asked and not taken the answers of.
         repairs: how many it has come through.
         answered: whether any server has ever answered: from then on a lost shard is a loss.
@@ -62,11 +64,12 @@ class ClientCore:
         self._cache_rows = 0 if cache_rows is None and self.pushing else cache_rows
         self._significance = significance
         self.worker, self.servers, self.consistency = worker, servers, consistency
+        self._window = consistency.window_clocks
         self.clock = 0
         self.repairs = 0
         self.specs: dict[int, TableSpec] = {}
         self.answered = False
-        self._n = 0
+        self.n = 0
         # The clock of the last barrier.
         self._barrier = 0
         self._servers = [Address("server", server) for server in range(servers)]
@@ -141,6 +144,17 @@ class ClientCore:
         }
         return asked, Reading(spec, ids, pieces, found)
 
+    def writing_of(self, spec: TableSpec) -> Writing:
+        """This worker's side of a table."""
+        return self._writing[spec.id]
+
+    def answered_at_once(self, server: int, clock: int, n: int) -> None:
+        """The question `questions.next` was asked and answered by a server that had all updates
+        before (clock, n); see `diml.ps.quick`."""
+        self.answered = True
+        self.questions.skip()
+        self.sent.acknowledge(server, clock, n)
+
     def synchronise(self) -> tuple[int, list[Send]]:
         """Ask every server to answer once all workers have finished this worker's clocks."""
         return self.questions.ask_all(Message(Kind.GET, clock=self.clock, flags=Flag.EXACT))
@@ -190,7 +204,7 @@ class ClientCore:
         assert not self.consistency.buffered, "a clock's updates are sent as a whole"
         parcel = Pending(spec.width, spec.numpy_dtype)
         parcel.add(ids, values)
-        stamp = (self.clock, self._n)
+        stamp = (self.clock, self.n)
         by_server: list[list[Message]] = [[] for _ in range(self.servers)]
         for segment in parcel.take():
             segment = self._writing[spec.id].with_echo(segment)
@@ -220,12 +234,12 @@ class ClientCore:
     @property
     def clock_is_empty(self) -> bool:
         """Whether nothing was updated since the last clock ended."""
-        return not self._n and not self.has_pending
+        return not self.n and not self.has_pending
 
     @property
     def may_clock(self) -> bool:
         """Whether the window leaves room for one more clock."""
-        window = self.consistency.window_clocks
+        window = self._window
         return window is None or self.clock - self.sent.watermark < window
 
     def finish_clock(self, local: Bytes | None) -> list[Send]:
@@ -236,26 +250,21 @@ class ClientCore:
             writing = self._writing[key]
             for segment in writing.segments():
                 self._spread(writing.spec, segment, by_server, Flag.NONE)
-        mark = self.sent.watermark
+        worker, clock, mark = self.worker, self.clock, self.sent.watermark
         if local is not None:
-            home = by_server[self.worker % self.servers]
-            home.append(
-                Message(
-                    Kind.LOCAL, self.worker, self.clock, self._n, values=blob_rows(local), mark=mark
-                )
-            )
-            self._n += 1
+            home = by_server[worker % self.servers]
+            values = blob_rows(local)
+            home.append(Message(Kind.LOCAL, worker, clock, self.n, values=values, mark=mark))
+            self.n += 1
         for messages in by_server:
             if messages:
-                messages[-1] = messages[-1]._replace(flags=Flag.LAST)
+                messages[-1] = flagged(messages[-1], Flag.LAST)
             else:
-                end = Message(
-                    Kind.UPDATE, self.worker, self.clock, self._n, flags=Flag.LAST, mark=mark
-                )
+                end = Message(Kind.UPDATE, worker, clock, self.n, flags=Flag.LAST, mark=mark)
                 messages.append(end)
         sends = self.sent.retain(by_server)
         self.clock += 1
-        self._n = 0
+        self.n = 0
         self._drop_doubtful()
         return sends
 
@@ -263,18 +272,27 @@ class ClientCore:
         self, spec: TableSpec, segment: Segment, by_server: list[list[Message]], flags: int
     ) -> None:
         """One segment's messages, one a server, under one n."""
-        pieces = split(spec, self.servers, segment.ids, cells=spec.sparse)
+        ids, values, buffer = segment
         mark = self.sent.watermark
-        for server, ids, places in pieces:
-            whole = len(pieces) == 1
-            values = segment.values if whole else segment.values[places]
-            buffer = segment.buffer if whole else None
-            message = Message(
-                Kind.UPDATE, self.worker, self.clock, self._n, spec.id, ids, values, flags, mark,
-                frame=buffer,
+        if self.servers == 1:
+            by_server[0].append(
+                Message(
+                    Kind.UPDATE, self.worker, self.clock, self.n, spec.id, ids, values, flags,
+                    mark, 0, 0, buffer,
+                )
             )  # fmt: skip
-            by_server[server].append(message)
-        self._n += 1
+        else:
+            pieces = split(spec, self.servers, ids, cells=spec.sparse)
+            for server, its_ids, places in pieces:
+                whole = len(pieces) == 1
+                by_server[server].append(
+                    Message(
+                        Kind.UPDATE, self.worker, self.clock, self.n, spec.id, its_ids,
+                        values if whole else values[places], flags, mark, 0, 0,
+                        buffer if whole else None,
+                    )
+                )  # fmt: skip
+        self.n += 1
 
     @property
     def all_acknowledged(self) -> bool:
@@ -283,7 +301,7 @@ class ClientCore:
 
     def behind(self) -> list[int]:
         """Servers that have not acknowledged every update sent."""
-        return self.sent.behind((self.clock, self._n))
+        return self.sent.behind((self.clock, self.n))
 
     # What comes back -------------------------------------------------------------------------
 
@@ -303,7 +321,7 @@ class ClientCore:
             self.sent.acknowledge(server, message.mark, message.n)
 
     def _doubt(self, message: Message) -> None:
-        if (message.mark, message.n) > (self.clock, self._n):
+        if (message.mark, message.n) > (self.clock, self.n):
             self._doubtful = True
 
     def _drop_doubtful(self) -> None:

@@ -43,6 +43,7 @@ MIRROR     server -> replica  clocks that all have, pieces shard, clock, n: as S
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
@@ -65,7 +66,12 @@ _END = 2**32
 _FORMAT = 1
 DTYPES = tuple(np.dtype(name) for name in ("uint8", "float32", "float64", "int32", "int64"))
 _INT64 = np.dtype(np.int64)
-_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
+# (magic, kind, code of the dtype, flags, format, worker, clock, mark, ids, rows, n, width, table,
+# shard, filters, request) of a header, for those who read a message without making one of it.
+read_header: Callable[..., tuple[Any, ...]] = _HEADER.unpack_from
+_pack: Callable[..., None] = _HEADER.pack_into
+PLAIN = (_MAGIC, _FORMAT)
+CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 assert _HEADER.size <= HEADER_BYTES
 
 
@@ -101,6 +107,8 @@ class Kind(IntEnum):
     PASSED = 27
 
 
+# Access by name costs as much as what is done with a message's kind.
+_GET, _VALUES = int(Kind.GET), int(Kind.VALUES)
 _KINDS = {int(kind): kind for kind in Kind}
 
 
@@ -163,6 +171,11 @@ class Send(NamedTuple):
     message: Message
 
 
+def flagged(message: Message, flags: int) -> Message:
+    """The same message with other flags; a third of the time that `_replace` takes."""
+    return Message._make((*message[:7], flags, *message[8:]))
+
+
 def text_rows(text: str) -> Rows:
     """A text as the values of a message."""
     return blob_rows(np.frombuffer(text.encode(), np.uint8))
@@ -196,6 +209,24 @@ def frame(ids: int, rows: int, width: int, dtype: np.dtype[Any]) -> tuple[Bytes,
     return buffer, its_ids, np.ndarray((rows, width), dtype, buffer, start)
 
 
+def write_get(buffer: Bytes, worker: int, clock: int, ids: int, table: int, request: int) -> None:
+    """The header of a GET into its frame, whose ids are there already."""
+    _pack(
+        buffer, 0, _MAGIC, _GET, 0, 0, _FORMAT, worker, clock, 0, ids, 0, 0, 0, table, 0, 0, request
+    )
+
+
+def write_values(
+    buffer: Bytes, worker: int, clock: int, n: int, rows: Rows, mark: int, request: int
+) -> None:
+    """The header of a VALUES into its frame, of which `rows` are a view."""
+    count, width = rows.shape
+    _pack(
+        buffer, 0, _MAGIC, _VALUES, CODES[rows.dtype], 0, _FORMAT, worker, clock, mark, 0, count,
+        n, width, 0, 0, 0, request,
+    )  # fmt: skip
+
+
 def encode(message: Message) -> Bytes:
     """The message as one buffer: its own frame where it has one, else a new one (one copy)."""
     kind, worker, clock, n, table, ids, values, flags, mark, shard, request, buffer = message
@@ -209,8 +240,8 @@ def encode(message: Message) -> Bytes:
         if rows:
             np.ndarray((rows, width), dtype, buffer, start)[:] = values
     assert len(buffer) == HEADER_BYTES + 8 * count + values.nbytes, str(message)
-    _HEADER.pack_into(
-        buffer, 0, _MAGIC, kind, _CODES[dtype], flags, _FORMAT, worker, clock, mark, count, rows,
+    _pack(
+        buffer, 0, _MAGIC, kind, CODES[dtype], flags, _FORMAT, worker, clock, mark, count, rows,
         n, width, table, shard, 0, request,
     )  # fmt: skip
     return buffer
@@ -224,7 +255,7 @@ def decode(buffer: Bytes) -> Message:
     if len(buffer) < HEADER_BYTES:
         raise CorruptState(f"a message of {len(buffer)} bytes has no room for its header")
     (magic, kind, code, flags, version, worker, clock, mark, ids, rows, n, width, table, shard, _,
-     request) = _HEADER.unpack_from(buffer)  # fmt: skip
+     request) = read_header(buffer)  # fmt: skip
     if magic != _MAGIC or version != _FORMAT:
         raise CorruptState(f"a message begins with {magic!r} {version}, not {_MAGIC!r} {_FORMAT}")
     if code >= len(DTYPES) or ids < 0 or rows < 0:

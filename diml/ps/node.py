@@ -186,7 +186,8 @@ class Node:
         core = ClientCore(world.rank, max(1, self._servers), model, row_cache_size, significance)
         self._client_core = core
         port = self._port if self._servers else LocalPort(self._durable, alone)
-        session = Session(port, core, world.settings.deadline_s, world.drill, world.calls)
+        drill = world.drill if world.settings.drills else None
+        session = Session(port, core, world.settings.deadline_s, drill, world.calls)
         seed = world.settings.seed
         saves = None
         if self._durable is not None:

@@ -141,10 +141,14 @@ class Writing:
     def segments(self) -> list[Segment]:
         """What is pending, as it goes to the servers: one step of a rule that does not add."""
         self.open = False
-        if self.pending and self.significance > 0:
+        if not self.pending:
+            return []
+        if self.significance > 0:
             return self._significant()
-        if self.pending and not self.rule.additive:
+        if not self.rule.additive:
             self.pending.merge()
+        if self.echo is None:
+            return self.pending.take()
         return [self.with_echo(segment) for segment in self.pending.take()]
 
     def _significant(self) -> list[Segment]:

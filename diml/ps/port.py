@@ -11,7 +11,7 @@ from collections import deque
 from typing import Protocol
 
 from diml.errors import PeerFailed
-from diml.ps.message import Address, Message, Send
+from diml.ps.message import Address, Bytes, Message, Send
 from diml.ps.node_core import NodeCore
 from diml.ps.saving import Storage
 from diml.ps.shard import Shard
@@ -19,8 +19,25 @@ from diml.ps.shard import Shard
 _NAP_S = 0.01
 
 
+class Wire(Protocol):
+    """The way of bytes (see `diml.ps.quick`)."""
+
+    def send_bytes(self, to: Address, buffer: Bytes) -> None:
+        """Send one message. Raises PeerFailed."""
+
+    def receive_bytes(self, timeout_s: float) -> tuple[Address, Bytes] | None:
+        """The next message, or None after so long. Raises PeerFailed."""
+
+    def opened(self, sender: Address, data: Bytes) -> Message:
+        """What the bytes say."""
+
+
 class Port(Protocol):
     """What a worker's client needs of the way to its servers."""
+
+    @property
+    def wire(self) -> Wire | None:
+        """The way of messages that are bytes already, where there is one."""
 
     def post(self, sends: list[Send]) -> None:
         """Send; does not wait. Raises PeerFailed."""
@@ -35,6 +52,8 @@ class Port(Protocol):
 
 class LocalPort:
     """A single process: its messages go straight to a node of its own."""
+
+    wire = None
 
     def __init__(
         self, storage: Storage | None = None, restored: dict[int, Shard] | None = None

@@ -54,6 +54,10 @@ class Questions:
         self.open[request] = Request(asked, reading)
         return request, [Send(self._servers[server], asked[server]) for server in asked]
 
+    def skip(self) -> None:
+        """The next question was asked, and answered, without a message (`diml.ps.quick`)."""
+        self.next = (self.next + 1) % _NUMBERS
+
     def answer(self, server: int, message: Message) -> None:
         """Take an answer. One to a question that was given up is dropped."""
         if message.request in self.open:

@@ -1,6 +1,6 @@
 """A worker's conversation with its servers: every send, every wait, every deadline.
 
-Owns waiting. Must not know tables or keys. A call that meets a death recovers and goes on: the
+Owns waiting. Must not know what tables are. A call that meets a death recovers and goes on: the
 hook of `diml.ps.node` sends again what has to be, so whoever waits here just keeps waiting.
 """
 
@@ -11,18 +11,25 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from numpy.typing import ArrayLike
+
 from diml.errors import DeadlineExceeded, PeerFailed
 from diml.ps.client_core import ClientCore
-from diml.ps.message import Send, text_of
+from diml.ps.message import Kind, Rows, Send, text_of
 from diml.ps.port import Port
+from diml.ps.quick import QuickReads
 
 _WHO_TIMEOUT_S = 5.0
+# An answer that takes longer is not waited for in the short way.
+_SOON_S = 1e-3
 
 Drill = Callable[[int, int, str], None]
 
 
 class Calls(Protocol):
     """Who is told that this process waits for others (`diml.world.calls`)."""
+
+    serial: int
 
     def begin(self, site: object) -> None:
         """A wait begins."""
@@ -35,9 +42,11 @@ class Session:
     """The worker's core, and its way to the servers. `with session:` is one public call."""
 
     def __init__(
-        self, port: Port, core: ClientCore, deadline_s: float, drill: Drill, calls: Calls
+        self, port: Port, core: ClientCore, deadline_s: float, drill: Drill | None, calls: Calls
     ) -> None:
+        """`drill`: None where none is due in this run."""
         self.core = core
+        self._wire = port.wire
         self._port, self._deadline_s, self._drill = port, deadline_s, drill
         self._waits = calls
         self._revoked_by_none = False
@@ -49,13 +58,14 @@ class Session:
     def __enter__(self) -> Session:
         """A public call begins: threads of one worker take turns."""
         self.turn.acquire()
-        self._began_at = self.core.clock
-        self._drill(self._began_at, self._calls, "entry")
+        if self._drill is not None:
+            self._began_at = self.core.clock
+            self._drill(self._began_at, self._calls, "entry")
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         """It ends; after one that ended a clock, calls are counted anew."""
-        if kind is None:
+        if kind is None and self._drill is not None:
             self._drill(self._began_at, self._calls, "after")
             self._calls = self._calls + 1 if self.core.clock == self._began_at else 0
         self.turn.release()
@@ -69,7 +79,41 @@ class Session:
 
     def strike_inside(self) -> None:
         """The place of a drill inside a call: all is sent, nothing has been answered."""
-        self._drill(self.core.clock, self._calls, "inside")
+        if self._drill is not None:
+            self._drill(self.core.clock, self._calls, "inside")
+
+    def read(self, quick: QuickReads, ids: ArrayLike, what: str) -> tuple[Rows, int] | None:
+        """Rows and their staleness by the short way, as far as it leads: if another message comes,
+        or none soon, or somebody has died, by the long way from there. None if there is nothing
+        to ask for. Raises DeadlineExceeded and Misuse."""
+        question = quick.question(ids)
+        if question is None:
+            return None
+        wire, other, failed = self._wire, None, False
+        assert wire is not None
+        self._waits.serial += 1
+        try:
+            wire.send_bytes(quick.server, question)
+            self.strike_inside()
+            while (arrived := wire.receive_bytes(_SOON_S)) is not None:
+                found = quick.answer(arrived[1])
+                if found is not None:
+                    return found
+                message = wire.opened(*arrived)
+                if message.kind is not Kind.ACK:
+                    other = message
+                    break
+                self.core.handle(quick.server.number, message)
+        except PeerFailed:
+            failed = True
+        # From here on the core knows the question, so that a repair asks it again.
+        request, _ = self.core.get(quick.spec, quick.ids)
+        if other is not None:
+            self.core.handle(quick.server.number, other)
+        if failed:
+            self._recover()
+        self.answered(request, what)
+        return self.core.rows_of(request)
 
     def ask(self, request: int, sends: list[Send], what: str) -> None:
         """Send a question and wait for all its answers. Raises DeadlineExceeded."""
@@ -79,10 +123,10 @@ class Session:
 
     def answered(self, request: int, what: str) -> None:
         """Wait for all answers to a question. Raises DeadlineExceeded."""
-        core = self.core
-        self.wait(
-            lambda: core.questions.done(request), what, lambda: core.questions.silent(request)
-        )
+        questions = self.core.questions
+        asked = questions.open[request]
+        if not asked.done:
+            self.wait(lambda: asked.done, what, lambda: questions.silent(request))
 
     def wait(self, ready: Callable[[], bool], what: str, silent: Callable[[], list[int]]) -> None:
         """Take what comes until `ready`. `silent` says which servers are waited for.
@@ -117,6 +161,11 @@ class Session:
         if found is not None:
             self.core.handle(found[0].number, found[1])
         return found is not None
+
+    @property
+    def has_wire(self) -> bool:
+        """Whether reads can go the short way."""
+        return self._wire is not None
 
     def _recover(self) -> None:
         self._revoked_by_none = not self._port.recover()

@@ -23,6 +23,7 @@ from diml.errors import Misuse
 DTYPES = ("float32", "float64", "int32", "int64")
 Ids = NDArray[np.int64]
 _WORDS_PER_BLOCK = 4
+_MESSAGE_BYTES_MAX = 2**31 - 2**20
 # Distributions and the numbers that they take.
 _INITS = {"zeros": 0, "constant": 1, "uniform": 2, "normal": 2}
 
@@ -71,10 +72,15 @@ class TableSpec:
         if self.sparse and (kind != "zeros" or self.rows * self.cols >= 2**63):
             raise Misuse(f"table {self.name!r}: a sparse one begins as zeros, of < 2^63 cells")
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Numbers that go over the wire for one id: a row's, or a cell's."""
         return 1 if self.sparse else self.cols
+
+    @cached_property
+    def ids_max(self) -> int:
+        """Rows that a call may name: an MPI message counts its bytes in an int."""
+        return _MESSAGE_BYTES_MAX // (8 + 2 * self.width * self.numpy_dtype.itemsize)
 
     @cached_property
     def id(self) -> int:

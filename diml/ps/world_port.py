@@ -10,7 +10,7 @@ import os
 import time
 
 from diml.ps.filters import Filters
-from diml.ps.message import Address, Message, Send
+from diml.ps.message import Address, Bytes, Message, Send
 from diml.world.link import ANY, LEAVE_TAG, Link
 from diml.world.link import Message as Received
 from diml.world.membership import Role
@@ -73,12 +73,30 @@ class WorldPort:
             buffer = self.filters.pack(message, rank)
             link.isend(buffer, rank, PS_TAG)
 
+    @property
+    def wire(self) -> WorldPort | None:
+        """Itself, where messages go as they are."""
+        return None if self.filters.wanted else self
+
+    def send_bytes(self, to: Address, buffer: Bytes) -> None:
+        """Send a message that needs no filters. Raises PeerFailed."""
+        link, filters = self._current(), self.filters
+        self._idle_s = 0.0
+        filters.plain_bytes += len(buffer)
+        filters.wire_bytes += len(buffer)
+        link.isend(buffer, self._ranks[to], PS_TAG)
+
     def receive(self, timeout_s: float) -> tuple[Address, Message] | None:
         """The next message of the parameter server, or None after so long. Raises PeerFailed.
 
         Naps once nothing has come for a while; but never while a message of its own is leaving,
         because a large one leaves only as fast as its sender looks after it.
         """
+        found = self.receive_bytes(timeout_s)
+        return None if found is None else (found[0], self.opened(*found))
+
+    def receive_bytes(self, timeout_s: float) -> tuple[Address, Bytes] | None:
+        """As `receive`, the message as it came: see `opened`."""
         link = self._current()
         found = link.poll(ANY, PS_TAG)
         if found is None and timeout_s > 0:
@@ -86,7 +104,11 @@ class WorldPort:
         if found is None:
             return None
         self._idle_s = 0.0
-        return self._places[found.source], self.filters.unpack(found.data, found.source)
+        return self._places[found.source], found.data
+
+    def opened(self, sender: Address, data: Bytes) -> Message:
+        """What the bytes of a message say; to be called once for each."""
+        return self.filters.unpack(data, self._ranks[sender])
 
     def _wait(self, link: Link, timeout_s: float) -> Received | None:
         begun, before_s = time.monotonic(), self._idle_s

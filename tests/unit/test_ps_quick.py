@@ -1,0 +1,182 @@
+"""The short way of a read gives what the long way gives; what it does not expect goes that way."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diml.errors import Misuse, PeerFailed
+from diml.ps.client import ParameterServer
+from diml.ps.client_core import ClientCore
+from diml.ps.consistency import parse_consistency
+from diml.ps.filters import Filters
+from diml.ps.message import Address, Bytes, Flag, Kind, Message, Send
+from diml.ps.node_core import NodeCore
+from diml.ps.recovery import make_plan
+from diml.ps.session import Session
+from diml.world.calls import Calls
+
+WORKER, SERVER = Address("worker", 0), Address("server", 0)
+
+
+class Wired:
+    """A server of one worker, reached by bytes."""
+
+    def __init__(self) -> None:
+        self.node = NodeCore(SERVER, 1, 1, 0, 0)
+        self.core: ClientCore | None = None
+        self.arrived: deque[Bytes] = deque()
+        self.opened_kinds: list[Kind] = []
+        # What the next call of each kind does.
+        self.fails = self.is_late = self.dies = False
+        self._filters = Filters()
+
+    @property
+    def wire(self) -> Wired:
+        return self
+
+    def post(self, sends: list[Send]) -> None:
+        for to, message in sends:
+            self.send_bytes(to, self._filters.pack(message, 1))
+
+    def send_bytes(self, to: Address, buffer: Bytes) -> None:
+        assert to == SERVER
+        sends = self.node.handle(WORKER, self._filters.unpack(buffer.copy(), 0))
+        sends += self.node.flush()
+        self.arrived += [self._filters.pack(send.message, 0).copy() for send in sends]
+
+    def receive_bytes(self, timeout_s: float) -> tuple[Address, Bytes] | None:
+        if self.dies:
+            raise PeerFailed("somebody has died")
+        if self.is_late:
+            self.is_late = False
+            return None
+        return (SERVER, self.arrived.popleft()) if self.arrived else None
+
+    def opened(self, sender: Address, data: Bytes) -> Message:
+        message = self._filters.unpack(data, 1)
+        self.opened_kinds.append(message.kind)
+        return message
+
+    def receive(self, timeout_s: float) -> tuple[Address, Message] | None:
+        found = self.receive_bytes(timeout_s)
+        return None if found is None else (SERVER, self.opened(*found))
+
+    def recover(self) -> bool:
+        assert self.core is not None
+        self.dies, self.arrived = False, deque()
+        places = [self.node.report(SERVER), NodeCore(WORKER, 1, 1, 0, 0).report(WORKER, self.core)]
+        self.post(self.core.recovered(make_plan(places[::-1], 0)))
+        return True
+
+
+def _opened(staleness: int = 0) -> tuple[Wired, ParameterServer]:
+    port, core = Wired(), ClientCore(0, 1, parse_consistency(None, staleness))
+    port.core = core
+    ps = ParameterServer(
+        Session(port, core, 0.05, None, Calls()), 1, 3, False, lambda what, **fields: None
+    )
+    ps.open()
+    return port, ps
+
+
+def _table(ps: ParameterServer, **options: Any) -> Any:
+    return ps.table("t", 50, 3, "float64", init=("uniform", 0, 1), **options)
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_reads_are_short_and_see_every_update(staleness: int) -> None:
+    port, ps = _opened(staleness)
+    table, rng = _table(ps), np.random.default_rng(0)
+    twin = table.get(np.arange(50))
+    port.opened_kinds.clear()
+    kept = np.array([3, 7, 7, 1])
+    for step in range(40):
+        ids = kept if step % 3 else rng.integers(0, 50, 4)
+        assert np.array_equal(table.get(ids), twin[ids])
+        deltas = rng.integers(0, 9, (4, 3)).astype(float)
+        table.inc(ids, deltas)
+        np.add.at(twin, ids, deltas)
+        assert table.get(ids) == pytest.approx(twin[ids])
+        ps.clock()
+    assert Kind.VALUES not in port.opened_kinds
+    assert ps.staleness_seen == {0: 81}
+    ps.close()
+
+
+def test_a_changed_list_of_the_same_array_is_read_anew() -> None:
+    _, ps = _opened()
+    table = _table(ps)
+    whole = table.get(np.arange(50))
+    ids = np.array([4, 5, 6])
+    rows = table.get(ids)
+    ids[1] = 30
+    assert np.array_equal(table.get(ids), whole[[4, 30, 6]])
+    assert np.array_equal(rows, whole[[4, 5, 6]])
+    rows[:] = 7
+    assert np.array_equal(table.get(ids), whole[[4, 30, 6]])
+    assert table.get([]).shape == (0, 3)
+    assert np.array_equal(table.get(range(3)), whole[:3])
+    with pytest.raises(Misuse, match=r"has rows 0\.\.49, not 50"):
+        table.get(np.array([4, 50]))
+    assert np.array_equal(table.get(ids), whole[[4, 30, 6]])
+
+
+def test_what_comes_late_or_in_between_goes_the_long_way() -> None:
+    port, ps = _opened()
+    table = _table(ps)
+    ids = np.array([1, 2])
+    first = table.get(ids)
+    port.is_late = True
+    assert np.array_equal(table.get(ids), first)
+    table.inc(ids, np.ones((2, 3)))
+    ps.clock()
+    # The acknowledgement of the clock stands before the answer.
+    assert port.arrived
+    assert np.array_equal(table.get(ids), first + 1)
+    assert np.array_equal(table.get(ids), first + 1)
+    assert sum(ps.staleness_seen.values()) == 4
+
+
+def test_a_death_on_the_short_way_is_met_like_any_other() -> None:
+    port, ps = _opened()
+    table = _table(ps)
+    ids = np.array([1, 2])
+    first = table.get(ids)
+    table.inc(ids, np.ones((2, 3)))
+    ps.clock()
+    port.dies = True
+    assert np.array_equal(table.get(ids), first + 1)
+    assert not port.dies
+    assert np.array_equal(table.get(ids), first + 1)
+    ps.close()
+
+
+@pytest.mark.parametrize(
+    "options", [{"rule": "adarevision"}, {"sparse": True}], ids=["echo", "sparse"]
+)
+def test_other_tables_have_no_short_way(options: dict[str, Any]) -> None:
+    port, ps = _opened()
+    table = ps.table("t", 50, 3, "float64", **options)
+    table.get(np.array([1]))
+    assert Kind.VALUES in port.opened_kinds
+
+
+def test_an_answer_that_knows_more_than_was_sent_is_left_alone() -> None:
+    port, ps = _opened()
+    table = _table(ps)
+    first = table.get(np.array([1]))
+    request = port.core.questions.next if port.core else 0
+    early = Message(Kind.VALUES, 0, 0, 0, 0, values=first + 5, mark=1, request=request)
+    assert not early.flags & Flag.LAST
+    assert port.core is not None
+    quick = table._quick
+    quick.question(np.array([1]))
+    assert quick.answer(Filters().pack(early, 1)) is None
+    assert port.core.questions.next == request
+    plain = early._replace(mark=0)
+    rows, staleness = quick.answer(Filters().pack(plain, 1))
+    assert np.array_equal(rows, first + 5) and staleness == 0
