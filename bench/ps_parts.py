@@ -45,8 +45,10 @@ def raw(rows: int) -> None:
     from diml.kernels.rows import scatter_add
 
     comm = MPI.COMM_WORLD
-    ask, give = np.zeros(64 + 8 * rows, np.uint8), np.zeros(64 + 4 * WIDTH * rows, np.uint8)
-    push, ack = np.zeros(64 + (8 + 4 * WIDTH) * rows, np.uint8), np.zeros(64, np.uint8)
+    # Written on both ranks, as every message of a program is: the pages of an array of zeros that
+    # nobody has written are all the same one, which the sender's end reads from the nearest cache.
+    ask, give = np.ones(64 + 8 * rows, np.uint8), np.ones(64 + 4 * WIDTH * rows, np.uint8)
+    push, ack = np.ones(64 + (8 + 4 * WIDTH) * rows, np.uint8), np.ones(64, np.uint8)
 
     def exchange() -> None:
         if comm.rank == 0:
