@@ -98,6 +98,10 @@ class Filters:
         """Begin anew after a repair: nothing is known of any channel."""
         self._peers, self._sent, self._received = {}, {}, {}
 
+    def none_to(self, peer: int) -> bool:
+        """Whether a message to a peer goes as it is."""
+        return not (self.wanted or self._peers.get(peer, 0) & ~KEYS)
+
     def pack(self, message: Message, peer: int) -> Bytes:
         """The bytes of a message to a peer."""
         plain = encode(message)

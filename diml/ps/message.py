@@ -55,6 +55,7 @@ from diml.errors import CorruptState
 Bytes: TypeAlias = NDArray[np.uint8]
 Ids: TypeAlias = NDArray[np.int64]
 Rows: TypeAlias = NDArray[Any]
+Fill: TypeAlias = Callable[[int, int], None]
 
 HEADER_BYTES = 64
 # magic, kind, dtype, flags, format, worker, clock, mark, ids, rows, n, width, table, shard, two
@@ -138,7 +139,8 @@ class Address(NamedTuple):
 class Message(NamedTuple):
     """One message as a value. `ids` is (m,) int64; `values` is (rows, width) of one of DTYPES.
 
-    `frame`, if there is one, is the wire buffer of which ids and values are views.
+    `frame`, if there is one, is the wire buffer of which ids and values are views. `fill`, if there
+    is one, writes a range of the values, which nobody has written yet.
     """
 
     kind: Kind
@@ -153,6 +155,7 @@ class Message(NamedTuple):
     shard: int = 0
     request: int = 0
     frame: Bytes | None = None
+    fill: Fill | None = None
 
     def __str__(self) -> str:
         """The one rendering of a message, for logs and traces."""
@@ -227,11 +230,22 @@ def write_values(
     )  # fmt: skip
 
 
+def whole(message: Message) -> Message:
+    """The message with all of its values written."""
+    if message.fill is None:
+        return message
+    message.fill(0, len(message.values))
+    return message._replace(fill=None)
+
+
 def encode(message: Message) -> Bytes:
     """The message as one buffer: its own frame where it has one, else a new one (one copy)."""
-    kind, worker, clock, n, table, ids, values, flags, mark, shard, request, buffer = message
+    (kind, worker, clock, n, table, ids, values, flags, mark, shard, request, buffer,
+     fill) = message  # fmt: skip
     assert ids.dtype == _INT64 and ids.ndim == 1 and values.ndim == 2, str(message)
     count, (rows, width), dtype = len(ids), values.shape, values.dtype
+    if fill is not None:
+        fill(0, rows)
     if buffer is None:
         start = HEADER_BYTES + 8 * count
         buffer = np.empty(start + values.nbytes, np.uint8)

@@ -11,7 +11,7 @@ from collections import deque
 from typing import Protocol
 
 from diml.errors import PeerFailed
-from diml.ps.message import Address, Bytes, Message, Send
+from diml.ps.message import Address, Bytes, Message, Send, whole
 from diml.ps.node_core import NodeCore
 from diml.ps.saving import Storage
 from diml.ps.shard import Shard
@@ -67,7 +67,8 @@ class LocalPort:
     def post(self, sends: list[Send]) -> None:
         """Have them handled at once."""
         for _, message in sends:
-            self._arrived += [send.message for send in self._node.handle(self._place, message)]
+            answers = self._node.handle(self._place, message)
+            self._arrived += [whole(send.message) for send in answers]
         self._arrived += [send.message for send in self._node.flush()]
 
     def receive(self, timeout_s: float) -> tuple[Address, Message] | None:

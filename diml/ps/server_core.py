@@ -32,6 +32,7 @@ from diml.ps.message import (
     blob_rows,
     text_of,
     text_rows,
+    whole,
 )
 from diml.ps.saving import Nowhere, Saving, Storage
 from diml.ps.shard import CLOCK, Closing, Shard
@@ -242,6 +243,9 @@ class ServerCore:
         if self._waiting:
             return []
         sends = self._released() + self._acknowledgements()
+        if self._deferred:
+            # Before what waited changes rows.
+            sends = [Send(to, whole(message)) for to, message in sends]
         while self._deferred and not self._waiting:
             self._process(self._deferred.popleft())
         return sends + self._released()
@@ -320,10 +324,11 @@ class ServerCore:
             nobody = np.zeros(table.high - table.low, np.bool_)
             flags = self._readers.setdefault((worker, message.table), nobody)
             flags[message.ids - table.low] = True
-        buffer, ids, rows = table.answer_frame(message.ids)
+        buffer, ids, rows, fill = table.answer_frame(message.ids)
         return Message(
-            Kind.VALUES, worker, closed, n, 0, ids, rows, mark=clock, request=request, frame=buffer
-        )
+            Kind.VALUES, worker, closed, n, 0, ids, rows, mark=clock, request=request,
+            frame=buffer, fill=fill,
+        )  # fmt: skip
 
     @property
     def may_linger(self) -> bool:

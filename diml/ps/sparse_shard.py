@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diml.kernels import rows as kernels
-from diml.ps.message import Bytes, Ids, Kind, Message, Rows, frame
+from diml.ps.message import Bytes, Fill, Ids, Kind, Message, Rows, frame
 from diml.ps.rules import rule_of
 from diml.ps.table_shard import Saved, TableShard, Touched
 from diml.ps.tables import TableSpec
@@ -86,14 +86,14 @@ class SparseShard(TableShard):
             frame=buffer,
         )  # fmt: skip
 
-    def answer_frame(self, ids: Ids) -> tuple[Bytes, Ids, Rows]:
+    def answer_frame(self, ids: Ids) -> tuple[Bytes, Ids, Rows, Fill | None]:
         """The cells of the rows that a worker reads, but for zeros."""
         places = self._spans(ids)
         places = places[self.values[places, 0] != 0]
         buffer, cells, values = frame(len(places), len(places), 1, self.values.dtype)
         cells[:] = self.keys[places]
         values[:] = self.values[places]
-        return buffer, cells, values
+        return buffer, cells, values, None
 
     def saved(self, ids: Ids) -> Saved:
         """A copy of cells as they are now."""

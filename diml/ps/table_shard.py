@@ -5,12 +5,14 @@ Owns rows and the state of their rule. Pure. Must not know ledgers, clocks or wh
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diml.kernels import rows as kernels
-from diml.ps.message import NO_IDS, Bytes, Ids, Kind, Message, Rows, frame
+from diml.ps.message import NO_IDS, Bytes, Fill, Ids, Kind, Message, Rows, frame
+from diml.ps.pieces import LEAST_BYTES
 from diml.ps.rules import rule_of
 from diml.ps.tables import TableSpec, first_values
 
@@ -74,17 +76,23 @@ class TableShard:
             frame=buffer,
         )  # fmt: skip
 
-    def answer_frame(self, ids: Ids) -> tuple[Bytes, Ids, Rows]:
+    def answer_frame(self, ids: Ids) -> tuple[Bytes, Ids, Rows, Fill | None]:
         """The rows that a worker reads, with the state that it is to bring back if the rule
-        wants that: gathered straight into the frame of their message. It knows their ids."""
+        wants that: gathered straight into the frame of their message. It knows their ids. Many
+        rows are gathered when the message leaves (`Fill`), before any of them changes."""
         cols = self.spec.cols
         buffer, _, rows = frame(0, len(ids), self.rule.wire_cols(cols), self.values.dtype)
         if self.rule.echo:
             rows[:, :cols] = self.values[ids - self.low]
             rows[:, cols:] = self.state[ids - self.low, :cols]
-        else:
+        elif rows.nbytes < LEAST_BYTES:
             _take(self.values, self.low, ids, rows)
-        return buffer, NO_IDS, rows
+        else:
+            return buffer, NO_IDS, rows, partial(self._gather, ids, rows)
+        return buffer, NO_IDS, rows, None
+
+    def _gather(self, ids: Ids, rows: Rows, low: int, high: int) -> None:
+        _take(self.values, self.low, ids[low:high], rows[low:high])
 
     def saved(self, ids: Ids) -> Saved:
         """A copy of rows as they are now."""

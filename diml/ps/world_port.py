@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import time
 
+import numpy as np
+
 from diml.ps.filters import Filters
-from diml.ps.message import Address, Bytes, Message, Send
+from diml.ps.message import HEADER_BYTES, Address, Bytes, Fill, Message, Send
+from diml.ps.pieces import announced, announcement, begun, cuts, is_announcement, span
 from diml.world.link import ANY, LEAVE_TAG, Link
 from diml.world.link import Message as Received
 from diml.world.membership import Role
 from diml.world.world import World
 
-PS_TAG = 1
+PS_TAG, PIECE_TAG = 1, 5
 # How a wait polls: without a pause while an answer may be due (it only makes room for others where
 # there are fewer cores than processes), then sleep longer and longer. Large answers, and those
 # that a replica must confirm, take longer than 300 microseconds.
@@ -70,6 +73,9 @@ class WorldPort:
         self._idle_s = 0.0
         for to, message in sends:
             rank = self._ranks[to]
+            if message.fill is not None and self.filters.none_to(rank):
+                self._pour(link, message, message.fill, rank)
+                continue
             buffer = self.filters.pack(message, rank)
             link.isend(buffer, rank, PS_TAG)
 
@@ -85,6 +91,24 @@ class WorldPort:
         filters.plain_bytes += len(buffer)
         filters.wire_bytes += len(buffer)
         link.isend(buffer, self._ranks[to], PS_TAG)
+
+    def _pour(self, link: Link, message: Message, fill: Fill, rank: int) -> None:
+        """Send rows piece by piece, each as soon as it is gathered."""
+        buffer = self.filters.pack(message._replace(fill=None), rank)
+        link.isend(announcement(message, buffer), rank, PS_TAG)
+        rows, row_bytes = len(message.values), message.values.nbytes // len(message.values)
+        for low, high in cuts(rows, row_bytes):
+            fill(low, high)
+            link.isend(buffer[span(low, high, row_bytes)], rank, PIECE_TAG)
+
+    def _in_pieces(self, link: Link, header: Bytes, source: int) -> Bytes:
+        """The message that a header announces."""
+        rows, row_bytes = announced(header)
+        buffer = np.empty(HEADER_BYTES + rows * row_bytes, np.uint8)
+        begun(header, buffer)
+        pieces = [buffer[span(low, high, row_bytes)] for low, high in cuts(rows, row_bytes)]
+        link.receive_pieces(pieces, source, PIECE_TAG, self._crowded)
+        return buffer
 
     def receive(self, timeout_s: float) -> tuple[Address, Message] | None:
         """The next message of the parameter server, or None after so long. Raises PeerFailed.
@@ -104,7 +128,10 @@ class WorldPort:
         if found is None:
             return None
         self._idle_s = 0.0
-        return self._places[found.source], found.data
+        data, source = found.data, found.source
+        if is_announcement(data):
+            data = self._in_pieces(link, data, source)
+        return self._places[source], data
 
     def opened(self, sender: Address, data: Bytes) -> Message:
         """What the bytes of a message say; to be called once for each."""

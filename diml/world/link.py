@@ -281,6 +281,20 @@ class Link:
         except MPI.Exception as error:
             raise translated(error) from None
 
+    def receive_pieces(self, pieces: Sequence[Bytes], source: int, tag: int, share: bool) -> None:
+        """Take one message into each of these arrays, of exactly its size, in their order. Looks
+        without a pause, and makes room for others in between if `share`."""
+        try:
+            requests = [self.comm.Irecv([piece, _BYTE], source, tag) for piece in pieces]
+            receiving = Receiving(requests, pieces)
+            self._receivings.append(receiving)
+            while not MPI.Request.Testall(requests):
+                if share:
+                    os.sched_yield()
+        except MPI.Exception as error:
+            raise translated(error) from None
+        self._receivings.remove(receiving)
+
     def receive(
         self, source: int = ANY, tag: int = MPI.ANY_TAG, timeout_s: float | None = None
     ) -> Message | None:

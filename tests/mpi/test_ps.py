@@ -134,3 +134,27 @@ def test_many_workers_without_a_server_are_told_what_to_start() -> None:
     """
     finished = run_mpi(2, program, timeout_s=60)
     assert finished.returncode == 2 and "--servers 1" in finished.stderr, finished.report()
+
+
+MANY_ROWS = """
+import numpy as np
+import diml
+with diml.init(servers=2) as job:
+    ps = job.parameter_server(filters=FILTERS)
+    table = ps.table("t", 60_000, 33)
+    ids = np.random.default_rng(ps.worker).permutation(60_000)[:50_000]
+    for clock in range(4):
+        rows = table.get(ids)
+        assert rows.shape == (50_000, 33) and (rows == clock * (ids[:, None] % 97)).all(), clock
+        table.inc(np.arange(ps.worker, 60_000, 2), np.full((30_000, 33), 1.0)
+                  * (np.arange(ps.worker, 60_000, 2)[:, None] % 97))
+        ps.clock()
+    print("as written", ps.worker)
+"""
+
+
+@pytest.mark.parametrize("filters", ["()", '("keys", "snappy")'])
+def test_many_rows_of_several_servers_come_as_they_were_written(filters: str) -> None:
+    program = MANY_ROWS.replace("FILTERS", filters)
+    finished = run_mpi(4, program, env={"DIML_SERVERS": "2"}, timeout_s=90).expect(0)
+    assert finished.stdout.count("as written") == 2, finished.report()

@@ -18,7 +18,18 @@ from diml.checkpoint.codec import decode as decode_tree
 from diml.checkpoint.codec import encode as encode_tree
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import Consistency
-from diml.ps.message import Address, Bytes, Kind, Message, Rows, Send, blob_rows, decode, encode
+from diml.ps.message import (
+    Address,
+    Bytes,
+    Kind,
+    Message,
+    Rows,
+    Send,
+    blob_rows,
+    decode,
+    encode,
+    whole,
+)
 from diml.ps.node_core import NodeCore
 from diml.ps.recovery import Plan, Report, make_plan
 from diml.ps.saving import Nowhere
@@ -179,7 +190,9 @@ class Cluster:
 
     def post(self, sender: Address, sends: list[Send]) -> None:
         for send in sends:
-            message = decode(encode(send.message).copy()) if self.on_wire else send.message
+            message = whole(send.message)
+            if self.on_wire:
+                message = decode(encode(message).copy())
             self.channels.setdefault((sender, send.to), deque()).append(message)
 
     def deliver(self, pair: tuple[Address, Address]) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diml.errors import CorruptState
+from diml.ps import pieces
 from diml.ps.message import (
     DTYPES,
     HEADER_BYTES,
@@ -19,6 +20,7 @@ from diml.ps.message import (
     frame,
     text_of,
     text_rows,
+    whole,
 )
 
 
@@ -81,3 +83,38 @@ def test_damage_is_refused(damage) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CorruptState):
         decode(damage(encode(message)))
     assert HEADER_BYTES == 64
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3000, 32), (10_000, 33), (2, 100_000)])
+def test_a_message_in_pieces_is_whole_again(rows: int, width: int) -> None:
+    wanted = np.arange(rows * width, dtype=np.float32).reshape(rows, width)
+    buffer, _, values = frame(0, rows, width, wanted.dtype)
+    values[:] = np.nan
+
+    def fill(low: int, high: int) -> None:
+        values[low:high] = wanted[low:high]
+
+    message = Message(Kind.VALUES, 1, 5, values=values, frame=buffer, fill=fill)
+    header = pieces.announcement(message, encode(message._replace(fill=None)))
+    assert pieces.is_announcement(header) and not pieces.is_announcement(buffer[:HEADER_BYTES])
+    assert pieces.announced(header) == (rows, 4 * width)
+    got = np.zeros_like(buffer)
+    pieces.begun(header, got)
+    for low, high in pieces.cuts(rows, 4 * width):
+        fill(low, high)
+        place = pieces.span(low, high, 4 * width)
+        got[place] = buffer[place]
+    assert np.array_equal(decode(got).values, wanted) and decode(got).clock == 5
+
+
+def test_values_that_are_not_written_yet_are_written_before_they_are_seen() -> None:
+    def filled() -> Message:
+        buffer, _, values = frame(0, 2, 2, np.dtype(np.float32))
+        return Message(Kind.VALUES, values=values, frame=buffer, fill=lambda a, b: _ones(values))
+
+    def _ones(values: np.ndarray) -> None:  # type: ignore[type-arg]
+        values[:] = 1
+
+    assert (decode(encode(filled())).values == 1).all()
+    late = whole(filled())
+    assert late.fill is None and (late.values == 1).all() and whole(late) is late

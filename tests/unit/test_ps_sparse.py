@@ -86,18 +86,18 @@ def test_rules_act_on_cells_as_on_dense_rows(rule: str) -> None:
         parts = [(cells[:20], values[:20]), (cells[10:], values[10:])]
         messages = [Message(Kind.UPDATE, 0, clock, 0, spec.id, ids, v) for ids, v in parts]
         table = shard.tables[spec.id]
-        _, before, kept = table.answer_frame(np.arange(23))
+        _, before, kept, _ = table.answer_frame(np.arange(23))
         shard.apply_clock(shard.end_clock(messages))
         if clock == 2:
             shard.revert()
-            _, cells, values = table.answer_frame(np.arange(23))
+            _, cells, values, _ = table.answer_frame(np.arange(23))
             assert cells.tolist() == before.tolist() and values.tolist() == kept.tolist()
             shard.apply_clock(shard.end_clock(messages))
         dense.apply_clock(dense.end_clock(messages))
     table = shard.tables[spec.id]
     wanted = dense.tables[twin.id].values[:, 0]
     found = np.zeros(23 * 40)
-    _, cells, values = table.answer_frame(np.arange(23))
+    _, cells, values, _ = table.answer_frame(np.arange(23))
     found[cells] = values[:, 0]
     assert found.tobytes() == wanted.tobytes() or (found == wanted).all()
 
@@ -118,7 +118,7 @@ def test_cells_go_to_other_numbers_of_servers(before: int, after: int) -> None:
         for piece in pieces:
             assembly.add(piece)
         table = assembly.finish().tables[spec.id]
-        _, cells, values = table.answer_frame(np.arange(table.low, table.high))
+        _, cells, values, _ = table.answer_frame(np.arange(table.low, table.high))
         total += len(cells)
         assert ((cells >= table.low * 40) & (cells < table.high * 40)).all()
         assert (np.count_nonzero(table.state, axis=1) == 1).all() and len(values) == len(cells)
