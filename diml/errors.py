@@ -71,6 +71,24 @@ class CallFailed(PeerFailed):
     """
 
 
+class JobEnded(SystemExit):
+    """The whole job leaves: an error of one rank, or a gap that nothing can fill.
+
+    A SystemExit, so that it passes through a user's `except Exception` and ends the process with
+    the status that all the others end with.
+
+    Attributes:
+        code: the exit status of every process. The reason has been printed, by one of them.
+        come: whether it has come to this process: then there is nobody left to take leave of.
+    """
+
+    come = False
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        JobEnded.come = True
+
+
 def status_of(error: DimlError, resumable: bool) -> int:
     """The exit status for an error: a job that gives up leaves to be resumed, where it can be."""
     return Resumable.exit_status if isinstance(error, GaveUp) and resumable else error.exit_status

@@ -10,7 +10,6 @@ Invariant: no rank leaves the `with` block before every worker has finished, unl
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from types import TracebackType
@@ -21,7 +20,8 @@ from numpy.typing import NDArray
 
 from diml.checkpoint.parts import Parts
 from diml.config import settings_from
-from diml.errors import DimlError, Misuse, PeerFailed, Shrunk, status_of
+from diml.ending import INTERRUPTED, verdict, watch_exit
+from diml.errors import DimlError, JobEnded, Misuse, PeerFailed, Shrunk
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from diml.world.world import World
 
 T = TypeVar("T")
-_INTERRUPTED = 130
+_COLLECTIVES = (
+    *("allreduce", "broadcast", "allgather", "shift", "start_shift", "barrier"),
+    *("checkpoint", "load_checkpoint", "parameter_server"),
+)
 _current: Job | None = None
 
 
@@ -121,11 +124,12 @@ def _seated(world: World, guard: Guard | None = None) -> Job:
             if node.serve() == "leave":
                 raise SystemExit(0)
     except KeyboardInterrupt:
-        raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(INTERRUPTED) from None
     except Misuse as error:
         say_once(f"diml: {error}", os.environ)
         raise SystemExit(error.exit_status) from None
     _current = Job(world, engine, node)
+    watch_exit(current)
     return _current
 
 
@@ -183,6 +187,10 @@ class _WithoutServers:
         """A worker's orderly end."""
         if self._node is not None:
             self._node.close()
+
+
+def _refuse(*_: object, **__: object) -> NoReturn:
+    raise Misuse("the job is over: its `with` block has been left")
 
 
 def current() -> Job | None:
@@ -363,6 +371,8 @@ class Job:
             self._retrying(self._last_steps)
         except DimlError as error:
             self._fail(error)
+        for name in _COLLECTIVES:
+            setattr(self, name, _refuse)
 
     def _last_steps(self) -> None:
         self._node.close()
@@ -379,21 +389,6 @@ class Job:
 
     def _fail(self, error: BaseException) -> NoReturn:
         """End the whole job for this error: its reason printed once, one status for all."""
-        from diml.world.world import JobEnded
-
         if isinstance(error, JobEnded):
             raise error
-        raise self._world.end(*_verdict(error, self._world))
-
-
-def _verdict(error: BaseException, world: World) -> tuple[int, str]:
-    """Exit status and words for what left the `with` block."""
-    if isinstance(error, DimlError):
-        return status_of(error, world.resumable()), f"diml: {error}"
-    if isinstance(error, KeyboardInterrupt):
-        return _INTERRUPTED, ""
-    if isinstance(error, SystemExit):
-        if isinstance(error.code, int):
-            return error.code, ""
-        return 1, str(error.code)
-    return 1, "".join(traceback.format_exception(error)).rstrip()
+        raise self._world.end(*verdict(error, self._world))

@@ -133,11 +133,11 @@ class Engine:
             A read-only array, or an equal object (the root gets its own back).
 
         Raises:
-            Misuse: root is no rank.
+            Misuse: root is no rank, or the object cannot be pickled.
         """
         site = _site()
-        if not 0 <= root < self._core.size:
-            raise Misuse(f"broadcast: root {root} is not a rank (0..{self._core.size - 1})")
+        if not isinstance(root, int | np.integer) or not 0 <= root < self._core.size:
+            raise Misuse(f"broadcast: root {root!r} is not a rank (0..{self._core.size - 1})")
         gives = root == self._core.rank
         mine = None
         if gives:

@@ -104,7 +104,9 @@ def reduction(op: Reducer, dtype: np.dtype[Any]) -> Reduction:
         raise Misuse(f"allreduce takes numeric arrays, not dtype {dtype}")
     if callable(op):
         name = f"{getattr(op, '__module__', '')}.{getattr(op, '__qualname__', type(op).__name__)}"
-        return Reduction((len(_OPS), zlib.crc32(name.encode()), dtype.num), None, op, dtype)
+        return Reduction(
+            (len(_OPS), zlib.crc32(name.encode()), dtype.num), None, _folding(op), dtype
+        )
     if op not in _OPS:
         raise Misuse(f"allreduce knows {', '.join(_OPS)} or a function of two arrays, not {op!r}")
     if dtype.kind not in _KINDS[op]:
@@ -117,3 +119,20 @@ def reduction(op: Reducer, dtype: np.dtype[Any]) -> Reduction:
         # MPI has no half precision.
         return Reduction(code, None, _FUNCTIONS[op], dtype)
     return Reduction(code, op, None, dtype)
+
+
+def _folding(function: Callable[[Array, Array], Any]) -> Callable[[Array, Array], Array]:
+    """The caller's function, its result checked and never in the memory of its second argument,
+    which holds the next rank's array in the next step."""
+
+    def fold(total: Array, part: Array) -> Array:
+        result = np.asarray(function(total, part))
+        fits = np.can_cast(result.dtype, total.dtype, "same_kind")
+        if result.shape != total.shape or not fits:
+            raise Misuse(
+                f"allreduce: the function gives {result.dtype} {result.shape}, "
+                f"the arrays are {total.dtype} {total.shape}"
+            )
+        return result.copy() if np.may_share_memory(result, part) else result
+
+    return fold

@@ -8,12 +8,9 @@ be pickled (they stay in memory), and the version counts checkpoints. New beside
 
 from __future__ import annotations
 
-import os
 import pickle
 import socket
-import sys
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -33,20 +30,18 @@ _job: Job | None = None
 
 
 def init(args: Sequence[str | bytes] | None = None, lib: str = "standard") -> None:
-    """Start. `args` (Rabit's `name=value` settings) and `lib` have no meaning here.
-
-    Ranks, spares and drills are set by DIML_* variables.
+    """Start; once started, nothing. `args` (Rabit's `name=value` settings) and `lib` have no
+    meaning here: ranks, spares and drills are set by DIML_* variables.
     """
     global _job
-    _job = _start()
-    sys.excepthook = _fail
+    if _job is None:
+        _job = _start()
 
 
 def finalize() -> None:
     """Leave in good order, together with all others."""
     global _job
     job, _job = _running(), None
-    sys.excepthook = sys.__excepthook__
     job.__exit__(None, None, None)
 
 
@@ -72,8 +67,10 @@ def get_processor_name() -> bytes:
 
 
 def broadcast(data: Any, root: int) -> Any:
-    """Give the root's object to all workers. One collective (Rabit needs two)."""
-    return _running().broadcast(data, root)
+    """Give the root's object to all workers: an array is the caller's own, as in Rabit. One
+    collective (Rabit needs two)."""
+    value = _running().broadcast(data, root)
+    return value.copy() if isinstance(value, np.ndarray) and not value.flags.writeable else value
 
 
 def allreduce(
@@ -145,17 +142,3 @@ def _unpacked(state: Any) -> Any:
             raise Misuse("a pickled state is not read from a durable checkpoint")
         return pickle.loads(state[_PICKLED])
     return state
-
-
-def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """An uncaught exception is not a death to recover from: it ends all ranks."""
-    if _job is None:
-        sys.__excepthook__(kind, error, trace)
-        return
-    try:
-        _job.__exit__(kind, error, trace)
-    except SystemExit as end:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # The interpreter would leave with 1 from here.
-        os._exit(end.code if isinstance(end.code, int) else 1)

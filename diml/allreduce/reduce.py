@@ -127,7 +127,8 @@ class Allreduce:
             A read-only array of the same shape and dtype (the log shares its memory).
 
         Raises:
-            Misuse: op and dtype do not go together.
+            Misuse: op and dtype do not go together; `out` is read-only, or another shape or dtype;
+                a function gives what the array cannot hold.
             Mismatch: the workers called different things; both call sites are named.
             GaveUp: more was lost at once than there are copies.
         """
@@ -204,11 +205,10 @@ class Allreduce:
         how = reduction(op, source.dtype)
         if type(op) is str and how.view == source.dtype:
             self._plan(op, source, how)
-        if out is not None and (out.shape != source.shape or out.dtype != source.dtype):
-            raise Misuse(
-                f"allreduce: out is {out.dtype} {out.shape}, "
-                f"the array is {source.dtype} {source.shape}"
-            )
+        if prepare is not None and not callable(prepare):
+            raise Misuse(f"allreduce: prepare is no function but {prepare!r}")
+        if out is not None:
+            _check_out(out, source)
         prepared, driver = prepare is None, self._driver
 
         def execute() -> Result:
@@ -239,11 +239,25 @@ class Allreduce:
             self._plans[key] = Plan(op, array, how, self._link, ready)
 
 
+def _check_out(out: object, source: Array) -> None:
+    if not isinstance(out, np.ndarray):
+        raise Misuse(f"allreduce: out is no array but a {type(out).__name__}")
+    if out.shape != source.shape or out.dtype != source.dtype:
+        raise Misuse(
+            f"allreduce: out is {out.dtype} {out.shape}, the array is {source.dtype} {source.shape}"
+        )
+    if not out.flags.writeable:
+        raise Misuse("allreduce: out is read-only")
+
+
 def _site(frame: FrameType) -> Site:
     return Site((frame.f_code, frame.f_lasti))
 
 
 def native(array: Any) -> Array:
     """As an array in native byte order (a copy only where it is not)."""
-    source = np.asarray(array)
+    try:
+        source = np.asarray(array)
+    except ValueError as error:
+        raise Misuse(f"allreduce: {error}") from None
     return source if source.dtype.isnative else source.astype(source.dtype.newbyteorder("="))

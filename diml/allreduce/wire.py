@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from diml.allreduce.log import Record, Result
 from diml.checkpoint import codec
+from diml.errors import Misuse
 
 Array: TypeAlias = NDArray[Any]
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -70,8 +71,11 @@ def flat(array: Array) -> Bytes:
 
 
 def pickled(value: object) -> bytes:
-    """An object as bytes."""
-    return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    """An object as bytes. Raises Misuse if it cannot be pickled."""
+    try:
+        return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise Misuse(f"a {type(value).__name__} cannot be sent to other ranks: {error}") from error
 
 
 def value_of(result: Result) -> Any:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from diml.config import Settings
 from diml.drill import DrillPlan
-from diml.errors import GaveUp, PeerFailed, status_of
+from diml.errors import GaveUp, JobEnded, PeerFailed, status_of
 from diml.events import EventLog, about
 from diml.world import marker
 from diml.world.calls import Activity, Calls
@@ -40,17 +40,6 @@ _IDLE_REPAIRS_MAX = 16
 _END_DEADLINE_S = 10.0
 # How long the others stay when one says why all must leave and no agreement is possible any more.
 _LET_SPEAK_S = 1.0
-
-
-class JobEnded(SystemExit):
-    """The whole job leaves: an error of one rank, or a gap that nothing can fill.
-
-    A SystemExit, so that it passes through a user's `except Exception` and ends the process with
-    the status that all the others end with.
-
-    Attributes:
-        code: the exit status of every process. The reason has been printed, by one of them.
-    """
 
 
 class World:

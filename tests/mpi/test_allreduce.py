@@ -50,6 +50,11 @@ VALUES = """
             part = np.array([1, 0, 2, 3, 4]) if q == 1 else np.roll(np.arange(5), q + 1)
             want = part if want is None else compose(want, part)
         assert np.array_equal(job.allreduce(swapped, compose), want)
+        # It may give one of its arguments as it is.
+        heaviest = job.allreduce(np.array([9 if r == 1 else r, r]), lambda f, g: max(f, g, key=min))
+        assert heaviest.tolist() == [P - 1, P - 1] if P > 2 else True
+        first = job.allreduce(np.array([r == min(1, P - 1), r]), lambda f, g: g if g[0] else f)
+        assert first.tolist() == [1, min(1, P - 1)]
         # out may be the array itself; prepare fills it first; results are read-only.
         mine = np.zeros(4)
         def fill(into):
@@ -191,6 +196,81 @@ def test_misuse_is_one_line_and_status_2(call: str, words: str) -> None:
     assert len(finished.stderr.strip().splitlines()) == 1, finished.report()
 
 
+def test_wrong_arguments_are_named_before_anything_is_sent() -> None:
+    program = """
+        import numpy as np, diml
+        from diml.errors import Misuse
+        fixed = np.ones(2)
+        fixed.flags.writeable = False
+        with diml.init() as job:
+            for call, words in (
+                (lambda: job.broadcast(1, root="x"), "root 'x' is not a rank"),
+                (lambda: job.broadcast(1, root=0.5), "root 0.5 is not a rank"),
+                (lambda: job.allreduce([[1, 2], [3]]), "inhomogeneous"),
+                (lambda: job.allreduce(np.ones(2), out=[0, 0]), "out is no array but a list"),
+                (lambda: job.allreduce(np.ones(2), out=fixed), "out is read-only"),
+                (lambda: job.allreduce(np.ones(2), prepare=3), "prepare is no function but 3"),
+                (lambda: job.allgather(lambda: 0), "a function cannot be sent to other ranks"),
+            ):
+                try:
+                    call()
+                except Misuse as error:
+                    assert words in str(error), (words, error)
+                else:
+                    raise AssertionError(words)
+            assert job.allreduce(np.ones(1))[0] == job.size
+        for name in ("allreduce", "broadcast", "barrier", "parameter_server"):
+            try:
+                getattr(job, name)(np.ones(1))
+            except Misuse as error:
+                assert "the job is over" in str(error)
+            else:
+                raise AssertionError(name)
+    """
+    run_mpi(2, program, timeout_s=60).expect(0)
+
+
+@pytest.mark.parametrize(
+    ("function", "gives"),
+    [("lambda a, b: (a + b) / 2", "float64 (2,)"), ("lambda a, b: (a + b)[:1]", "int64 (1,)")],
+)
+def test_a_function_that_gives_what_the_array_cannot_hold(function: str, gives: str) -> None:
+    program = f"""
+        import numpy as np, diml
+        with diml.init() as job:
+            job.allreduce(np.array([1, 2]), {function})
+    """
+    finished = run_mpi(2, program, timeout_s=60).expect(2)
+    words = f"diml: allreduce: the function gives {gives}, the arrays are int64 (2,)"
+    assert finished.stderr.strip().splitlines() == [words]
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "words"),
+    [
+        ("pass", 0, ""),
+        ("raise ValueError('the mistake')", 1, "ValueError: the mistake"),
+        ("job.allreduce(np.array(['a']))", 2, "diml: allreduce takes numeric arrays"),
+        ("sys.exit(0)", 1, "exit at"),
+    ],
+)
+def test_a_program_without_the_block_neither_hangs_nor_is_lost(
+    end: str, status: int, words: str
+) -> None:
+    program = f"""
+        import sys
+        import numpy as np, diml
+        job = diml.init()
+        if job.rank == 1:
+            {end}
+        job.allreduce(np.ones(2))
+        print("through")
+    """
+    finished = run_mpi(3, program, timeout_s=60).expect(status)
+    assert words in finished.stderr and finished.stderr.count("Traceback") <= 1
+    assert finished.stdout.count("through") == (3 if status == 0 else 0)
+
+
 def test_allgather_of_things_that_do_not_go_together() -> None:
     program = """
         import numpy as np, diml
@@ -206,6 +286,7 @@ def test_rabits_python_example_runs_by_changing_its_import() -> None:
         import numpy as np
         from diml.allreduce import rabit
         rabit.init()
+        rabit.init()
         rank, n = rabit.get_rank(), rabit.get_world_size()
         data = np.ones(10) * rank
         version, model, local = rabit.load_checkpoint(True)
@@ -217,6 +298,8 @@ def test_rabits_python_example_runs_by_changing_its_import() -> None:
             model = rabit.allreduce(data + model + local, rabit.SUM)
             word = rabit.broadcast({"round": i} if rank == 1 else None, 1)
             assert word == {"round": i}
+            ours = rabit.broadcast(np.arange(3) if rank == 0 else None, 0)
+            ours += 1
             local[:] = i
             rabit.checkpoint(model, local)
         assert rabit.version_number() == 3

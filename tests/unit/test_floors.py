@@ -20,6 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("jobs", "report", "docs"),
     ("diml", "job"),
+    ("ending",),
     ("ps", "strads"),
     ("allreduce",),
     ("checkpoint",),
