@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diml.kernels.lasso_tall import inner_products
 from diml.strads.block import solve_products
 from diml.strads.columns import Columns, DenseColumns
 from diml.strads.lasso_base import LassoBase
@@ -72,15 +73,18 @@ class LassoTall(LassoBase):
         mean, scale = self._own.means(every), self._own.scales(every)
         alone = self.job.size == 1
         if alone and not self._intercept and held.X.dtype == np.float64:
-            own = np.asarray(held.X.T @ held.X)
+            own = inner_products(held.X.astype(np.float64, copy=False))
         else:
             own = np.zeros((held.count, p))
             step = max(1, _CHUNK_NUMBERS // p)
             for start in range(0, rows, step):
                 part = held.X[start : start + step].T - mean[:, None]
-                everything = part if alone else self.job.allgather(part)
-                own += part @ everything.T
-                self.bytes += everything.nbytes
+                if alone:
+                    own += inner_products(part.T)
+                else:
+                    everything = self.job.allgather(part)
+                    own += part @ everything.T
+                    self.bytes += everything.nbytes
         self.work += p * rows
         own /= np.outer(scale, self.job.allgather(scale))
         gram: Floats = self.job.allgather(own).copy()
@@ -109,10 +113,11 @@ class LassoTall(LassoBase):
     def _residual(self) -> None:
         mine = self._mine(self._ids)
         local = self._ids[mine] - self._own.held.first
-        moved = np.zeros(len(self._y))
-        self._own.held.subtract(local, self._beta[mine] / self._own.scales(local), moved)
-        self._r = self._y + self.job.allreduce(moved, "sum")
+        r = self._y.copy() if self.job.rank == 0 else np.zeros(len(self._y))
+        self._own.held.subtract(local, self._beta[mine] / self._own.scales(local), r)
+        self._r = self.job.allreduce(r, "sum")
         if self._intercept:
+            self._r = self._r.copy()
             centre(self._r)
 
     def _dense_beta(self) -> Floats:

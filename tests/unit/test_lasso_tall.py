@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from diml.kernels.lasso_tall import inner_products
 from diml.strads.columns import columns_of
 from diml.strads.lasso import solve_lasso
 from diml.strads.lasso_problem import Grid, Stop
@@ -42,6 +43,14 @@ def test_inner_products_and_data_agree(dtype: str, intercept: bool, standardise:
         assert one.objective == pytest.approx(other.objective, rel=1e-8)
         assert one.intercept == pytest.approx(other.intercept, abs=1e-4)
         assert not np.isin(7, one.ids)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (511, 4), (512, 5), (1300, 27)])
+def test_inner_products_of_all_shapes(shape: tuple[int, int]) -> None:
+    X = np.asfortranarray(np.random.default_rng(1).normal(size=shape))
+    products = inner_products(X)
+    np.testing.assert_allclose(products, X.T @ X, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(products, products.T)
 
 
 def test_columns_far_from_zero_keep_their_digits() -> None:
