@@ -94,6 +94,10 @@ class TableSpec:
 
     def to_json(self) -> str:
         """The definition as it travels."""
+        return self._json
+
+    @cached_property
+    def _json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod

@@ -201,7 +201,8 @@ class Cluster:
         if not channel:
             del self.channels[pair]
         sender, to = pair
-        self._say(f"{sender.role} {sender.number} -> {to.role} {to.number}: {message}")
+        if self.trace is not None:
+            self._say(f"{sender.role} {sender.number} -> {to.role} {to.number}: {message}")
         process = self.seats[to]
         if to.role == "worker":
             assert process.worker is not None

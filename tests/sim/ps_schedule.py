@@ -257,10 +257,9 @@ class Schedule:
         if self.kills and rng.random() < 0.02:
             self._kill()
             return True
-        moves = list(cluster.channels)
-        runnable = [p.worker for p in cluster.seats.values() if p.worker and not p.worker.finished]
+        moves = cluster.channels
         if moves and rng.random() < 0.7:
-            cluster.deliver(rng.choice(moves))
+            cluster.deliver(rng.choice(list(moves)))
             return True
         flushes = [
             place for place, process in cluster.seats.items()
@@ -269,6 +268,7 @@ class Schedule:
         if flushes and rng.random() < 0.5:
             cluster.flush(rng.choice(flushes))
             return True
+        runnable = [p.worker for p in cluster.seats.values() if p.worker and not p.worker.finished]
         if runnable:
             worker = rng.choice(runnable)
             if rng.random() * cluster.slowness[worker.number] < 1:
