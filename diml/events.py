@@ -59,7 +59,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +189,9 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 def about(settings: Any) -> dict[str, Any]:
     """What a run is, for its first event: command line, settings (a dataclass), versions, cores."""
+    # Not at the top: a tenth of what the start of a process takes, and only one of them asks.
+    from importlib.metadata import PackageNotFoundError, version
+
     versions = {"python": platform.python_version(), "system": platform.platform()}
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

@@ -9,15 +9,23 @@ bits are those of an undisturbed run.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 
 import diml
+from tests.helpers import kept
 
 ROWS, ITEMS = 101, 24
+
+
+def wait_for_kept(version: int) -> None:
+    """Hold still until a checkpoint of this clock, or of a later one, is on the disk."""
+    kept.wait_for(version, Path(os.environ["DIML_CHECKPOINT_DIR"]) / "ps")
 
 
 def main() -> None:
@@ -26,6 +34,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--consistency", default="bsp")
     parser.add_argument("--fail-at", type=int, default=-1, help="raise an error at this clock")
+    parser.add_argument("--hurry", action="store_true", help="no pauses once it was resumed")
     parser.add_argument("--data", default="A", help="the name of the data set")
     parser.add_argument("--any-workers", action="store_true")
     parser.add_argument("--width", type=int, default=3)
@@ -46,7 +55,10 @@ def main() -> None:
         if resumed is not None and ps.worker == 0:
             print(f"resumed at {resumed.clock} of {resumed.workers} workers", flush=True)
         for clock in range(start, flags.clocks):
+            if clock == flags.fail_at - 5:
+                wait_for_kept(1)  # so that the next one is not late
             if clock == flags.fail_at:
+                wait_for_kept(flags.fail_at // 2)
                 raise RuntimeError("the program has an error")
             rows = model.get(everything)
             model.inc(everything, np.float32(0.01) - np.float32(0.1) * rows)
@@ -56,7 +68,7 @@ def main() -> None:
             keys = np.unique(drawn)
             steps.push(keys, steps.pull(keys) + 1.0)
             mine += len(items)
-            time.sleep(flags.pause)
+            time.sleep(0.0 if flags.hurry and resumed is not None else flags.pause)
             ps.clock(local={"mine": mine})
             ps.checkpoint()
             if ps.worker == 0:

@@ -7,12 +7,15 @@ step, so that a replacement does clocks again that the servers have had of it al
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
 import diml
+from tests.helpers import kept
 
 ROWS = 40
 
@@ -33,6 +36,9 @@ def main() -> None:
         if version and job.rank == 0:
             print(f"loaded step {step}, clock {ps.clock_now}", flush=True)
         while step < flags.steps:
+            # A second version is begun when the first is there.
+            if step in (flags.fail_at // 2, flags.fail_at):
+                kept.wait_for(1 + (step == flags.fail_at), Path(os.environ["DIML_CHECKPOINT_DIR"]))
             if step == flags.fail_at:
                 raise RuntimeError("the program has an error")
             total += int(job.allreduce(np.array([step + job.rank]), "sum")[0])

@@ -33,18 +33,22 @@ with diml.init() as job:
 """
 """Its total is the sum over 8 steps t of (6 + 4 t), with 4 ranks at the start: 160."""
 
-# Slow enough for a checkpoint to be on disk when a rank dies at version 3.
+# Where checkpoints are kept, one is on the disk when a rank dies at version 3.
 HANDLES_NOTHING = """
-import time
+import os
+from pathlib import Path
 import numpy as np
 import diml
+from tests.helpers import kept
 
+directory = os.environ.get("DIML_CHECKPOINT_DIR")
 with diml.init() as job:
     version, total, _ = job.load_checkpoint()
     for step in range(version, 8):
         total = job.allreduce(np.array([1.0]))
         job.checkpoint(total.copy())
-        time.sleep(0.3)
+        if directory and step == 2:
+            kept.wait_for(1, Path(directory))
 """
 
 
@@ -127,7 +131,7 @@ def test_a_program_that_cannot_shrink_ends_with_a_reason(tmp_path: Path) -> None
     finished = run_mpi(3, HANDLES_NOTHING, env=env, timeout_s=60).expect(1)
     assert "diml: rank 1 died; 2 are left" in finished.stderr
     assert "Traceback" not in finished.stderr
-    env |= {"DIML_CHECKPOINT_DIR": str(tmp_path / "kept"), "DIML_CHECKPOINT_EVERY": "0.01"}
+    env |= {"DIML_CHECKPOINT_DIR": str(tmp_path / "kept"), "DIML_CHECKPOINT_EVERY": "0.000001"}
     run_mpi(3, HANDLES_NOTHING, env=env, timeout_s=60).expect(75)
 
 
@@ -135,7 +139,7 @@ def test_stop_leaves_at_the_first_death_though_a_spare_is_there(tmp_path: Path) 
     env = {"DIML_ON_FAILURE": "stop", "DIML_DRILL": "1,3,0,0", "DIML_SPARES": "1"}
     finished = run_mpi(4, HANDLES_NOTHING, env=env, timeout_s=60).expect(1)
     assert "diml: worker 1 died, and the job was to stop then" in finished.stderr
-    env |= {"DIML_CHECKPOINT_DIR": str(tmp_path / "kept"), "DIML_CHECKPOINT_EVERY": "0.01"}
+    env |= {"DIML_CHECKPOINT_DIR": str(tmp_path / "kept"), "DIML_CHECKPOINT_EVERY": "0.000001"}
     run_mpi(4, HANDLES_NOTHING, env=env, timeout_s=60).expect(75)
     run_mpi(4, HANDLES_NOTHING, env={**env, "DIML_DRILL": ""}, timeout_s=60).expect(0)
 

@@ -18,7 +18,7 @@ import tempfile
 import textwrap
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -144,6 +144,16 @@ class Running:
             if over:
                 finished = self.wait(timeout_s=0, allow_hang=True)
                 raise AssertionError(f"{pattern!r} never came\n{finished.report()}")
+            time.sleep(0.01)
+
+    def wait_until(self, reached: Callable[[], object], what: str, *, timeout_s: float) -> None:
+        """Wait for the moment at which something is to be done to the job, which still runs then;
+        fail if the moment never comes."""
+        deadline = time.monotonic() + timeout_s
+        while not reached():
+            if self.poll() is not None or time.monotonic() > deadline:
+                finished = self.wait(timeout_s=0, allow_hang=True)
+                raise AssertionError(f"{what}: never\n{finished.report()}")
             time.sleep(0.01)
 
     def wait(self, *, timeout_s: float, allow_hang: bool = False) -> Finished:

@@ -11,15 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from diml.events import read_events
+from tests.helpers import kept
 from tests.helpers.mpi import Finished, Running, run_mpi, start_mpi
 
 STEPS = 40
 ROUNDS = int(os.environ.get("DIML_TEST_KILL_ROUNDS", "2"))
 PROGRAM = """
-    import sys, time, zlib
+    import os, sys, time, zlib
     import numpy as np
     import diml
 
+    # Until the file is there nobody goes beyond this step.
+    hold, _, gate = os.environ.get("TEST_HOLD", "-1:").partition(":")
     steps, pause_s, uses_local = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "local"
     with diml.init() as job:
         job.identify(data="planted")
@@ -30,6 +34,8 @@ PROGRAM = """
             model, local = np.zeros(1000), np.arange(10) + job.rank
         for step in range(version, steps):
             time.sleep(pause_s)
+            while step == int(hold) and not os.path.exists(gate):
+                time.sleep(0.01)
             mine = local.sum() if uses_local else 1
             total = job.allreduce(np.sin(np.arange(1000.0) * (step + 1)) * mine)
             model = model * 0.5 + total
@@ -58,8 +64,11 @@ def start(
     return start_mpi(n, PROGRAM, args=(STEPS, pause_s, state), env={**durable, **env})
 
 
-def finish(directory: Path | None, status: int = 0, n: int = 3, **env: str) -> Finished:
-    with start(directory, n=n, pause_s=0.0, **env) as running:
+def finish(
+    directory: Path | None, status: int = 0, n: int = 3, pause_s: float = 0.0, **env: str
+) -> Finished:
+    # So that the first version is written in any case.
+    with start(directory, n=n, pause_s=pause_s, every_s=0.000001, **env) as running:
         return running.wait(timeout_s=90).expect(status)
 
 
@@ -73,6 +82,10 @@ def first_version(finished: Finished) -> int:
     match = re.search(r"^from (\d+)$", finished.stdout, re.MULTILINE)
     assert match, finished.report()
     return int(match[1])
+
+
+def wait_for_kept(running: Running, directory: Path) -> None:
+    running.wait_until(lambda: kept.newest(directory), "a checkpoint on the disk", timeout_s=60)
 
 
 def kill_all(running: Running) -> None:
@@ -92,6 +105,8 @@ def test_killed_whole_at_random_moments_it_ends_with_the_same_answer(tmp_path: P
         directory = tmp_path / str(round_)
         with start(directory, pause_s=0.02) as running:
             running.wait_for("^at 3$", timeout_s=60)
+            if round_ == 0:  # one at least has something to go on from
+                wait_for_kept(running, directory)
             time.sleep(dice.uniform(0.0, 0.6))
             kill_all(running)
         done = finish(directory)
@@ -101,8 +116,8 @@ def test_killed_whole_at_random_moments_it_ends_with_the_same_answer(tmp_path: P
 
 
 def test_without_local_states_another_number_of_workers_goes_on(tmp_path: Path) -> None:
-    with start(tmp_path, pause_s=0.05, state="model") as running:
-        running.wait_for("^at 20$", timeout_s=60)
+    with start(tmp_path, state="model", TEST_HOLD="20:") as running:
+        wait_for_kept(running, tmp_path)
         kill_all(running)
     done = run_mpi(
         2,
@@ -116,7 +131,7 @@ def test_without_local_states_another_number_of_workers_goes_on(tmp_path: Path) 
 
 def test_a_signal_to_mpirun_stops_all_at_one_version_to_be_resumed(tmp_path: Path) -> None:
     wanted = answer(finish(None))
-    with start(tmp_path, pause_s=0.05, every_s=1000) as running:
+    with start(tmp_path, pause_s=0.2, every_s=1000) as running:
         running.wait_for("^at 3$", timeout_s=60)
         running.kill(running.pid, signal.SIGUSR1)
         stopped = running.wait(timeout_s=60).expect(75)
@@ -128,7 +143,8 @@ def test_a_signal_to_mpirun_stops_all_at_one_version_to_be_resumed(tmp_path: Pat
 
 
 def test_damage_is_named_and_the_version_before_taken(tmp_path: Path) -> None:
-    wanted = answer(finish(tmp_path))
+    # Time enough for two versions.
+    wanted = answer(finish(tmp_path, pause_s=0.03))
     for path in tmp_path.rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
     versions = sorted(tmp_path.iterdir())
@@ -215,18 +231,22 @@ def test_no_pickle_goes_to_a_disk_or_comes_from_there(tmp_path: Path) -> None:
 
 def test_a_rank_that_dies_after_a_resume_is_replaced_to_the_same_answer(tmp_path: Path) -> None:
     wanted = answer(finish(None))
-    with start(tmp_path, pause_s=0.02) as running:
-        running.wait_for("^at 20$", timeout_s=60)
+    directory, log = tmp_path / "kept", tmp_path / "events"
+    with start(directory, TEST_HOLD="20:") as running:
+        wait_for_kept(running, directory)
         kill_all(running)
-    first = int(sorted(tmp_path.iterdir())[-1].name[6:14])
-    drill = f"1,{first + 6},0,0 2,{first + 9},0,0,checkpoint"
-    done = finish(tmp_path, n=4, DIML_SPARES="1", DIML_RESUME="must", DIML_DRILL=drill)
+    env = {"DIML_DRILL": "1,26,0,0 2,29,1,0,checkpoint", "DIML_EVENTS": str(log)}
+    done = finish(directory, n=4, DIML_SPARES="1", DIML_RESUME="must", **env)
     assert first_version(done) > 0 and answer(done) == wanted
+    assert [event["version"] for event in read_events(log) if event["what"] == "drill"] == [26, 29]
 
 
 def test_a_job_that_gives_up_leaves_with_75_only_if_it_can_be_resumed(tmp_path: Path) -> None:
     lost = {"DIML_ON_FAILURE": "spare", "DIML_DRILL": "1,20,0,0"}
-    with start(tmp_path, pause_s=0.05, **lost) as running:
+    directory, gate = tmp_path / "kept", tmp_path / "gate"
+    with start(directory, TEST_HOLD=f"19:{gate}", **lost) as running:
+        wait_for_kept(running, directory)
+        gate.touch()
         running.wait(timeout_s=90).expect(75)
-    assert first_version(finish(tmp_path, DIML_RESUME="must")) > 0
+    assert first_version(finish(directory, DIML_RESUME="must")) > 0
     finish(None, 1, **lost)

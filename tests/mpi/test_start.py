@@ -39,7 +39,9 @@ _LATER = """subprocess.Popen(["sh", "-c", f"sleep {}; kill -9 {os.getpid()}"])""
     ids=["killed", "stuck", "killed-before-mpi", "the-first-killed", "others-in-mpi"],
 )
 def test_others_do_not_wait_for_ever(rank: int, before: str, how: str, words: str) -> None:
-    env = {"DIML_DEADLINE": "3", "DIML_FROZEN_DEADLINE": "3"}
+    # Who is slow to start is not to be taken for one that is stuck.
+    deadline_s = "3" if "3 s" in words else "30"
+    env = {"DIML_DEADLINE": deadline_s, "DIML_FROZEN_DEADLINE": "3"}
     program = PROGRAM.format(rank=rank, before=before.replace("{}", "1"), how=how)
     ended = run_mpi(3, program, env=env, timeout_s=60).expect(1)
     assert ended.stderr.count("diml: ") <= 1 and words in ended.stderr, ended.report()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +44,10 @@ def test_a_kill_between_two_meetings(
     path, log, events = tmp_path / "c.npz", tmp_path / "log", tmp_path / "events"
     files = ["--output", str(path), "--log", str(log), "--events", str(events)]
     with start_mpi(4, [*PROGRAM, *files, "--spares", "1"]) as job:
-        deadline = time.monotonic() + 60
-        while not (log.exists() and log.read_text().count("\n") > 4):
-            assert time.monotonic() < deadline and job.poll() is None, job.stderr
-            time.sleep(0.01)
-        assert job.kill(job.ranks()[victim].pid)
+        job.wait_until(log.exists, "the first meeting", timeout_s=60)
+        pid = job.ranks()[victim].pid
+        job.wait_until(lambda: log.read_text().count("\n") > 2, "two meetings", timeout_s=60)
+        assert job.kill(pid)
         job.wait(timeout_s=120).expect(0)
     np.testing.assert_array_equal(answer(path), reference)
     assert '"what":"repair"' in events.read_text().replace(" ", "")

@@ -119,7 +119,7 @@ def test_a_rank_in_an_endless_loop_is_killed_and_replaced(tmp_path: Path) -> Non
 def test_a_rank_that_says_it_is_busy_is_left_alone(tmp_path: Path) -> None:
     log = tmp_path / "events"
     busy = "job.busy(20); time.sleep(5)"
-    env = {"DIML_DEADLINE": "2", "DIML_FROZEN_DEADLINE": "2"}
+    env = {"DIML_DEADLINE": "3", "DIML_FROZEN_DEADLINE": "3"}
     _assert_right(_run(3, log, AT_FIVE=busy, **env), 3)
     assert not _events(log, "fence")
 
