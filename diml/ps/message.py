@@ -72,6 +72,8 @@ _INT64 = np.dtype(np.int64)
 read_header: Callable[..., tuple[Any, ...]] = _HEADER.unpack_from
 _pack: Callable[..., None] = _HEADER.pack_into
 PLAIN = (_MAGIC, _FORMAT)
+# Rows of a read that goes the short way; where there are more, what it spares is nothing.
+QUICK_BYTES = 1 << 16
 CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 assert _HEADER.size <= HEADER_BYTES
 

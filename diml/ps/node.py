@@ -189,9 +189,8 @@ class Node:
         drill = world.drill if world.settings.drills else None
         session = Session(port, core, world.settings.deadline_s, drill, world.calls)
         seed = world.settings.seed
-        saves = None
+        facts, saves = {name: str(value) for name, value in self._facts.items()}, None
         if self._durable is not None:
-            facts = {name: str(value) for name, value in self._facts.items()}
             saves = Saves(session, self._durable, self._stop, facts, world.end)
         return ParameterServer(
             session, self._workers, seed, reject_nonfinite, world.event, saves, self._clock_ended
@@ -311,9 +310,9 @@ class Node:
         port, core = self._port, self._core
         since_flush = 0
         while True:
-            found = port.receive(0.0) if since_flush < _FLUSH_AFTER else None
+            found = port.receive_bytes(0.0) if since_flush < _FLUSH_AFTER else None
             if found is None and core.may_linger:
-                found = port.receive(_LINGER_S)
+                found = port.receive_bytes(_LINGER_S)
             if found is None:
                 since_flush = 0
                 sends = core.flush()
@@ -321,10 +320,13 @@ class Node:
                     port.post(sends)
                     self._strike("inside")
                     self._world.committed()
-                found = port.receive(_PATIENCE_S)
+                found = port.receive_bytes(_PATIENCE_S)
             if found is not None:
                 since_flush += 1
-                sends = core.handle(*found)
+                if (answer := core.quick_answer(found[1])) is not None:
+                    port.send_bytes(found[0], answer)
+                    continue
+                sends = core.handle(found[0], port.opened(*found))
                 moved = self._moved()
                 port.post(sends)
                 if moved:
@@ -344,10 +346,7 @@ class Node:
         if not self._world.settings.drills:
             return False
         self._core.settle()
-        shard = self._core.server.shard if self._core.server else None
-        for copy in self._core.copies.values():
-            shard = shard or copy
-        before, self._closed = self._closed, shard.closed if shard else 0
+        before, self._closed = self._closed, self._core.closed
         self._strike("entry")
         return self._closed > before
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
-from diml.ps.message import Address, Kind, Message, Send
+from diml.ps.message import Address, Bytes, Kind, Message, Send
+from diml.ps.quick_serve import quick_answer
 from diml.ps.recovery import Holding, Plan, Report, placement
 from diml.ps.saving import Storage
 from diml.ps.server_core import ServerCore
 from diml.ps.shard import CLOCK, N, Shard, Tree
 
+# Access by name, or to a set, costs as much as what is done with a message's kind.
+_UPDATE, _GET = Kind.UPDATE, Kind.GET
 _OF_REPLICA = frozenset({Kind.TABLE, Kind.ROWS, Kind.RULE, Kind.KEEP, Kind.PASSED, Kind.COMMIT})
 
 
@@ -70,16 +73,24 @@ class NodeCore:
 
     def handle(self, sender: Address, message: Message) -> list[Send]:
         """Take one message; returns what to send."""
-        if message.kind in _OF_REPLICA:
+        kind = message.kind
+        if (kind is _UPDATE or kind is _GET) and self.server is not None:
+            return self.server.handle(message)
+        if kind in _OF_REPLICA:
             return self._replicate(sender, message)
-        if message.kind is Kind.MIRROR:
+        if kind is Kind.MIRROR:
             assert self._storage is not None, f"{self.place} got {message}"
             self._storage.mirror(message, self._servers)
             return []
         assert self.server is not None, f"{self.place} got {message}"
-        if message.kind is Kind.COMMITTED:
+        if kind is Kind.COMMITTED:
             return self.server.committed(sender, message.mark)
         return self.server.handle(message)
+
+    def quick_answer(self, data: Bytes) -> Bytes | None:
+        """The answer to a message as it came, if it can be given at once, as it goes; else None,
+        and the message is for `handle`."""
+        return quick_answer(self.server, data)
 
     def flush(self) -> list[Send]:
         """To be called when no message is waiting: start the next commit, install what came."""
@@ -94,6 +105,12 @@ class NodeCore:
             for parts in commits:
                 self.copies[index].install(parts)
                 self._arm(self.copies[index])
+
+    @property
+    def closed(self) -> int:
+        """Clocks that the shard served here has closed, else the first copy; 0 without either."""
+        held = [self.server.shard] if self.server else list(self.copies.values())
+        return held[0].closed if held else 0
 
     @property
     def may_linger(self) -> bool:

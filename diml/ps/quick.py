@@ -22,6 +22,7 @@ from diml.ps.message import (
     HEADER_BYTES,
     NO_IDS,
     PLAIN,
+    QUICK_BYTES,
     Address,
     Bytes,
     Ids,
@@ -50,6 +51,7 @@ class QuickReads:
         self._dtype, self._code = spec.numpy_dtype, CODES[spec.numpy_dtype]
         self._bound = None if core.consistency.model == "asp" else core.consistency.staleness
         self._row_bytes = spec.cols * self._dtype.itemsize
+        self._rows_max = QUICK_BYTES // self._row_bytes
         self.ids: Ids = NO_IDS
         self._frame = np.empty(0, np.uint8)
 
@@ -62,14 +64,14 @@ class QuickReads:
 
     def question(self, ids: ArrayLike) -> Bytes | None:
         """The bytes that ask for rows, MPI's until the answer has come; None if there are none to
-        ask for. Raises Misuse for bad ids."""
+        ask for, or many. Raises Misuse for bad ids."""
         core, known = self._core, self.ids
         if not (_is_plain(ids) and same_ids(known, ids)):
             checked = checked_ids(self.spec, ids)
             self._frame, known, _ = frame(len(checked), 0, 0, _BYTE)
             known[:] = checked
             self.ids = known
-        if not len(known):
+        if not 0 < len(known) <= self._rows_max:
             return None
         write_get(
             self._frame, core.worker, core.clock, len(known), self.spec.id, core.questions.next

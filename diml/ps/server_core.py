@@ -38,6 +38,8 @@ from diml.ps.saving import Nowhere, Saving, Storage
 from diml.ps.shard import CLOCK, Closing, Shard
 from diml.ps.tables import TableSpec
 
+# Access by name, or to a set, costs as much as what is done with a message's kind.
+_WHO, _GET, _UPDATE, _LOCAL = Kind.WHO, Kind.GET, Kind.UPDATE, Kind.LOCAL
 _OF_SAVING = frozenset({Kind.CHECK, Kind.SAVE, Kind.RECALL})
 
 
@@ -97,7 +99,7 @@ class ServerCore:
 
     def handle(self, message: Message) -> list[Send]:
         """Take a worker's message; returns what can be sent at once."""
-        if message.kind is Kind.WHO:
+        if message.kind is _WHO:
             late = Message(Kind.LATE, request=message.request, values=text_rows(self._late()))
             return [Send(self._workers[message.worker], late)]
         if self._waiting:
@@ -107,15 +109,16 @@ class ServerCore:
         return self._released()
 
     def _process(self, message: Message) -> None:
-        if message.kind is Kind.GET:
+        kind = message.kind
+        if kind is _GET:
             self._parked.append(message)
-        elif message.kind in (Kind.UPDATE, Kind.LOCAL):
+        elif kind is _UPDATE or kind is _LOCAL:
             assert self._consistency is not None, f"{message} before OPEN"
             if self._consistency.buffered:
                 self._buffer(message)
             else:
                 self._apply(message)
-        elif message.kind in _OF_SAVING:
+        elif kind in _OF_SAVING:
             for question, answer in self._saving.handle(message):
                 self._reply(question, answer)
             if self._saving.mirror is not None:
@@ -173,11 +176,11 @@ class ServerCore:
 
     def _buffer(self, message: Message) -> None:
         """BSP: keep until all workers have finished the clock, then apply all in worker order."""
-        worker = message.worker
-        if message.clock < self.shard.closed:
+        worker, closed = message.worker, self.shard.closed
+        if message.clock < closed:
             self._to_acknowledge.add(worker)
             return
-        assert message.clock == self.shard.closed, f"{message} at clock {self.shard.closed}"
+        assert message.clock == closed, f"{message} at clock {closed}"
         assert worker not in self._finished, f"{message} after the end of the clock"
         self._buffers[worker].append(message)
         if not message.flags & Flag.LAST:
@@ -263,9 +266,12 @@ class ServerCore:
             return commits
         if self.shard.push and self.shard.closed > self._pushed:
             self._replies += self._pushes()
+        if not self._parked and not self._replies:
+            return []
         parked, self._parked = self._parked, []
         for message in parked:
-            if self._readable(message):
+            exact = message.flags & Flag.EXACT
+            if self.readable(message.clock, self.shard.closed, exact):
                 self._reply(message, self._values(message))
             else:
                 self._parked.append(message)
@@ -305,16 +311,27 @@ class ServerCore:
             for worker in workers
         ]
 
-    def _readable(self, message: Message) -> bool:
-        if message.flags & Flag.EXACT:
-            return self.shard.closed >= message.clock
-        assert self._consistency is not None, f"{message} before OPEN"
-        return self._consistency.readable(message.clock, self.shard.closed)
+    def readable(self, clock: int, closed: int, exact: int = Flag.NONE) -> bool:
+        """Whether a read at `clock` may be answered once all have finished `closed` clocks."""
+        if exact:
+            return closed >= clock
+        assert self._consistency is not None, "a read before OPEN"
+        return self._consistency.readable(clock, closed)
+
+    @property
+    def answers_at_once(self) -> bool:
+        """Whether nothing stands before the answer to a read (see `diml.ps.quick_serve`)."""
+        before = self._staged or self._waiting or self._parked or self._replies or self._closing
+        return not (before or self.shard.push)
+
+    def acknowledged_by_answer(self, worker: int) -> None:
+        """An answer to this worker says what an acknowledgement would."""
+        self._to_acknowledge.discard(worker)
 
     def _values(self, message: Message) -> Message:
         """The rows that a GET asks for, stamped with the clock of the slowest worker."""
         worker = message.worker
-        self._to_acknowledge.discard(worker)
+        self.acknowledged_by_answer(worker)
         clock, n, _ = self.shard.ledger[worker].tolist()
         closed, request = self.shard.closed, message.request
         if not len(message.ids):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from diml.kernels.rows import next_clock
 from diml.ps.message import NO_IDS, Bytes, Ids, Kind, Message, blob_rows, text_of, text_rows
 from diml.ps.sparse_shard import SparseShard
 from diml.ps.table_shard import Saved, TableShard
@@ -137,14 +138,13 @@ class Shard:
         states as they are at its end, and what `apply_clock` has yet to do with each table."""
         by_table: dict[int, list[Message]] = {}
         for message in updates:
-            seen = int(self.ledger[message.worker, ACKNOWLEDGED])
-            self.ledger[message.worker, ACKNOWLEDGED] = max(seen, message.mark)
+            if message.mark > self.ledger[message.worker, ACKNOWLEDGED]:
+                self.ledger[message.worker, ACKNOWLEDGED] = message.mark
             if message.kind is Kind.LOCAL:
                 self._keep(message.worker, message.clock + 1, message.values.reshape(-1))
             elif len(message.ids):
                 by_table.setdefault(message.table, []).append(message)
-        self.ledger[:, CLOCK] += 1
-        self.ledger[:, N] = 0
+        next_clock(self.ledger, CLOCK, N)
         self._forget()
         closing = []
         for key in sorted(by_table):

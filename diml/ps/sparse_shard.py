@@ -48,7 +48,7 @@ class SparseShard(TableShard):
         self.keys = np.empty(0, np.int64)
         self.values: Rows = np.zeros((0, 1), spec.numpy_dtype)
         self.state: Rows = np.zeros((0, self.rule.slots), spec.numpy_dtype)
-        self.steps = 0
+        self.steps = self.quick_rows = 0
         self.for_replica = TouchedCells()
         self.for_readers = TouchedCells()
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diml.kernels import rows as kernels
-from diml.ps.message import NO_IDS, Bytes, Fill, Ids, Kind, Message, Rows, frame
+from diml.ps.message import NO_IDS, QUICK_BYTES, Bytes, Fill, Ids, Kind, Message, Rows, frame
 from diml.ps.pieces import LEAST_BYTES
 from diml.ps.rules import rule_of
 from diml.ps.tables import TableSpec, first_values
@@ -63,6 +63,9 @@ class TableShard:
         self.values: Rows = first_values(spec, low, high)
         self.state: Rows = np.zeros((high - low, self.rule.slots * spec.cols), spec.numpy_dtype)
         self.steps = 0
+        row_bytes = spec.cols * spec.numpy_dtype.itemsize
+        # How many may be read by the short way.
+        self.quick_rows = 0 if self.rule.echo else QUICK_BYTES // row_bytes
         self.for_replica = Touched(low, high)
         self.for_readers = Touched(low, high)
 
@@ -92,7 +95,11 @@ class TableShard:
         return buffer, NO_IDS, rows, None
 
     def _gather(self, ids: Ids, rows: Rows, low: int, high: int) -> None:
-        _take(self.values, self.low, ids[low:high], rows[low:high])
+        self.gather(ids[low:high], rows[low:high])
+
+    def gather(self, ids: Ids, out: Rows) -> None:
+        """The rows that a worker reads, where no state goes with them, into `out`."""
+        _take(self.values, self.low, ids, out)
 
     def saved(self, ids: Ids) -> Saved:
         """A copy of rows as they are now."""
