@@ -297,7 +297,7 @@ class ClientCore:
     @property
     def all_acknowledged(self) -> bool:
         """Whether every server has acknowledged every update sent."""
-        return not self.behind()
+        return self.sent.complete((self.clock, self.n))
 
     def behind(self) -> list[int]:
         """Servers that have not acknowledged every update sent."""

@@ -141,6 +141,8 @@ class Filters:
     def unpack(self, data: Bytes, peer: int) -> Message:
         """The message in bytes from a peer. Raises CorruptState if it is not whole."""
         if len(data) >= HEADER_BYTES:
+            if not (self._peers or data.item(_APPLIED) or data.item(_WANTED)):
+                return decode(data)
             applied = int(data[_APPLIED])
             if data[_WANTED]:
                 self._peers[peer] = int(data[_WANTED])

@@ -328,7 +328,8 @@ class Node:
                     continue
                 sends = core.handle(found[0], port.opened(*found))
                 moved = self._moved()
-                port.post(sends)
+                if sends:
+                    port.post(sends)
                 if moved:
                     self._strike("after")
             elif (word := port.word()) is not None:

@@ -36,9 +36,10 @@ class Sent:
     def retain(self, by_server: list[list[Message]]) -> list[Send]:
         """Remember these messages by server; returns them on their way."""
         sends = []
-        for to, retained, messages in zip(self._servers, self._retained, by_server, strict=True):
-            retained.extend(messages)
-            sends += [Send(to, message) for message in messages]
+        for server, messages in enumerate(by_server):
+            self._retained[server].extend(messages)
+            for message in messages:
+                sends.append(Send(self._servers[server], message))
         return sends
 
     def acknowledge(self, server: int, clock: int, n: int) -> None:
@@ -65,6 +66,10 @@ class Sent:
     def most(self) -> int:
         """Messages that one server has yet to acknowledge, at most."""
         return max(len(kept) for kept in self._retained)
+
+    def complete(self, stamp: tuple[int, int]) -> bool:
+        """Whether every server has acknowledged everything before (clock, n)."""
+        return min(self._acknowledged) >= stamp
 
     def behind(self, stamp: tuple[int, int]) -> list[int]:
         """Servers that have not acknowledged everything before (clock, n)."""

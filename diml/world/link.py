@@ -221,7 +221,8 @@ class Link:
 
     def isend(self, buffer: Any, dest: int, tag: int = 0) -> Sending:
         """Start to send bytes; the link keeps the buffer alive until they are gone."""
-        self.still_sending()
+        if self._sendings:
+            self.still_sending()
         try:
             sending = Sending(self.comm.Isend([buffer, _BYTE], dest, tag), buffer)
         except MPI.Exception as error:
@@ -274,10 +275,9 @@ class Link:
             handle = self.comm.Improbe(source, tag, status)
             if handle is None:
                 return None
-            sender, its_tag = status.Get_source(), status.Get_tag()
             data = np.empty(status.Get_count(_BYTE), np.uint8)
             handle.Recv([data, _BYTE])
-            return Message(data, sender, its_tag)
+            return Message(data, status.Get_source(), status.Get_tag())
         except MPI.Exception as error:
             raise translated(error) from None
 
