@@ -259,7 +259,10 @@ class ParameterServer:
         """A definition, checked here before any server hears of it."""
         seed = self._seed if seed is None else seed
         numbers = tuple(sorted(options.items()))
-        type_name = str(np.dtype(dtype))
+        try:
+            type_name = str(np.dtype(dtype))
+        except TypeError:
+            type_name = str(dtype)  # which the definition refuses
         start = spec_of_init(init)
         spec = TableSpec(name, rows, cols, type_name, start, seed, rule, numbers, sparse)
         rule_of(spec)

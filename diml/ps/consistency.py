@@ -56,7 +56,7 @@ def parse_consistency(text: str | None, staleness: int) -> Consistency:
     """
     if not isinstance(staleness, int) or isinstance(staleness, bool) or staleness < 0:
         raise Misuse(f"staleness {staleness!r} is not a whole number from 0 on")
-    match = re.fullmatch(r"(\w+?)(?:\(([0-9]+)\))?", text or "ssp")
+    match = re.fullmatch(r"(\w+?)(?:\(([0-9]+)\))?", str(text or "ssp"))
     model = match[1] if match else ""
     if match is None or model not in MODELS:
         raise Misuse(f"consistency {text!r} is none of bsp, ssp(s), essp(s), asp")

@@ -96,8 +96,8 @@ class KeyValues:
             return self._waited(stamp)
 
     def _waited(self, stamp: int) -> NDArray[Any] | None:
-        if not 0 <= stamp < self._next:
-            raise Misuse(f"{self._spec.name!r} has given out no timestamp {stamp}")
+        if not isinstance(stamp, int | np.integer) or not 0 <= stamp < self._next:
+            raise Misuse(f"{self._spec.name!r} has given out no timestamp {stamp!r}")
         result: NDArray[Any] | None = None
         session, core = self._session, self._session.core
         for part in self._open.pop(stamp, []):

@@ -17,6 +17,7 @@ from typing import Any
 from diml.checkpoint.keeper import StopRequest
 from diml.errors import GaveUp, Misuse, PeerFailed
 from diml.ps.buffers import keep_freed_memory, wake_promptly
+from diml.ps.checks import check_options
 from diml.ps.client import ParameterServer
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
@@ -179,10 +180,7 @@ class Node:
     ) -> ParameterServer:
         world = self._world
         model = parse_consistency(consistency, staleness)
-        if row_cache_size is not None and row_cache_size < 0:
-            raise Misuse(f"a row cache of {row_cache_size} rows cannot be")
-        if not significance >= 0 or (significance and model.buffered):
-            raise Misuse(f"significance {significance} goes with staleness, and is not negative")
+        check_options(row_cache_size, significance, model.buffered)
         core = ClientCore(world.rank, max(1, self._servers), model, row_cache_size, significance)
         self._client_core = core
         port = self._port if self._servers else LocalPort(self._durable, alone)

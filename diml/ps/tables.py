@@ -54,6 +54,10 @@ class TableSpec:
     sparse: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise Misuse(f"a table's name is a text, not {self.name!r}")
+        if not isinstance(self.seed, int):
+            raise Misuse(f"table {self.name!r}: seed = {self.seed!r} is not a whole number")
         for what, number in (("rows", self.rows), ("cols", self.cols)):
             if not isinstance(number, int) or isinstance(number, bool) or number < 1:
                 raise Misuse(f"table {self.name!r}: {what} = {number!r} is not a positive number")
@@ -69,6 +73,10 @@ class TableSpec:
             )
         if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
             raise Misuse(f"table {self.name!r}: init {self.init!r} has a number that is not finite")
+        if (kind == "uniform" and self.init[2] < self.init[1]) or (  # type: ignore[operator]
+            kind == "normal" and self.init[2] < 0  # type: ignore[operator]
+        ):
+            raise Misuse(f"table {self.name!r}: init {self.init!r} is no distribution")
         if self.sparse and (kind != "zeros" or self.rows * self.cols >= 2**63):
             raise Misuse(f"table {self.name!r}: a sparse one begins as zeros, of < 2^63 cells")
 
@@ -110,12 +118,17 @@ class TableSpec:
 
 
 def spec_of_init(init: Any) -> tuple[str | float, ...]:
-    """What a caller gave as `init`, as a tuple: a name, a number, or a sequence."""
+    """What a caller gave as `init`, as a tuple: a name, a number, or a sequence. Raises Misuse."""
     if isinstance(init, str):
         return (init,)
-    if isinstance(init, int | float):
+    if isinstance(init, int | float | np.number):
         return ("constant", float(init))
-    return (str(init[0]), *(float(x) for x in init[1:]))
+    try:
+        return (str(init[0]), *(float(x) for x in init[1:]))
+    except (TypeError, ValueError, IndexError, KeyError):
+        raise Misuse(
+            f"init {init!r} is neither a name, a number, nor a name with numbers"
+        ) from None
 
 
 def row_range(rows: int, shard: int, shards: int) -> tuple[int, int]:

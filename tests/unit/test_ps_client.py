@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diml.errors import DeadlineExceeded, Misuse
+from diml.ps.checks import check_options
 from diml.ps.client import ParameterServer
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
@@ -128,6 +129,7 @@ def test_what_get_returns_is_the_callers_own() -> None:
 def test_bad_calls_name_the_table_and_the_rows() -> None:
     ps = _server(reject_nonfinite=True)
     table = ps.table("R", 10, 3)
+    small = ps.table("small", 10, 2, dtype="int32")
     bad: list[tuple[Any, str]] = [
         (lambda: table.get([0, 10]), "'R' has rows 0..9, not 10"),
         (lambda: table.get([-1]), "not -1"),
@@ -139,12 +141,29 @@ def test_bad_calls_name_the_table_and_the_rows() -> None:
         (lambda: ps.table("R", 11, 3), "rows 10 against 11"),
         (lambda: ps.table("S", 11, 3, rule="nothing"), "'S'"),
         (lambda: ps.kv("R", 10, width=3, rule="add"), "not a key-value vector"),
+        (lambda: ps.table("T", 1, 1, dtype="nonsense"), "'nonsense'"),
+        (lambda: ps.table("T", 1, 1, init=("uniform", "a", "b")), "neither a name"),
+        (lambda: ps.table("T", 1, 1, init=object()), "neither a name"),
+        (lambda: ps.kv("V", 10).wait("x"), "timestamp 'x'"),  # type: ignore[arg-type]
+        (
+            lambda: small.inc([1, 2], np.array([[1, 1], [1, 2**40]])),
+            "1099511627776 for row 2 is too large",
+        ),
+        (lambda: small.inc([1], np.array([[0.5, 1]])), "float64"),
+        (lambda: table.inc([4], np.array([[1, 1e300, 0]])), "of rows 4"),
     ]
     for call, words in bad:
         with pytest.raises(Misuse, match=words):
             call()
     assert ps.table("R", 10, 3) is table
     assert not table.get(np.arange(10)).any()
+
+
+@pytest.mark.parametrize("options", [(-1, 0.0), ("x", 0.0), (None, "x"), (None, -1.0), (None, 0.5)])
+def test_options_that_cannot_be_are_refused(options: tuple[object, object]) -> None:
+    check_options(0, 0, True)
+    with pytest.raises(Misuse):
+        check_options(*options, buffered=True)
 
 
 def test_updates_that_no_clock_has_sent_are_not_lost_in_silence() -> None:

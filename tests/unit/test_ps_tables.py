@@ -44,6 +44,10 @@ def test_first_values_have_their_distribution() -> None:
         ({"init": ("gamma", 1)}, "init"),
         ({"init": ("uniform", 1)}, "init"),
         ({"init": ("constant", float("nan"))}, "finite"),
+        ({"init": ("uniform", 2.0, 1.0)}, "no distribution"),
+        ({"init": ("normal", 0.0, -1.0)}, "no distribution"),
+        ({"name": 3}, "name is a text"),
+        ({"seed": "x"}, "seed"),
     ],
 )
 def test_senseless_definitions_are_refused(change: dict[str, object], word: str) -> None:
