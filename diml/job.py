@@ -78,7 +78,7 @@ def init(
         settings = settings_from(os.environ, flags or {}, arguments)
         ours = guard is None and TRIAL not in os.environ
         with (
-            mpi_params.alone(os.environ) if alone else nullcontext(),
+            mpi_params.alone(os.environ) if alone else mpi_params.eager(os.environ),
             StartGuard(settings.deadline_s, os.environ) if ours else nullcontext(),
         ):
             from diml.world.start import start, start_spawned

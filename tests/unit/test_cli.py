@@ -98,6 +98,16 @@ def test_what_is_missing_comes_with_a_remedy(monkeypatch: pytest.MonkeyPatch) ->
         assert findings[topic].remedy
 
 
+def test_messages_of_one_fragment_go_at_once_unless_the_user_says_otherwise() -> None:
+    env = {"HOME": "here"}
+    with mpi_params.eager(env):
+        assert env["OMPI_MCA_btl_sm_eager_limit"] == "32768"
+    assert env == {"HOME": "here"}
+    with mpi_params.eager(env := {"OMPI_MCA_btl_sm_eager_limit": "4096"}):
+        assert env == {"OMPI_MCA_btl_sm_eager_limit": "4096"}
+    assert env == {"OMPI_MCA_btl_sm_eager_limit": "4096"}
+
+
 @pytest.mark.parametrize("said", [{"OMPI_MCA_btl": "tcp,self"}, {"PMIX_RANK": "0"}])
 def test_only_a_process_that_is_alone_does_without_transports(said: dict[str, str]) -> None:
     env: dict[str, str] = {}
