@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
 from diml.checkpoint.codec import decode, encode
@@ -26,6 +25,9 @@ from diml.ps.saves import Resumed, Saves
 from diml.ps.session import Session
 from diml.ps.sparse import cells_of, matrix_of
 from diml.ps.tables import TableSpec, same_definition, spec_of_init
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 Event = Callable[..., None]
 

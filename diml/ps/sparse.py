@@ -6,10 +6,9 @@ has added is read at once, as with dense tables; rows are not kept from one read
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import ArrayLike
 
 from diml.errors import Misuse
@@ -17,12 +16,17 @@ from diml.ps.checks import checked_ids, checked_updates
 from diml.ps.message import Ids, Rows
 from diml.ps.tables import TableSpec
 
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+
 
 def cells_of(
     spec: TableSpec, ids: ArrayLike, deltas: Any, reject_nonfinite: bool
 ) -> tuple[Ids, Rows]:
     """Cells and values (m, 1) of an update: `deltas` is a sparse matrix (len(ids), cols), or an
     array of that shape. Raises Misuse, naming the table and the rows."""
+    import scipy.sparse as sp  # not at the top: a tenth of a second in every process
+
     checked = checked_ids(spec, ids)
     if not sp.issparse(deltas):
         deltas = sp.csr_array(checked_updates(spec, checked, deltas, reject_nonfinite))
@@ -39,6 +43,8 @@ def cells_of(
 
 def matrix_of(spec: TableSpec, ids: Ids, cells: Ids, values: Rows) -> sp.csr_array:
     """Rows `ids`, in their order, of the cells that were read of them."""
+    import scipy.sparse as sp
+
     unique, places = np.unique(ids, return_inverse=True)
     rows, columns = np.divmod(cells, spec.cols)
     shape = (len(unique), spec.cols)
