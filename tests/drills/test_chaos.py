@@ -9,7 +9,7 @@ from tests.helpers.mpi import run_mpi
 
 def test_a_job_outlives_random_kills_and_the_cost_is_told() -> None:
     words = ["--chaos", "0.5", "--for", "3", "--workers", "3", "--spares", "1", "--seed", "2", "--"]
-    words += ["diml.jobs.drill", "--program", "local", "--rounds", "1200", "--ndata", "300"]
+    words += ["diml.jobs.drill", "--program", "local", "--rounds", "700", "--ndata", "300"]
     finished = run_mpi(None, ["-m", "diml.jobs.drill"], args=words, timeout_s=180).expect(0)
     out = finished.stdout
     assert "identical to the run without failures: yes" in out, finished.report()
