@@ -30,6 +30,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 MPIRUN = Path(sys.executable).with_name("mpirun")
 PARSED_S, EPOCH_RATIO, MEMORY_RATIO = 10.0, 1.3, 1.5
 LIMIT = "200MB"
+ENTRY_BYTES = 12
 ROWS, COLS, K = 70_000, 10_000, 32
 PARSE = """
 import sys, time
@@ -124,9 +125,13 @@ def epoch(blocks: Path, workers: int, engine: str, limit: str | None) -> tuple[f
 def out_of_core(folder: Path, nbytes: int, repeats: int, workers: int) -> bool:
     """Print what a limit costs; whether the targets are met."""
     blocks = folder / "data.h5"
-    convert(Order("planted", blocks), chunks(nbytes // 12))
+    convert(Order("planted", blocks), chunks(nbytes // ENTRY_BYTES))
     allowed = MEMORY_RATIO * size(LIMIT) + 4 * K * (ROWS + COLS)
-    print(f"{nbytes / 1e9:.2f} GB of entries on disk, --memory-limit {LIMIT}, K = {K}")
+    entries, stored = nbytes // ENTRY_BYTES, blocks.stat().st_size
+    print(
+        f"{entries:,} entries: {nbytes / 1e9:.2f} GB in memory, {stored / 1e9:.2f} GB on disk; "
+        f"--memory-limit {LIMIT}, K = {K}"
+    )
     print(f"{'':>20} {'s an epoch':>11} {'ratio':>6} {'peak MB':>8} {'of the bound':>13}")
     met = True
     for engine, count in (("ps", 1), ("rotate", workers), ("ps", workers)):
@@ -152,7 +157,9 @@ def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=10_000_000, help="of the text")
-    parser.add_argument("--size", type=size, default=size("480MB"), help="of the blocks")
+    parser.add_argument(
+        "--size", type=size, default=size("480MB"), help="of the entries, 12 bytes each"
+    )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="less data, once; always 0")

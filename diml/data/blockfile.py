@@ -5,10 +5,11 @@ Owns the format. Must not know who trains on the entries, nor how they came into
 Rows and columns are renumbered so that those of one group are neighbours: rows of group g are
 row_ends[g] .. row_ends[g + 1] - 1, columns likewise. A cell is what a group of rows has in a group
 of columns; cells stand by column group, then row group, and cell x has the entries cell_ends[x] ..
-cell_ends[x + 1] - 1 of the datasets `rows`, `cols` and `values`. All datasets are contiguous and
-plain, so HDF5 is needed to make the file, not to read it: the first 4096 bytes, which HDF5 leaves
-to the user, hold in JSON where each dataset lies and a CRC-32 of all but the entries. Each cell has
-a checksum of its own (see `diml.data.grid`).
+cell_ends[x + 1] - 1 of the datasets `places` and `values`. An entry's place tells its row and its
+column, both counted from the beginning of their group: row << col_bits | col. All datasets are
+contiguous and plain, so HDF5 is needed to make the file, not to read it: the first 4096 bytes,
+which HDF5 leaves to the user, hold in JSON where each dataset lies and a CRC-32 of all but the
+entries. Each cell has a checksum of its own (see `diml.data.grid`).
 
 Invariants: the head is written last, so a file is whole or has none; whatever is damaged ends as
 Misuse that names the file, never as other entries.
@@ -31,20 +32,25 @@ import numpy.typing as npt
 from diml.errors import Misuse
 
 HEAD_BYTES = 4096
-ENTRIES = ("rows", "cols", "values")
-_MAGIC = b'{"diml-blocks": 1, '
+ENTRIES = ("places", "values")
+TEST = ("test_rows", "test_cols", "test_values")
+_FAMILY = b'{"diml-blocks": '
+_MAGIC = _FAMILY + b"2, "
 _HEX = 8
+_COL_BITS_MAX = 32
 _READ_BYTES = 1 << 24
 # Read what the page cache has, and do not wait for the disk: not known to every C library.
 _AT_ONCE = getattr(os, "RWF_NOWAIT", None)
 _DTYPES = {
-    **dict.fromkeys(("rows", "cols", "test_rows", "test_cols"), "<i4"),
+    **dict.fromkeys(("test_rows", "test_cols"), "<i4"),
     **dict.fromkeys(("values", "test_values"), "<f4"),
     **dict.fromkeys(("row_ids", "col_ids", "row_entries", "col_entries"), "<i8"),
     **dict.fromkeys(("row_ends", "col_ends", "cell_ends"), "<i8"),
     "cell_checks": "<u8",
 }
-_FACTS = ("n_rows", "n_cols", "entries", "test_entries", "row_groups", "col_groups", "seed")
+_NUMBERS = ("n_rows", "n_cols", "entries", "test_entries", "row_groups", "col_groups", "seed")
+_FACTS = (*_NUMBERS, "col_bits", "place_bytes")
+PLACE_BYTES = (2, 4, 8)
 
 Ids = npt.NDArray[np.int64]
 
@@ -57,6 +63,8 @@ class Facts:
         n_rows, n_cols: its shape.
         entries, test_entries: known entries to train on, and held out.
         row_groups, col_groups: how it is cut.
+        col_bits: of a place, those that tell the column.
+        place_bytes: width of a place.
         seed: of the order of the entries and of what is held out.
         test_fraction: the share of the source that was held out.
         one_based: whether the ids of a text source were read as beginning at 1.
@@ -70,6 +78,8 @@ class Facts:
     test_entries: int
     row_groups: int
     col_groups: int
+    col_bits: int
+    place_bytes: int
     seed: int
     test_fraction: float
     one_based: bool
@@ -82,7 +92,7 @@ class Facts:
         cells = self.row_groups * self.col_groups
         return {
             **dict.fromkeys(ENTRIES, self.entries),
-            **{f"test_{name}": self.test_entries for name in ENTRIES},
+            **dict.fromkeys(TEST, self.test_entries),
             "row_ids": self.n_rows,
             "row_entries": self.n_rows,
             "col_ids": self.n_cols,
@@ -92,6 +102,10 @@ class Facts:
             "cell_checks": cells,
         }
 
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Of a dataset."""
+        return np.dtype(f"<u{self.place_bytes}" if name == "places" else _DTYPES[name])
+
 
 def is_block_file(path: str | os.PathLike[str]) -> bool:
     """Whether a file is one of these, or any other HDF5 file, going by its first bytes."""
@@ -100,7 +114,7 @@ def is_block_file(path: str | os.PathLike[str]) -> bool:
             head = file.read(len(_MAGIC))
     except OSError:
         return False
-    return head == _MAGIC or head.startswith(b"\x89HDF\r\n\x1a\n")
+    return head.startswith((_FAMILY, b"\x89HDF\r\n\x1a\n"))
 
 
 class Writer:
@@ -122,7 +136,7 @@ class Writer:
         try:
             with h5py.File(self._beside, "w", userblock_size=HEAD_BYTES, locking=False) as file:
                 for name, count in facts.counts().items():
-                    kind = h5py.h5t.py_create(np.dtype(_DTYPES[name]))
+                    kind = h5py.h5t.py_create(facts.dtype(name))
                     space = h5py.h5s.create_simple((count,))
                     made = h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=early)
                     self._offsets[name] = int(made.get_offset()) if count else 0
@@ -132,20 +146,14 @@ class Writer:
 
     def put(self, name: str, first: int, data: npt.NDArray[Any]) -> None:
         """Write a part of a dataset, from place `first` on. Raises OSError."""
-        data = np.ascontiguousarray(data, _DTYPES[name])
+        data = np.ascontiguousarray(data, self.facts.dtype(name))
         assert first >= 0 and first + len(data) <= self.facts.counts()[name]
-        _write(self._file, data.view(np.uint8).data, self._offsets[name] + first * data.itemsize)
-
-    def get(self, name: str, first: int, count: int) -> npt.NDArray[Any]:
-        """Read a part of a dataset back."""
-        data = np.empty(count, _DTYPES[name])
-        read_into(self._file, data, self._offsets[name] + first * data.itemsize)
-        return data
+        write(self._file, data.view(np.uint8).data, self._offsets[name] + first * data.itemsize)
 
     def finish(self) -> None:
         """Write the head and give the file its name."""
         crc = _outline(self._file, self._offsets, self.facts)
-        _write(self._file, memoryview(_head_text(self.facts, self._offsets, crc)), 0)
+        write(self._file, memoryview(_head_text(self.facts, self._offsets, crc)), 0)
         os.fsync(self._file)
         os.close(self._file)
         self._beside.replace(self.path)
@@ -206,7 +214,7 @@ class BlockFile:
     def read(self, name: str, first: int = 0, count: int | None = None) -> npt.NDArray[Any]:
         """A dataset, or a part of it. Raises Misuse if the file has become shorter."""
         whole = self.facts.counts()[name]
-        data = np.empty(whole - first if count is None else count, _DTYPES[name])
+        data = np.empty(whole - first if count is None else count, self.facts.dtype(name))
         try:
             read_into(self._file, data, self.offsets[name] + first * data.itemsize)
         except OSError as error:
@@ -215,6 +223,11 @@ class BlockFile:
 
     def _head(self) -> tuple[Facts, dict[str, int], int]:
         head = os.pread(self._file, HEAD_BYTES, 0)
+        if head.startswith(_FAMILY) and not head.startswith(_MAGIC):
+            raise Misuse(
+                f"{self.path}: blocks in the format of another version: make it again with "
+                "`diml convert`"
+            )
         if not head.startswith(_MAGIC):
             raise Misuse(f"{self.path}: not a file of `diml convert`, or not a whole one")
         try:
@@ -230,9 +243,11 @@ class BlockFile:
             good = False
         if not good or any(type(getattr(facts, name)) is not int for name in _FACTS):
             raise _damaged(self.path, "its head makes no sense")
+        if facts.place_bytes not in PLACE_BYTES or not 0 <= facts.col_bits <= _COL_BITS_MAX:
+            raise _damaged(self.path, "its head makes no sense")
         size = os.fstat(self._file).st_size
         for name, count in facts.counts().items():
-            end = offsets.get(name, size) + count * np.dtype(_DTYPES[name]).itemsize
+            end = offsets.get(name, size) + count * facts.dtype(name).itemsize
             if count < 0 or end > size:
                 raise _damaged(self.path, f"it is cut short, {name} should end at byte {end}")
         return facts, offsets, crc
@@ -291,7 +306,9 @@ def _head_text(facts: Facts, offsets: Mapping[str, int], crc: int) -> bytes:
 
 def _outline(file: int, offsets: Mapping[str, int], facts: Facts) -> int:
     """CRC-32 of the head's facts and of all bytes of the file but the entries and the head."""
-    skipped = sorted((offsets[name], facts.entries * 4) for name in ENTRIES)
+    skipped = sorted(
+        (offsets[name], facts.entries * facts.dtype(name).itemsize) for name in ENTRIES
+    )
     crc = zlib.crc32(json.dumps(vars(facts)).encode())
     position, size = HEAD_BYTES, os.fstat(file).st_size
     for start, length in (*skipped, (size, 0)):
@@ -305,7 +322,8 @@ def _outline(file: int, offsets: Mapping[str, int], facts: Facts) -> int:
     return crc
 
 
-def _write(file: int, view: memoryview, offset: int) -> None:
+def write(file: int, view: memoryview, offset: int) -> None:
+    """Write all of it at this offset."""
     done = 0
     while done < len(view):
         done += os.pwrite(file, view[done : done + _READ_BYTES], offset + done)

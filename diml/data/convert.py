@@ -3,7 +3,8 @@
 Owns how rows and columns are grouped and in which order entries come. Pure but for its files.
 
 The text is parsed once, into a spool beside the result; the spool is counted, then dealt into
-buckets of neighbouring cells that each fit into memory, then each bucket is sorted and shuffled.
+buckets of neighbouring cells that each fit into memory, in a second file beside the result; then
+each bucket is sorted, shuffled and written as places.
 Invariants: the result depends on the entries, their order and the seed only, not on the memory
 that was given; what is held out is what the job holds out of the same text with the same seed.
 """
@@ -20,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from diml.data.blockfile import ENTRIES, BlockFile, Facts, Writer
+from diml.data.blockfile import PLACE_BYTES, BlockFile, Facts, Writer, read_into, write
 from diml.data.files import files_of
 from diml.data.grid import count_cells, count_ids, deal, settle
 from diml.data.offsets import Offsets
@@ -83,23 +84,32 @@ def convert(order: Order, chunks: Iterable[Triplets] | None = None) -> BlockFile
         chunks: the entries, if they are not to come from the files of `order.source`, which is
             then only a name.
     """
-    spool_path = order.target.with_name(f".{order.target.name}.spool")
     try:
-        with open(spool_path, "w+b") as file:
+        with _beside(order, "spool") as file, _beside(order, "buckets") as dealt:
             spool = _Spool(file)
             survey = _survey(order, spool, _parsed(order) if chunks is None else chunks)
+            buckets = _Buckets(dealt, survey.facts.entries)
             writer = Writer(order.target, survey.facts)
             try:
-                _write_all(order, spool, survey, writer)
+                _write_all(order, spool, buckets, survey, writer)
                 writer.finish()
             finally:
                 writer.discard()
     except OSError as error:
         raise Misuse(f"{order.target}: cannot write it: {error.strerror or error}") from None
+    return BlockFile(order.target)
+
+
+@contextlib.contextmanager
+def _beside(order: Order, what: str) -> Iterator[IO[bytes]]:
+    """A file beside the result that goes when it is closed."""
+    path = order.target.with_name(f".{order.target.name}.{what}")
+    try:
+        with open(path, "w+b") as file:
+            yield file
     finally:
         with contextlib.suppress(OSError):
-            spool_path.unlink()
-    return BlockFile(order.target)
+            path.unlink()
 
 
 class _Spool:
@@ -122,6 +132,29 @@ class _Spool:
                 np.frombuffer(self._file.read(4 * count), np.int32),
                 np.frombuffer(self._file.read(4 * count), np.float32),
             )
+
+
+class _Buckets:
+    """Entries by their final number, in a file: all rows, all columns, all values."""
+
+    def __init__(self, file: IO[bytes], entries: int) -> None:
+        self._file, self._entries = file.fileno(), entries
+
+    def put(self, first: int, chunk: Chunk) -> None:
+        """Write entries from number `first` on."""
+        for place, array in enumerate(chunk):
+            write(self._file, array.view(np.uint8).data, self._offset(place, first))
+
+    def get(self, first: int, count: int) -> Chunk:
+        """Read entries back."""
+        ids = np.empty(count, np.int32), np.empty(count, np.int32)
+        chunk = (*ids, np.empty(count, np.float32))
+        for place, array in enumerate(chunk):
+            read_into(self._file, array, self._offset(place, first))
+        return chunk
+
+    def _offset(self, place: int, first: int) -> int:
+        return 4 * (place * self._entries + first)
 
 
 class _Counter:
@@ -203,6 +236,9 @@ def _survey(order: Order, spool: _Spool, chunks: Iterable[Triplets]) -> _Survey:
     row_groups, col_groups = min(row_groups, rows.size), min(col_groups, cols.size)
     if row_groups * col_groups > _CELLS_MAX:
         raise Misuse(f"{row_groups} x {col_groups} cells are more than {_CELLS_MAX}")
+    row_counts, col_counts = rows.counts[: rows.size], cols.counts[: cols.size]
+    groups = balanced(row_counts, row_groups), balanced(col_counts, col_groups)
+    row_bits, col_bits = (int(np.bincount(group).max() - 1).bit_length() for group in groups)
     facts = Facts(
         n_rows=rows.size,
         n_cols=cols.size,
@@ -210,14 +246,14 @@ def _survey(order: Order, spool: _Spool, chunks: Iterable[Triplets]) -> _Survey:
         test_entries=len(test_entries[0]),
         row_groups=row_groups,
         col_groups=col_groups,
+        col_bits=col_bits,
+        place_bytes=next(width for width in PLACE_BYTES if row_bits + col_bits <= 8 * width),
         seed=order.seed,
         test_fraction=order.test_fraction,
         one_based=order.one_based,
         mean=total / entries,
         source=name_and_length(files_of(order.source)),
     )
-    row_counts, col_counts = rows.counts[: rows.size], cols.counts[: cols.size]
-    groups = balanced(row_counts, facts.row_groups), balanced(col_counts, facts.col_groups)
     return _Survey(facts, row_counts, col_counts, *groups, test_entries)
 
 
@@ -226,7 +262,9 @@ def _groups(entries: int, others: int, least: int, most: int) -> int:
     return int(np.clip(entries // (_OFTEN * max(others, 1)), least, most))
 
 
-def _write_all(order: Order, spool: _Spool, survey: _Survey, writer: Writer) -> None:
+def _write_all(
+    order: Order, spool: _Spool, buckets: _Buckets, survey: _Survey, writer: Writer
+) -> None:
     """Fill every dataset of the file."""
     facts = survey.facts
     row_ids, row_place = _renumbered(survey.row_group)
@@ -236,13 +274,17 @@ def _write_all(order: Order, spool: _Spool, survey: _Survey, writer: Writer) -> 
     for rows, cols, _ in spool.chunks():
         count_cells(rows, cols, *grid, counts)
     ends = _ends(counts)
+    groups = (
+        _ends(np.bincount(survey.row_group, minlength=facts.row_groups)),
+        _ends(np.bincount(survey.col_group, minlength=facts.col_groups)),
+    )
     for name, data in (
         ("row_ids", row_ids),
         ("col_ids", col_ids),
         ("row_entries", survey.row_counts[row_ids]),
         ("col_entries", survey.col_counts[col_ids]),
-        ("row_ends", _ends(np.bincount(survey.row_group, minlength=facts.row_groups))),
-        ("col_ends", _ends(np.bincount(survey.col_group, minlength=facts.col_groups))),
+        ("row_ends", groups[0]),
+        ("col_ends", groups[1]),
         ("cell_ends", ends),
         ("test_rows", row_place[survey.test[0]]),
         ("test_cols", col_place[survey.test[1]]),
@@ -250,7 +292,7 @@ def _write_all(order: Order, spool: _Spool, survey: _Survey, writer: Writer) -> 
     ):
         writer.put(name, 0, data)
     room = max(1, order.memory_bytes // (_SORTING * _ENTRY_BYTES))
-    first_cells = _buckets(ends, room)
+    first_cells = _bucketed(ends, room)
     starts = ends[first_cells].copy()
     bucket_of = np.repeat(
         np.arange(len(first_cells), dtype=np.int32), np.diff([*first_cells, len(counts)])
@@ -263,29 +305,37 @@ def _write_all(order: Order, spool: _Spool, survey: _Survey, writer: Writer) -> 
             dealt = _dealt(
                 (row_place[r], col_place[c], values[part]), bucket_of[cells], len(starts)
             )
-            _append(writer, dealt, starts)
+            _append(buckets, dealt, starts)
     tops = [*first_cells[1:].tolist(), len(counts)]
     for low, high in zip(first_cells.tolist(), tops, strict=True):
-        _settle_bucket(writer, survey, (low, high), ends, order.seed)
+        _settle_bucket(buckets, writer, (low, high), ends, groups, order.seed)
 
 
 def _settle_bucket(
-    writer: Writer, survey: _Survey, cells: tuple[int, int], ends: Ids64, seed: int
+    buckets: _Buckets,
+    writer: Writer,
+    cells: tuple[int, int],
+    ends: Ids64,
+    groups: tuple[Ids64, Ids64],
+    seed: int,
 ) -> None:
-    """Sort and shuffle the entries of the cells low .. high - 1, and write their checksums."""
+    """Sort and shuffle the entries of the cells low .. high - 1; write them and their checksums."""
     low, high = cells
+    facts = writer.facts
     first, count = int(ends[low]), int(ends[high] - ends[low])
-    rows, cols, values = (writer.get(name, first, count) for name in ENTRIES)
-    row_ends, col_ends = (
-        _ends(np.bincount(group)) for group in (survey.row_group, survey.col_group)
+    entries = buckets.get(first, count)
+    row_group, col_group = (
+        np.searchsorted(group, ids, side="right") - 1
+        for group, ids in zip(groups, entries[:2], strict=True)
     )
-    row_group = np.searchsorted(row_ends, rows, side="right") - 1
-    col_group = np.searchsorted(col_ends, cols, side="right") - 1
-    cell = (col_group * survey.facts.row_groups + row_group - low).astype(np.int32)
-    settled = settle(rows, cols, values, cell, ends[low : high + 1] - first, low, seed)
-    for name, data in zip(ENTRIES, settled[:3], strict=True):
-        writer.put(name, first, data)
-    writer.put("cell_checks", low, settled[3])
+    cell = (col_group * facts.row_groups + row_group - low).astype(np.int32)
+    del row_group, col_group
+    places = np.empty(count, facts.dtype("places"))
+    inside = ends[low : high + 1] - first
+    values, checks = settle(entries, cell, inside, low, groups, places, facts.col_bits, seed)
+    writer.put("places", first, places)
+    writer.put("values", first, values)
+    writer.put("cell_checks", low, checks)
 
 
 def _dealt(chunk: Chunk, buckets: Ids32, count: int) -> tuple[Chunk, Ids64]:
@@ -297,17 +347,17 @@ def _dealt(chunk: Chunk, buckets: Ids32, count: int) -> tuple[Chunk, Ids64]:
     return out, ends
 
 
-def _append(writer: Writer, dealt: tuple[Chunk, Ids64], starts: Ids64) -> None:
+def _append(buckets: _Buckets, dealt: tuple[Chunk, Ids64], starts: Ids64) -> None:
     """Write each bucket's part of a chunk where the bucket goes on; moves `starts`."""
     chunk, ends = dealt
     for bucket in np.flatnonzero(np.diff(ends)).tolist():
         part = slice(int(ends[bucket]), int(ends[bucket + 1]))
-        for name, array in zip(ENTRIES, chunk, strict=True):
-            writer.put(name, int(starts[bucket]), array[part])
+        rows, cols, values = chunk
+        buckets.put(int(starts[bucket]), (rows[part], cols[part], values[part]))
         starts[bucket] += part.stop - part.start
 
 
-def _buckets(ends: Ids64, room: int) -> Ids64:
+def _bucketed(ends: Ids64, room: int) -> Ids64:
     """First cells of runs of cells with at most `room` entries each, or of one cell alone."""
     firsts, cell = [], 0
     while cell < len(ends) - 1:

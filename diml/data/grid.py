@@ -1,12 +1,16 @@
 """Entries by the cells of a grid of row groups and column groups: counting, sorting, checking.
 
-Owns the compiled loops behind `diml convert` and behind the reading of its files, and the checksum
-of a cell. Must not know files. All loops release the interpreter lock.
+Owns the compiled loops behind `diml convert` and behind the reading of its files, the place of an
+entry in its cell, and the checksum of a cell. Must not know files. All loops release the
+interpreter lock.
 
-The checksum of a cell is the sum of all its 32-bit words, each times an odd 32-bit weight that
-depends on its place and on whether it is a row, a column or a value, modulo 2^64: a change of one
-word always changes it, words that have changed places nearly always. Written as it is (slices of
-known beginning, 32-bit products) it compiles to vector instructions: 0.5 ns an entry, not 3.
+A place is one number for the row and the column, row << col_bits | col, where both count from the
+beginning of their group: cells are small, so 16 bits are nearly always enough.
+
+The checksum of a cell is the sum of all its words (places and the bits of values), each times an
+odd 32-bit weight that depends on where it stands and on which of both it is, modulo 2^64: a change
+of one word always changes it, words that have changed places nearly always. Written as it is
+(slices of known beginning, 32-bit weights) it compiles to vector instructions: 0.5 ns an entry.
 """
 
 from __future__ import annotations
@@ -22,10 +26,11 @@ Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 Sums = npt.NDArray[np.uint64]
 Words = npt.NDArray[np.uint32]
+Places = npt.NDArray[np.unsignedinteger]
 
 _A = np.uint64(0x9E3779B97F4A7C15)
 _B = np.uint64(0xC2B2AE3D27D4EB4F)
-_OF_ROW, _OF_COL, _OF_VALUE = np.uint32(0x9E3779B1), np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
+_OF_PLACE, _OF_VALUE = np.uint32(0x9E3779B1), np.uint32(0xC2B2AE35)
 
 
 @njit(cache=True, nogil=True)
@@ -66,22 +71,52 @@ def deal(
 
 
 def settle(
-    rows: Ids, cols: Ids, values: Floats, cells: Ids, ends: Counts, first_cell: int, seed: int
-) -> tuple[Ids, Ids, Floats, Sums]:
-    """Entries by cell, at random inside each; and the checksum of each cell.
+    entries: tuple[Ids, Ids, Floats],
+    cells: Ids,
+    ends: Counts,
+    first_cell: int,
+    groups: tuple[Counts, Counts],
+    places: Places,
+    col_bits: int,
+    seed: int,
+) -> tuple[Floats, Sums]:
+    """Entries by cell, at random inside each: fills `places`; the values, the cells' checksums.
 
     Args:
-        rows, cols, values, cells: shape (n,); `cells` count from 0.
+        entries: rows, cols and values; they and `cells`, which count from 0, have shape (n,).
         ends: int64 (cells + 1,), where each cell begins and ends; the last one is n.
         first_cell: the number in the file of the first cell.
+        groups: where the groups of rows and of columns begin and end.
+        places: (n,), of an unsigned type that is wide enough.
         seed: of the order inside cells, >= 0; the order in a cell depends on it and the cell only.
     """
-    out = np.empty_like(rows), np.empty_like(cols), np.empty_like(values)
-    deal(rows, cols, values, cells, ends[:-1].copy(), *out)
+    rows, cols = np.empty_like(entries[0]), np.empty_like(entries[1])
+    values = np.empty_like(entries[2])
+    deal(*entries, cells, ends[:-1].copy(), rows, cols, values)
+    _shuffle_each(ends, first_cell, np.uint64(seed % 2**64), rows, cols, values)
+    _pack(rows, cols, ends, first_cell, *groups, col_bits, places)
     sums = np.zeros(len(ends) - 1, np.uint64)
-    _shuffle_each(ends, first_cell, np.uint64(seed % 2**64), *out)
-    _sum_cells(out[0].view(np.uint32), out[1].view(np.uint32), out[2].view(np.uint32), ends, sums)
-    return (*out, sums)
+    _sum_cells(places, values.view(np.uint32), ends, sums)
+    return values, sums
+
+
+@njit(cache=True, nogil=True)
+def _pack(
+    rows: Ids,
+    cols: Ids,
+    ends: Counts,
+    first_cell: int,
+    row_ends: Counts,
+    col_ends: Counts,
+    col_bits: int,
+    places: Places,
+) -> None:
+    row_groups = row_ends.shape[0] - 1
+    for cell in range(ends.shape[0] - 1):
+        col_group, row_group = divmod(first_cell + cell, row_groups)
+        for n in range(ends[cell], ends[cell + 1]):
+            row, col = rows[n] - row_ends[row_group], cols[n] - col_ends[col_group]
+            places[n] = (row << col_bits) | col
 
 
 @njit(cache=True, nogil=True)
@@ -94,91 +129,97 @@ def _shuffle_each(
 
 
 @njit(cache=True, nogil=True)
-def _weighed(words: Words, factor: np.uint32, place: int) -> np.uint64:
-    """The sum of weighed words, the first of which stands at `place` of its cell."""
+def _weighed(words: Places, factor: np.uint32, first: int) -> np.uint64:
+    """The sum of weighed words, the first of which stands at `first` of its cell."""
     total = np.uint64(0)
     for m in range(words.shape[0]):
-        weight = np.uint32(np.uint32(m + place) * factor) | np.uint32(1)
+        weight = np.uint32(np.uint32(m + first) * factor) | np.uint32(1)
         total += np.uint64(words[m]) * np.uint64(weight)
     return total
 
 
 @njit(cache=True, nogil=True)
-def _rebased(words: Words, base: np.uint32) -> np.uint32:
-    """Subtract the base from all words; the largest result (one below 0 is very large)."""
-    top = np.uint32(0)
-    for m in range(words.shape[0]):
-        word = np.uint32(words[m] - base)
-        words[m] = word
-        top = max(top, word)
-    return top
-
-
-@njit(cache=True, nogil=True)
-def _sum_cells(rows: Words, cols: Words, bits: Words, ends: Counts, sums: Sums) -> None:
+def _sum_cells(places: Places, bits: Words, ends: Counts, sums: Sums) -> None:
     for cell in range(sums.shape[0]):
         low, high = ends[cell], ends[cell + 1]
-        sums[cell] = (
-            _weighed(rows[low:high], _OF_ROW, 0)
-            + _weighed(cols[low:high], _OF_COL, 0)
-            + _weighed(bits[low:high], _OF_VALUE, 0)
-        )
+        sums[cell] = _weighed(places[low:high], _OF_PLACE, 0)
+        sums[cell] += _weighed(bits[low:high], _OF_VALUE, 0)
 
 
 @njit(cache=True, nogil=True)
-def rebase(
-    rows: Words, cols: Words, row_base: int, n_rows: int, col_base: int, n_cols: int
-) -> bool:
-    """Make ids count from the bases, in place; whether all of them are then below n_rows, n_cols.
-
-    Args:
-        rows, cols: uint32 (n,).
-    """
-    top_row = _rebased(rows, np.uint32(row_base))
-    top_col = _rebased(cols, np.uint32(col_base))
-    return bool(rows.shape[0] == 0 or (top_row < n_rows and top_col < n_cols))
+def _unpack(
+    places: Places, col_bits: int, row_base: int, col_base: int, rows: Ids, cols: Ids
+) -> tuple[int, int]:
+    """Rows and columns that count from the bases; the largest ones, counted from their group."""
+    shift, mask = np.uint64(col_bits), np.uint64((1 << col_bits) - 1)
+    low_row, low_col = np.uint32(row_base), np.uint32(col_base)
+    top_row, top_col = np.uint32(0), np.uint32(0)
+    for m in range(places.shape[0]):
+        place = np.uint64(places[m])
+        row, col = np.uint32(place >> shift), np.uint32(place & mask)
+        top_row, top_col = max(top_row, row), max(top_col, col)
+        rows[m], cols[m] = np.int32(row + low_row), np.int32(col + low_col)
+    return int(top_row), int(top_col)
 
 
 @njit(cache=True, nogil=True)
 def take(
-    rows: Words,
-    cols: Words,
+    places: Places,
     bits: Words,
     first: int,
     cell: int,
     total: np.uint64,
+    check: bool,
     ends: Counts,
     checks: Sums,
+    row_ends: Counts,
+    col_ends: Counts,
     row_base: int,
-    n_rows: int,
     col_base: int,
-    n_cols: int,
+    col_bits: int,
+    rows: Ids,
+    cols: Ids,
 ) -> tuple[int, np.uint64, bool]:
-    """Check the entries first .. first + n - 1 of a file and make their ids count from the bases.
+    """Make rows and columns of the entries first .. first + n - 1 of a file, and check them.
 
     Args:
-        rows, cols, bits: uint32 (n,), changed in place.
+        places, bits: (n,), the bits being those of the values.
         cell: the cell of the first entry; `total` is the sum of those of its entries before it.
-        ends, checks: of all cells of the file.
+        check: compare the sums of cells that end here with `checks`, besides looking at the ids.
+        ends, checks, row_ends, col_ends: of the whole file.
+        row_base, col_base: what rows and columns count from.
+        rows, cols: (n,), to be filled.
 
     Returns:
         The cell after the last entry, the sum of its entries so far, and whether all is well: if
         not, the returned cell is the damaged one.
     """
-    n, size = 0, rows.shape[0]
-    while True:
+    n, size = 0, places.shape[0]
+    row_groups = row_ends.shape[0] - 1
+    while n < size:
         end = min(ends[cell + 1] - first, size)
-        place = first + n - ends[cell]
-        total += _weighed(rows[n:end], _OF_ROW, place)
-        total += _weighed(cols[n:end], _OF_COL, place)
-        total += _weighed(bits[n:end], _OF_VALUE, place)
-        if not rebase(rows[n:end], cols[n:end], row_base, n_rows, col_base, n_cols):
-            return cell, total, False
+        if n < end:
+            if check:
+                total += _weighed(places[n:end], _OF_PLACE, first + n - ends[cell])
+                total += _weighed(bits[n:end], _OF_VALUE, first + n - ends[cell])
+            col_group, row_group = divmod(cell, row_groups)
+            low_row, low_col = row_ends[row_group], col_ends[col_group]
+            top_row, top_col = _unpack(
+                places[n:end],
+                col_bits,
+                low_row - row_base,
+                low_col - col_base,
+                rows[n:end],
+                cols[n:end],
+            )
+            if low_row + top_row >= row_ends[row_group + 1]:
+                return cell, total, False
+            if low_col + top_col >= col_ends[col_group + 1]:
+                return cell, total, False
         n = end
         if ends[cell + 1] - first > size:
             return cell, total, True
-        if total != checks[cell]:
+        if check and total != checks[cell]:
             return cell, total, False
         cell, total = cell + 1, np.uint64(0)
-        if n == size and (cell == checks.shape[0] or ends[cell + 1] - first > size):
-            return cell, total, True
+    return cell, total, True

@@ -7,10 +7,10 @@ core away from a computation, and bring the entries into the cache of another on
 piece on that the page cache does not have, the system is asked to read the next ones meanwhile.
 
 Invariants: pieces and their order depend on the file and the part only; ids count from the part's
-first row and column and are below its size. Cells are checked against their checksums where
-`check` asks for it, and as long as they come from the disk, or Misuse names the cell before the
-piece that completes it is given out. What is still in the page cache was checked when it came
-there, so that a later pass looks at the ids alone: nothing else could lead it out of the model.
+first row and column and are of the groups of their cell. Cells are checked against their checksums
+where `check` asks for it, and as long as they come from the disk, or Misuse names the cell before
+the piece that completes it is given out. What is still in the page cache was checked when it came
+there, so a later pass looks at the ids alone: nothing else could lead it out of the model.
 """
 
 from __future__ import annotations
@@ -21,13 +21,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from diml.data.blockfile import ENTRIES, BlockFile, damaged_cell, read_cached, read_into
-from diml.data.grid import count_ids, rebase, take
+from diml.data.blockfile import (
+    ENTRIES,
+    PLACE_BYTES,
+    BlockFile,
+    damaged_cell,
+    read_cached,
+    read_into,
+)
+from diml.data.grid import count_ids, take
 from diml.errors import Misuse
 
 # Long enough that a call costs little beside the work, short enough to stay in the cache.
@@ -36,10 +43,9 @@ PIECE = 1 << 16
 _AHEAD = 8
 # The system cuts a longer request down.
 _ASKED_BYTES = 1 << 17
-_ENTRY_BYTES = 12
-BUFFER_BYTES = PIECE * _ENTRY_BYTES
+# Rows, columns and values, and the places that the first two are made of.
+BUFFER_BYTES = PIECE * (3 * 4 + PLACE_BYTES[-1])
 
-Words = npt.NDArray[np.uint32]
 Piece = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32]]
 
 
@@ -63,7 +69,7 @@ class Stream:
 
     def __init__(self, file: BlockFile) -> None:
         self._file = file
-        self._buffer = np.empty((len(ENTRIES), PIECE), np.uint32)
+        self._buffer = _Buffer(file.facts.dtype("places"))
 
     def pieces(self, part: Part, *, check: bool, skip: int = 0) -> Iterator[Piece]:
         """The entries of a part: rows and cols int32, values float32, each (n,).
@@ -95,11 +101,21 @@ class Stream:
         file = self._file
         for first, length in runs:
             for name in ENTRIES:
-                low = file.offsets[name] + 4 * first
-                for at in range(low, low + 4 * length, _ASKED_BYTES):
-                    size = min(_ASKED_BYTES, low + 4 * length - at)
+                width = file.facts.dtype(name).itemsize
+                low = file.offsets[name] + width * first
+                for at in range(low, low + width * length, _ASKED_BYTES):
+                    size = min(_ASKED_BYTES, low + width * length - at)
                     with contextlib.suppress(OSError):
                         os.posix_fadvise(file.descriptor, at, size, os.POSIX_FADV_WILLNEED)
+
+
+class _Buffer:
+    """Room for one piece, as it is in the file and as it is given out."""
+
+    def __init__(self, place: np.dtype[Any]) -> None:
+        self.places = np.empty(PIECE, place)
+        self.rows, self.cols = np.empty(PIECE, np.int32), np.empty(PIECE, np.int32)
+        self.values = np.empty(PIECE, np.float32)
 
 
 class _Reading:
@@ -110,31 +126,25 @@ class _Reading:
 
     def __init__(self, file: BlockFile, part: Part, check: bool) -> None:
         self._file, self._checks = file, check
-        rows, cols = file.row_ends, file.col_ends
-        low_row, low_col = int(rows[part.rows[0]]), int(cols[part.cols[0]])
-        self._window = (
-            low_row,
-            int(rows[part.rows[1]]) - low_row,
-            low_col,
-            int(cols[part.cols[1]]) - low_col,
-        )
+        row_base, col_base = file.row_ends[part.rows[0]], file.col_ends[part.cols[0]]
+        self._bases = int(row_base), int(col_base)
         self.cold = False
-        # The entry that comes next in the cell, and the sum of those before it.
-        self._next, self._cell, self._total = -1, -1, np.uint64(0)
+        # The entry that comes next, its cell, the sum of the cell's entries before it, and whether
+        # all of them were added up.
+        self._next, self._cell, self._total, self._whole = -1, -1, np.uint64(0), False
 
-    def fill(self, buffer: Words, runs: list[_Run]) -> Piece:
+    def fill(self, buffer: _Buffer, runs: list[_Run]) -> Piece:
         """Read runs into the buffer, one behind the other, and check them."""
         filled = 0
-        for run in runs:
-            arrays = [array[filled : filled + run.length] for array in buffer]
-            for name, array in zip(ENTRIES, arrays, strict=True):
-                self._read(name, array, run.first)
-            self._settle(run.first, *arrays)
-            filled += run.length
-        rows, cols, values = (array[:filled] for array in buffer)
-        return rows.view(np.int32), cols.view(np.int32), values.view(np.float32)
+        for first, length in runs:
+            part = slice(filled, filled + length)
+            self._read("places", buffer.places[part], first)
+            self._read("values", buffer.values[part], first)
+            self._settle(first, buffer, part)
+            filled += length
+        return buffer.rows[:filled], buffer.cols[:filled], buffer.values[:filled]
 
-    def _read(self, name: str, array: Words, first: int) -> None:
+    def _read(self, name: str, array: npt.NDArray[Any], first: int) -> None:
         file = self._file
         offset = file.offsets[name] + first * array.itemsize
         if not self.cold and read_cached(file.descriptor, array, offset):
@@ -145,46 +155,46 @@ class _Reading:
         except OSError as error:
             raise Misuse(f"{file.path}: cannot read it: {error.strerror or error}") from None
 
-    def _settle(self, first: int, rows: Words, cols: Words, values: Words) -> None:
-        """Check entries from number `first` on, and have their ids count from the part's."""
-        headless = len(rows)
-        if self._checks or self.cold:
-            headless = min(headless, self._headless(first))
-        self._rebase(first, rows[:headless], cols[:headless])
-        if headless < len(rows):
-            self._take(first + headless, rows[headless:], cols[headless:], values[headless:])
+    def _settle(self, first: int, buffer: _Buffer, part: slice) -> None:
+        """Make rows and columns of the entries from number `first` on, and check them."""
+        if first != self._next:
+            self._cell = int(np.searchsorted(self._file.cell_ends, first, side="right")) - 1
+            self._total, self._whole = np.uint64(0), self._file.cell_ends[self._cell] == first
+        check = self._checks or self.cold
+        if check and not self._whole:
+            # The beginning of this cell was not added up: its end is the first that can be.
+            split = part.start + int(self._file.cell_ends[self._cell + 1]) - first
+            if split >= part.stop:
+                self._take(first, buffer, part, False)
+                return
+            self._take(first, buffer, slice(part.start, split), False)
+            first, part = self._next, slice(split, part.stop)
+        self._take(first, buffer, part, check)
 
-    def _headless(self, first: int) -> int:
-        """How many entries from here on are of a cell whose beginning was not seen."""
-        if first == self._next:
-            return 0
-        ends = self._file.cell_ends
-        self._cell = int(np.searchsorted(ends, first, side="right")) - 1
-        if ends[self._cell] == first:
-            self._total = np.uint64(0)
-            return 0
-        self._cell += 1
-        self._total = np.uint64(0)
-        return int(ends[self._cell]) - first
-
-    def _rebase(self, first: int, rows: Words, cols: Words) -> None:
-        self._next = -1
-        row_base, n_rows, col_base, n_cols = self._window
-        if not rebase(rows, cols, row_base, n_rows, col_base, n_cols):
-            place = first + int(np.argmax((rows >= n_rows) | (cols >= n_cols)))
-            self._damaged(int(np.searchsorted(self._file.cell_ends, place, side="right")) - 1)
-
-    def _take(self, first: int, rows: Words, cols: Words, values: Words) -> None:
+    def _take(self, first: int, buffer: _Buffer, part: slice, check: bool) -> None:
         file = self._file
-        state = first, self._cell, self._total
-        checks = file.cell_ends, file.cell_checks
-        cell, total, good = take(rows, cols, values, *state, *checks, *self._window)
+        cell, total, good = take(
+            buffer.places[part],
+            buffer.values[part].view(np.uint32),
+            first,
+            self._cell,
+            self._total,
+            check,
+            file.cell_ends,
+            file.cell_checks,
+            file.row_ends,
+            file.col_ends,
+            *self._bases,
+            file.facts.col_bits,
+            buffer.rows[part],
+            buffer.cols[part],
+        )
         if not good:
-            self._damaged(int(cell))
-        self._next, self._cell, self._total = first + len(rows), int(cell), np.uint64(total)
-
-    def _damaged(self, cell: int) -> None:
-        raise damaged_cell(self._file.path, self._file.facts, cell)
+            raise damaged_cell(file.path, file.facts, int(cell))
+        self._next = first + part.stop - part.start
+        self._cell, self._total = int(cell), np.uint64(total)
+        # Whether all of the cell that goes on was added up so far.
+        self._whole = bool(check or file.cell_ends[self._cell] == self._next)
 
 
 def _runs(file: BlockFile, part: Part) -> Iterator[_Run]:
@@ -217,8 +227,9 @@ def _packed(runs: Iterator[_Run]) -> Iterator[list[_Run]]:
 
 def warm_up() -> None:
     """Compile what the reading runs, or load it from the cache."""
-    ids, values = np.zeros(1, np.uint32), np.zeros(1, np.uint32)
-    ends, checks = np.array([0, 1]), np.zeros(1, np.uint64)
-    take(ids, ids.copy(), values, 0, 0, np.uint64(0), ends, checks, 0, 1, 0, 1)
-    rebase(ids, ids.copy(), 0, 1, 0, 1)
-    count_ids(ids.view(np.int32), np.zeros(1, np.int64))
+    ids, ends, checks = np.zeros(1, np.int32), np.array([0, 1]), np.zeros(1, np.uint64)
+    bits, zero = np.zeros(1, np.uint32), np.uint64(0)
+    for width in PLACE_BYTES:
+        places = np.zeros(1, f"<u{width}")
+        take(places, bits, 0, 0, zero, True, ends, checks, ends, ends, 0, 0, 0, ids, ids.copy())
+    count_ids(ids, np.zeros(1, np.int64))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diml.data.blockfile import BlockFile
+from diml.data.blockfile import TEST, BlockFile
 from diml.data.grid import count_ids
 from diml.data.partition import cut
 from diml.data.stream import BUFFER_BYTES, Part, Stream
@@ -50,7 +50,7 @@ class Stored:
             self.n_rows, self.n_cols = max(self.n_rows, test[1]), max(self.n_cols, test[2])
             self._test = self._renumbered(test[0])
         else:
-            self._test = Entries(*(file.read(f"test_{name}") for name in Entries._fields))
+            self._test = Entries(*(file.read(name) for name in TEST))
 
     @property
     def fingerprint(self) -> str:

@@ -19,7 +19,9 @@ from diml.data.convert import Order, convert
 from diml.data.planted import Planted, planted
 from diml.errors import Misuse
 from diml.jobs.flags import size
+from diml.jobs.mf_data import Layout
 from diml.jobs.mf_load import Source, load
+from diml.jobs.mf_stored import Stored
 
 
 def text(folder: Path, plan: Planted) -> Path:
@@ -31,11 +33,19 @@ def text(folder: Path, plan: Planted) -> Path:
     return path
 
 
-def entries_of(file: BlockFile, prefix: str = "") -> list[tuple[int, int, float]]:
+def ids_of(file: BlockFile) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows and columns of the entries to train on, by the ids of the file."""
+    cells = np.repeat(np.arange(len(file.cell_ends) - 1), np.diff(file.cell_ends))
+    places, bits = file.read("places").astype(np.int64), file.facts.col_bits
+    col_group, row_group = np.divmod(cells, file.facts.row_groups)
+    return file.row_ends[row_group] + (places >> bits), file.col_ends[col_group] + places % 2**bits
+
+
+def entries_of(file: BlockFile, held_out: bool = False) -> list[tuple[int, int, float]]:
     """Entries with the ids of the text."""
-    rows = file.read("row_ids")[file.read(f"{prefix}rows")]
-    cols = file.read("col_ids")[file.read(f"{prefix}cols")]
-    values = file.read(f"{prefix}values")
+    rows, cols = (file.read("test_rows"), file.read("test_cols")) if held_out else ids_of(file)
+    rows, cols = file.read("row_ids")[rows], file.read("col_ids")[cols]
+    values = file.read("test_values" if held_out else "values")
     return sorted(zip(rows.tolist(), cols.tolist(), values.tolist(), strict=True))
 
 
@@ -52,10 +62,10 @@ def test_every_entry_is_in_its_cell_and_held_out_as_the_job_does(
     file = convert(replace(order, row_groups=7, col_groups=5))
     plain = load(Source(str(source), None, test_fraction=fraction, seed=5))
     assert entries_of(file) == listed(plain.train)
-    assert entries_of(file, "test_") == listed(plain.test)
+    assert entries_of(file, held_out=True) == listed(plain.test)
     assert file.facts.mean == pytest.approx(plain.facts().mean)
     ends = file.cell_ends
-    rows, cols = file.read("rows"), file.read("cols")
+    rows, cols = ids_of(file)
     row_group = np.searchsorted(file.row_ends, rows, side="right") - 1
     col_group = np.searchsorted(file.col_ends, cols, side="right") - 1
     assert np.array_equal(np.repeat(np.arange(35), np.diff(ends)), col_group * 7 + row_group)
@@ -65,7 +75,7 @@ def test_every_entry_is_in_its_cell_and_held_out_as_the_job_does(
     sizes = np.bincount(row_group)
     assert sizes.max() <= 1.02 * sizes.mean()
     with h5py.File(order.target) as seen:
-        assert np.array_equal(seen["rows"][:], rows)
+        assert np.array_equal(seen["places"][:], file.read("places"))
 
 
 def test_the_memory_does_not_change_the_result(
@@ -83,6 +93,24 @@ def test_the_memory_does_not_change_the_result(
     assert sorted(found.name for found in tmp_path.iterdir()) == [
         *("data.txt", "little.h5", "much.h5", "other.h5")
     ]
+
+
+@pytest.mark.parametrize(("ids", "width"), [(250, 2), (40_000, 4), (70_000, 8)])
+def test_a_place_is_as_wide_as_it_must_be(tmp_path: Path, ids: int, width: int) -> None:
+    """One group of rows and one of columns: a place holds both ids."""
+    chance = np.random.default_rng(1)
+    rows, cols = chance.integers(0, ids, (2, 500))
+    rows[0] = cols[0] = ids - 1
+    pairs = sorted(set(zip(rows.tolist(), cols.tolist(), strict=True)))
+    source = tmp_path / "in"
+    source.write_text("".join(f"{i} {j} {n}\n" for n, (i, j) in enumerate(pairs)))
+    file = convert(Order(str(source), tmp_path / "out.h5", row_groups=1, col_groups=1))
+    assert file.facts.place_bytes == width
+    expected = [(i, j, float(n)) for n, (i, j) in enumerate(pairs)]
+    assert entries_of(file) == expected
+    block = Stored(file).share(0, 1, Layout(1, True), 0).blocks[0].train
+    found = (file.read("row_ids")[block.rows], file.read("col_ids")[block.cols], block.values)
+    assert listed(found) == expected
 
 
 def test_a_matrix_smaller_than_its_groups(tmp_path: Path) -> None:
@@ -120,6 +148,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         file["x"] = np.arange(3)
     assert is_block_file(path)
     with pytest.raises(Misuse, match="not a file of `diml convert`"):
+        BlockFile(path)
+    path.write_bytes(b'{"diml-blocks": 1, "facts": {}}')
+    assert is_block_file(path)
+    with pytest.raises(Misuse, match=r"blocks in the format of another version: make it again"):
         BlockFile(path)
     path.write_text("0 0 1\n")
     assert not is_block_file(path)

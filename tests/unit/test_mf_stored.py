@@ -128,7 +128,9 @@ def read_pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     read: list[int] = []
     fill = stream._Reading.fill
 
-    def noted(self: stream._Reading, buffer: stream.Words, runs: list[stream._Run]) -> stream.Piece:
+    def noted(
+        self: stream._Reading, buffer: stream._Buffer, runs: list[stream._Run]
+    ) -> stream.Piece:
         read.append(runs[0].first)
         return fill(self, buffer, runs)
 
@@ -180,8 +182,8 @@ def test_damage_in_the_entries_is_named_when_they_are_read(stored: Path) -> None
     file = BlockFile(stored)
     whole = stored.read_bytes()
     chance = np.random.default_rng(1)
-    for name in ("rows", "cols", "values"):
-        for place in chance.integers(0, 4 * file.facts.entries, 8).tolist():
+    for name, width in (("places", file.facts.place_bytes), ("values", 4)):
+        for place in chance.integers(0, width * file.facts.entries, 12).tolist():
             bad = bytearray(whole)
             bad[file.offsets[name] + place] ^= 1 << int(chance.integers(8))
             stored.write_bytes(bad)
@@ -212,8 +214,9 @@ def test_an_id_that_is_none_is_refused_in_every_pass(stored: Path) -> None:
     block = opened(stored, 1).share(0, 2, Layout(1, True), 0).blocks[0]
     file = BlockFile(stored)
     with open(stored, "r+b") as damaged:
-        damaged.seek(file.offsets["rows"] + 4 * int(file.cell_ends[2 * 12 + 1]))
-        damaged.write(b"\xff" * 4)
+        width = file.facts.place_bytes
+        damaged.seek(file.offsets["places"] + width * int(file.cell_ends[2 * 12 + 1]))
+        damaged.write(b"\xff" * width)
     with pytest.raises(Misuse, match="the entries of row group 1, column group 2 differ"):
         block.train  # noqa: B018
 
