@@ -119,15 +119,18 @@ def table(deaths: Sequence[Death]) -> list[str]:
     return lines
 
 
-def unfired(drills: Sequence[Drill], events: Sequence[dict[str, Any]], workers: int) -> list[Drill]:
-    """The drills of workers that nobody reached."""
+def unfired(
+    drills: Sequence[Drill], events: Sequence[dict[str, Any]], workers: int, servers: int
+) -> list[Drill]:
+    """The drills that nobody reached; they number workers first, then servers, then spares."""
+    first = {"worker": 0, "server": workers, "spare": workers + servers}
     fired = {
-        (e["rank"], e["version"], e["sequence"], e["incarnation"], e["point"])
+        (first[e["role"]] + e["rank"], e["version"], e["sequence"], e["incarnation"], e["point"])
         for e in events
-        if e["what"] == "drill" and e["role"] == "worker"
+        if e["what"] == "drill"
     }
     keys = [(d, (d.rank, d.version, d.sequence, d.incarnation, d.point)) for d in drills]
-    return [drill for drill, key in keys if drill.rank < workers and key not in fired]
+    return [drill for drill, key in keys if key not in fired]
 
 
 def _own_log() -> Path:
@@ -140,9 +143,9 @@ def _own_log() -> Path:
 
 def _report(job: Job, lines: Iterable[str], identical: bool, seconds: float) -> None:
     events = sorted((json.loads(line) for line in lines), key=lambda e: float(e["time"]))
-    deaths = deaths_in(events)
+    deaths, settings = deaths_in(events), job.settings
     print(*table(deaths), sep="\n")
-    for drill in unfired(job.settings.drills, events, job.size):
+    for drill in unfired(settings.drills, events, job.size, settings.servers or 0):
         print(f"did not fire: {drill}")
     print(f"{len(deaths)} deaths, {seconds:.2f} s on {job.size} ranks")
     print(f"identical to the run without failures: {'yes' if identical else 'NO'}", flush=True)

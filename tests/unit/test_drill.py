@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from diml.drill import POINTS, SIGNALS, Drill, DrillPlan, parse_drill, parse_drills
 from diml.errors import Misuse
+from diml.jobs.drill import unfired
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,14 @@ def test_a_plan_strikes_at_its_coordinates_only() -> None:
 def test_two_signals_at_one_place_are_refused() -> None:
     with pytest.raises(Misuse, match="another signal"):
         DrillPlan(parse_drills("1,2,3,0,KILL 1,2,3,0,STOP"))
+
+
+def test_drills_that_nobody_reached_are_found_whoever_they_were_for() -> None:
+    def struck(role: str, rank: int) -> dict[str, object]:
+        where = {"version": 1, "sequence": 1, "incarnation": 0, "point": "entry"}
+        return {"what": "drill", "role": role, "rank": rank, **where}
+
+    drills = parse_drills("0,1,1,0 1,1,1,0 2,1,1,0 3,1,1,0 4,1,1,0")
+    events = [struck("worker", 0), struck("server", 0), struck("spare", 1)]
+    left = unfired(drills, events, workers=2, servers=1)
+    assert [drill.rank for drill in left] == [1, 3]
