@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words and words[0] in _ELSEWHERE:
             module, _, function = _ELSEWHERE[words[0]][0].partition(":")
             status: int = getattr(importlib.import_module(module), function)(words[1:])
+            sys.stdout.flush()
             return status
         flags = parser.parse_args(words)
         if flags.command == "run":
@@ -61,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DimlError as error:
         print(f"diml: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -115,7 +115,7 @@ class EventLog:
         uid: int,
         sinks: Sequence[Callable[[Mapping[str, Any]], None]] = (),
     ) -> None:
-        """Open (or create) the log. Raises Misuse if the file cannot be written.
+        """Open (or create) the log. Raises Misuse if the file cannot be written, or is no log.
 
         `sinks` get every event of this process as well, as it stands in the log.
         """
@@ -123,6 +123,10 @@ class EventLog:
         self._descriptor: int | None = None
         if path is not None:
             try:
+                if path.is_file():
+                    with path.open("rb") as file:
+                        if file.read(1) not in (b"", b"{"):
+                            raise Misuse(f"event log {path}: the file there is no event log")
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
                 self._descriptor = os.open(path, flags, 0o600)
             except OSError as error:

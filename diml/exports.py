@@ -29,10 +29,15 @@ def sinks_of(tensorboard: Path | None, prometheus: Path | None) -> list[Sink]:
     if tensorboard is not None:
         if importlib.util.find_spec("tensorboardX") is None:
             raise Misuse("--tensorboard needs tensorboardX: pip install 'diml[tensorboard]'")
+        there = next(one for one in (tensorboard, *tensorboard.absolute().parents) if one.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise Misuse(f"--tensorboard {tensorboard}: no directory can be made there")
         sinks.append(_guarded("--tensorboard", TensorBoard(tensorboard)))
     if prometheus is not None:
         if not prometheus.parent.is_dir():
             raise Misuse(f"--prometheus {prometheus}: no such directory")
+        if prometheus.exists() and not prometheus.is_file():
+            raise Misuse(f"--prometheus {prometheus}: it is no ordinary file")
         sinks.append(_guarded("--prometheus", Prometheus(prometheus)))
     return sinks
 

@@ -19,6 +19,7 @@ from diml.data.design_part import DensePart, SparsePart, balance, canonical
 from diml.errors import Misuse
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 _READ_BYTES = 1 << 22
 
@@ -94,10 +95,11 @@ def read_hdf5(path: Path, part: int, parts: int) -> tuple[SparsePart | DensePart
 
     try:
         with h5py.File(path, "r") as file:
-            y = _finite(path, "y", file["y"][()]) if "y" in file else None
+            y = _finite(path, "y", _array(path, file, "y")[()]) if "y" in file else None
             if "X" in file:
-                total = file["X"].shape[1]
-                edges = balance(np.full(total, len(file["X"]), np.int64), parts)
+                shape = _array(path, file, "X").shape
+                rows, total = _table(path, shape)
+                edges = balance(np.full(total, rows, np.int64), parts)
                 first, last = int(edges[part]), int(edges[part + 1])
                 X = _finite(path, "X", file["X"][:, first:last], keep=True)
                 return DensePart(total, first, np.asfortranarray(X)), y
@@ -109,7 +111,7 @@ def read_hdf5(path: Path, part: int, parts: int) -> tuple[SparsePart | DensePart
                     if name not in file.attrs:
                         raise ValueError("there is no shape in it")
                     return np.asarray(file.attrs[name])
-                return np.asarray(file[name][start:end])
+                return np.asarray(_array(path, file, name)[start:end])
 
             kind = _text(file.attrs.get("format", "csc"))
             return _sparse(path, read, kind, part, parts), y
@@ -118,11 +120,16 @@ def read_hdf5(path: Path, part: int, parts: int) -> tuple[SparsePart | DensePart
 
 
 def _sparse(path: Path, read: _Reader, kind: str, part: int, parts: int) -> SparsePart:
-    rows, total = (int(size) for size in read("shape", 0, None))
-    indptr = read("indptr", 0, None).astype(np.int64)
+    rows, total = (int(size) for size in _whole(path, "shape", read("shape", 0, None)))
+    indptr = _whole(path, "indptr", read("indptr", 0, None)).astype(np.int64)
     if kind == "csr":
-        whole = (read("data", 0, None), read("indices", 0, None), indptr)
-        csc = scipy.sparse.csr_matrix(whole, shape=(rows, total)).tocsc()
+        indices = _whole(path, "indices", read("indices", 0, None))
+        values = _flat(path, "data", read("data", 0, None))
+        _check_pointers(path, indptr, rows, "rows")
+        _check_inside(path, "column", indices, total)
+        if len(indices) < indptr[-1] or len(values) < indptr[-1]:
+            raise Misuse(f"{path}: truncated: fewer entries than indptr says")
+        csc = scipy.sparse.csr_matrix((values, indices, indptr), shape=(rows, total)).tocsc()
         indptr = csc.indptr.astype(np.int64)
         arrays = {"data": csc.data, "indices": csc.indices}
 
@@ -131,15 +138,13 @@ def _sparse(path: Path, read: _Reader, kind: str, part: int, parts: int) -> Spar
 
     elif kind != "csc":
         raise Misuse(f"{path}: a sparse matrix in {kind} form; store it as csc")
-    if len(indptr) != total + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any():
-        raise Misuse(f"{path}: indptr does not fit {total} columns")
+    _check_pointers(path, indptr, total, "columns")
     edges = balance(np.diff(indptr), parts)
     first, last = int(edges[part]), int(edges[part + 1])
     start, end = int(indptr[first]), int(indptr[last])
-    data = _finite(path, "data", read("data", start, end), keep=True)
-    indices = read("indices", start, end)
-    if len(indices) and (indices.min() < 0 or indices.max() >= rows):
-        raise Misuse(f"{path}: a row number is outside 0 … {rows - 1}")
+    data = _finite(path, "data", _flat(path, "data", read("data", start, end)), keep=True)
+    indices = _whole(path, "indices", read("indices", start, end))
+    _check_inside(path, "row", indices, rows)
     if len(indices) != end - start or len(data) != end - start:
         raise Misuse(f"{path}: truncated: fewer entries than indptr says")
     own = indptr[first : last + 1] - start
@@ -147,13 +152,51 @@ def _sparse(path: Path, read: _Reader, kind: str, part: int, parts: int) -> Spar
     return canonical(part_read)
 
 
+def _array(path: Path, file: Any, name: str) -> Any:
+    """An array of an HDF5 file. Raises Misuse where the name is a group's."""
+    if not hasattr(file[name], "shape"):
+        raise Misuse(f"{path}: {name} is not an array")
+    return file[name]
+
+
+def _table(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+    if len(shape) != 2:
+        raise Misuse(f"{path}: X must have two dimensions, not {len(shape)}")
+    return shape[0], shape[1]
+
+
+def _flat(path: Path, name: str, values: NDArray[Any]) -> NDArray[Any]:
+    if values.ndim != 1:
+        raise Misuse(f"{path}: {name} must have one dimension, not {values.ndim}")
+    return values
+
+
+def _whole(path: Path, name: str, values: NDArray[Any]) -> NDArray[Any]:
+    """`values` if they are a row of whole numbers, of a float type maybe."""
+    _flat(path, name, values)
+    whole = values.dtype.kind in "iu" or (
+        values.dtype.kind == "f" and bool((values == np.floor(values)).all())
+    )
+    if not whole:
+        raise Misuse(f"{path}: {name} holds what is not a whole number")
+    return values
+
+
+def _check_pointers(path: Path, indptr: Integers, count: int, kind: str) -> None:
+    if len(indptr) != count + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any():
+        raise Misuse(f"{path}: indptr does not fit {count} {kind}")
+
+
+def _check_inside(path: Path, kind: str, numbers: NDArray[Any], count: int) -> None:
+    if len(numbers) and (numbers.min() < 0 or numbers.max() >= count):
+        raise Misuse(f"{path}: a {kind} number is outside 0 … {count - 1}")
+
+
 def _dense(path: Path, archive: zipfile.ZipFile, part: int, parts: int) -> DensePart:
     """This part's columns of X: read alone in Fortran order, cut out of rows in C order."""
     with archive.open("X.npy") as file:
         shape, fortran, dtype = _header(file, "X")
-        if len(shape) != 2:
-            raise Misuse(f"{path}: X must have two dimensions, not {len(shape)}")
-        rows, total = shape
+        rows, total = _table(path, shape)
         edges = balance(np.full(total, rows, np.int64), parts)
         first, last = int(edges[part]), int(edges[part + 1])
         if fortran:
@@ -179,7 +222,7 @@ def read_vector(path: Path, kind: str) -> Floats:
             import h5py
 
             with h5py.File(path, "r") as file:
-                return _finite(path, "y", file[_only(path, list(file))][()])
+                return _finite(path, "y", _array(path, file, _only(path, list(file)))[()])
         with np.load(path, allow_pickle=False) as archive:
             return _finite(path, "y", archive[_only(path, list(archive))])
     except (OSError, ValueError, zipfile.BadZipFile) as error:

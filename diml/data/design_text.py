@@ -7,6 +7,7 @@ derive the same ranges, and to fill this part's range.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 _CHUNK_BYTES = 1 << 23
+# Counts, places and index pointers while a file is read, the model and its gradient afterwards.
+_BYTES_OF_A_COLUMN = 64
 _SHOWN = 40
 _WRONG = {
     parse.BAD_NUMBER: "a value is not a finite number",
@@ -70,7 +73,7 @@ def read_libsvm(path: Path, part: int, parts: int) -> tuple[SparsePart, Floats]:
     labels = []
     rows = 0
     for label, _, cols, _ in _libsvm(path):
-        counts = _counted(counts, cols)
+        counts = _counted(path, counts, cols)
         labels.append(label)
         rows += len(label)
     if rows == 0:
@@ -143,8 +146,17 @@ def _libsvm(path: Path, bare: bool = False) -> Iterator[tuple[Floats, Integers, 
         )
 
 
-def _counted(counts: Integers, cols: Integers) -> Integers:
+def check_columns(path: Path, columns: int) -> None:
+    """Raises Misuse where the least that a run needs, vectors of so many numbers, fits nowhere."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if columns * _BYTES_OF_A_COLUMN > memory:
+        raise Misuse(f"{path}: {columns} columns are more than this host has memory for")
+
+
+def _counted(path: Path, counts: Integers, cols: Integers) -> Integers:
     """`counts` plus how often each column stands in `cols`, grown to the largest column."""
+    if len(cols):
+        check_columns(path, int(cols.max()))
     fresh = np.bincount(cols, minlength=len(counts))
     fresh[: len(counts)] += counts
     return fresh.astype(np.int64)
@@ -250,6 +262,7 @@ def _coordinates(path: Path, header: _Header) -> Iterator[tuple[Integers, Intege
 def read_matrixmarket(path: Path, part: int, parts: int) -> SparsePart | DensePart:
     """This part's columns; entries that stand twice are summed."""
     header = _header(path)
+    check_columns(path, max(header.cols, header.rows))
     if not header.coordinate:
         return _read_array(path, header, part, parts)
     counts = np.zeros(header.cols, np.int64)

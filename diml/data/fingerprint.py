@@ -36,6 +36,8 @@ def of_csr(indptr: NDArray[Any], indices: NDArray[Any], data: NDArray[Any], firs
 
 def of_dense(array: NDArray[Any], first: int = 0) -> int:
     """Of rows (m, n), or of a vector (m,), of which the first is number `first`."""
+    if array.size == 0:
+        return 0
     rows = array.reshape(len(array), -1)
     total, step = 0, max(1, _CHUNK // max(1, rows.shape[1]))
     columns = np.arange(rows.shape[1])
@@ -43,6 +45,15 @@ def of_dense(array: NDArray[Any], first: int = 0) -> int:
         piece = rows[start : start + step]
         major = np.arange(start, start + len(piece))[:, None] + first
         total += _sum(major, columns, piece)
+    return total % _MODULUS
+
+
+def of_entries(rows: NDArray[Any], cols: NDArray[Any], values: NDArray[Any]) -> int:
+    """Of entries (m,) at (rows, cols), in any order."""
+    total = 0
+    for start in range(0, len(values), _CHUNK):
+        piece = slice(start, start + _CHUNK)
+        total += _sum(rows[piece], cols[piece], values[piece])
     return total % _MODULUS
 
 

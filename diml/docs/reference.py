@@ -43,6 +43,8 @@ INTERNAL = {
     "diml.ps.client.ParameterServer": ("close", "go_to", "open", "save_now"),
     "diml.Job": ("world",),
 }
+# Classes whose objects have the members of others as their own.
+HANDED_ON = {"diml.Job": ("diml.allreduce.reduce.Allreduce", "diml.allreduce.engine.Engine")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,9 @@ def markdown(wanted: str = "") -> str:
 
     Raises Misuse where nothing is called so.
     """
-    found = [entry for entry in entries() if _fits(entry.name, wanted)]
+    known = list(entries())
+    found = [entry for entry in known if _fits(entry.name, wanted)]
+    found = found or _inherited(known, wanted)
     if not found:
         raise Misuse(f"diml doc: nothing public is called {wanted!r}")
     parts = []
@@ -102,6 +106,18 @@ def markdown(wanted: str = "") -> str:
         kind = "class " if inspect.isclass(entry.thing) else kind
         parts.append(f"### {kind}`{entry.name}{entry.signature}`\n\n{entry.text}\n")
     return "\n".join(parts)
+
+
+def _inherited(known: list[Entry], wanted: str) -> list[Entry]:
+    """The entries of `Class.member` where the class hands on what is another one's."""
+    owner, _, member = wanted.rpartition(".")
+    names = [
+        f"{source}.{member}"
+        for heir, sources in HANDED_ON.items()
+        if owner and f".{heir}".endswith(f".{owner}")
+        for source in sources
+    ]
+    return [entry for entry in known if entry.name in names]
 
 
 def _fits(name: str, wanted: str) -> bool:

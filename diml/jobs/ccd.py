@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 import diml
+from diml.data import fingerprint
+from diml.data.outputs import check_apart, check_writable
 from diml.data.triplets import Triplets, read_triplets
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
-from diml.jobs.lasso_output import check_writable
 from diml.strads import policy_by_name, run
 from diml.strads.ccd import Factorization
 
@@ -38,7 +39,10 @@ def parser() -> JobParser:
 def main(arguments: Sequence[str]) -> int:
     flags = parse(parser(), arguments)
     if flags.output_prefix:
-        check_writable(Path(f"{flags.output_prefix}.L"))
+        names = [f"{flags.output_prefix}.{name}" for name in ("L", "R")]
+        for name in names:
+            check_writable(Path(name))
+        check_apart((*names, flags.prometheus), (flags.datafile,))
     with diml.init(flags=vars(flags)) as job:
         entries: Triplets = read_triplets(
             flags.datafile, job.rank, job.size, one_based=flags.one_based
@@ -46,6 +50,10 @@ def main(arguments: Sequence[str]) -> int:
         sizes = np.array([entries.n_rows, entries.n_cols], np.int64)
         rows, cols = (int(size) for size in job.allreduce(sizes, "max"))
         count = int(job.allreduce(np.array([len(entries)], np.int64), "sum")[0])
+
+        mine = fingerprint.of_entries(entries.rows, entries.cols, entries.values)
+        data = fingerprint.together(job.allgather(mine))
+        job.identify(data=f"{rows}x{cols} {data}", K=flags.K, decay=vars(flags)["lambda"])
 
         def tell(passes: int, square: float, objective: float) -> None:
             if job.rank == 0:

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import diml
+from diml.data.outputs import check_writable
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
-from diml.jobs.lasso_output import check_writable
 from diml.strads.columns import columns_of
 from diml.strads.lasso import solve_lasso
 from diml.strads.lasso_problem import Grid, Solution, Stop
@@ -145,6 +145,8 @@ def main(arguments: Sequence[str]) -> int:
     if flags.output:
         check_writable(Path(flags.output))
     with diml.init(flags=vars(flags), servers=servers_for(arguments)) as job:
+        told = ("rows", "vocabulary", "features", "K", "clocks", "step", "lambda_ratio")
+        job.identify(**{name: vars(flags)[name] for name in told})
         rows = planted(flags.rows, flags.vocabulary, flags.features, job.settings.seed)
         every = np.arange(flags.rows)
         fit, out = rows.some(every[every % _HELD_OUT > 0]), rows.some(every[::_HELD_OUT])

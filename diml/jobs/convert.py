@@ -12,6 +12,7 @@ from pathlib import Path
 from diml.data.convert import Order, convert
 from diml.data.files import files_of
 from diml.data.offsets import read_offsets
+from diml.data.outputs import check_apart
 from diml.data.triplets import FORMATS
 from diml.errors import Misuse
 from diml.jobs.command import Command
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         if len(files_of(flags.source)) != 1:
             raise Misuse("--offsetsfile goes with one file")
         offsets = read_offsets(flags.offsetsfile)
+    check_apart((flags.target,), (flags.source, flags.test, flags.offsetsfile))
     began = time.perf_counter()
     order = Order(
         flags.source,

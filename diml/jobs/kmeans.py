@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diml.data import fingerprint
+from diml.data.outputs import check_apart, check_writable
 from diml.errors import Misuse
 from diml.jobs.account import Account
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
@@ -55,6 +56,15 @@ class Rows:
             return fingerprint.of_dense(self.dense, self.first)
         assert self.sparse is not None
         return fingerprint.of_csr(*self.sparse, self.first)
+
+    def check_size(self, name: str) -> None:
+        """Raises Misuse where distances between these rows are beyond the numbers there are."""
+        values = self.sparse[2] if self.sparse is not None else self.dense
+        assert values is not None
+        largest = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
+        # Rows of float32 are multiplied as they are; a centre is at most as far out as a row.
+        if largest * largest * self.columns > float(np.finfo(values.dtype).max) / 8:
+            raise Misuse(f"{name}: a value is too large: its square is infinite")
 
     def row(self, index: int) -> Floats:
         """One row, dense, float64."""
@@ -254,6 +264,11 @@ def main(arguments: Sequence[str]) -> int | None:
     flags = parse(parser(), arguments)
     if (flags.datafile is None) == (flags.generate is None):
         raise Misuse("give either --datafile or --generate")
+    if flags.output is not None:
+        names = [Path(f"{flags.output}.{name}") for name in ("C", "labels")]
+        for name in names:
+            check_writable(name)
+        check_apart((*names, flags.prometheus), (flags.datafile,))
     import diml
 
     with diml.init(flags=vars(flags)) as job:
@@ -269,6 +284,9 @@ def _cluster(job: Job, flags: argparse.Namespace) -> None:
         rows = generated(flags.generate, flags.columns, flags.k, seed, job.rank, job.size)
     else:
         rows = read_rows(flags.datafile, job.rank, job.size)
+    if rows.columns == 0:
+        raise Misuse(f"{flags.datafile}: its rows have no columns")
+    rows.check_size(f"{flags.datafile}")
     if rows.total < flags.k:
         raise Misuse(f"--k {flags.k}: there are only {rows.total} rows")
     data = fingerprint.together(job.allgather(rows.fingerprint()))

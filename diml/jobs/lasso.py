@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 import diml
 from diml.data import design_planted, fingerprint
 from diml.data.design import read_design
+from diml.data.outputs import check_apart, check_writable
 from diml.errors import Misuse
 from diml.jobs.account import Account
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
-from diml.jobs.lasso_output import Log, check_writable, write_coefficients, write_cv, write_path
+from diml.jobs.lasso_output import Log, write_coefficients, write_cv, write_path
 from diml.report.progress import Progress
 from diml.strads import POLICIES, Policy, policy_by_name, solve_lasso
 from diml.strads.columns import Columns, SparseColumns, columns_from, columns_of
@@ -140,8 +141,10 @@ def check(flags: Namespace) -> None:
         raise Misuse("--cv_output goes with --cv")
     if flags.path_output is not None and flags.cv is not None:
         raise Misuse("--cv ends with one lambda: there is no path to write")
-    for name in (flags.output, flags.path_output, flags.cv_output, flags.log):
+    writes = (flags.output, flags.path_output, flags.cv_output, flags.log)
+    for name in writes:
         check_writable(None if name is None else Path(name))
+    check_apart((*writes, flags.prometheus), (flags.data_xfile, flags.data_yfile))
 
 
 def grid_of(flags: Namespace) -> Grid:

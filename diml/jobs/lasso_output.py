@@ -17,21 +17,9 @@ import scipy.io
 import scipy.sparse
 from numpy.typing import NDArray
 
-from diml.errors import Misuse
 from diml.strads.lasso_problem import Round, Solution
 
 LOG_HEADER = "round,seconds,lambda,gap,objective,nonzeros,column_visits,bytes"
-
-
-def check_writable(path: Path | None) -> None:
-    """Raises Misuse where no file can be written at `path`."""
-    if path is None:
-        return
-    folder = path.parent
-    if not folder.is_dir():
-        raise Misuse(f"{path}: there is no directory {folder}")
-    if path.is_dir() or not os.access(folder, os.W_OK):
-        raise Misuse(f"{path}: cannot be written")
 
 
 class Log:

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 import diml
 from diml.data import fingerprint
+from diml.data.outputs import check_apart, check_writable
 from diml.errors import Misuse
 from diml.jobs import logistic_admm, logistic_compare, logistic_lbfgs
 from diml.jobs.account import Account
 from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
 from diml.jobs.logistic_batch import Run, tell_test
 from diml.jobs.logistic_data import Examples, load, share_of, widened
-from diml.jobs.logistic_model import Model, write_model
+from diml.jobs.logistic_model import Model, model_file, write_model
 from diml.jobs.logistic_train import Course, Losses, Training
 from diml.ps.client import ParameterServer
 from diml.ps.filters import NAMES as FILTERS
@@ -112,14 +113,17 @@ def rule_options(flags: Namespace, examples_a_step: int) -> dict[str, Any]:
 class Output:
     """Worker 0's files: PREFIX.loss, a flushed line an epoch, and the model at the end."""
 
-    def __init__(self, prefix: str | None, fresh: bool, train: Examples, intercept: bool) -> None:
+    def __init__(self, prefix: str | None, train: Examples, intercept: bool) -> None:
         self._prefix = prefix
         self._facts: Any = (intercept, train.labels, train.base)
         self.epochs_written = 0
         self._begun = time.time()
-        if prefix is None:
+
+    def begin(self, fresh: bool) -> None:
+        """Open the losses: anew, or to go on with those of a run that this one continues."""
+        if self._prefix is None:
             return
-        path = Path(f"{prefix}.loss")
+        path = Path(f"{self._prefix}.loss")
         try:
             if fresh or not path.exists():
                 path.write_text(_COLUMNS + "\n", encoding="ascii")
@@ -182,7 +186,8 @@ def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | No
         raise Misuse("--staleness 0 is --method sync-sgd")
     batch = min(flags.batch_size, max(1, train.total // job.size))
     per_epoch = math.ceil(math.ceil(train.total / job.size) / batch)
-    job.identify(epoch=f"{per_epoch} clocks", batch_size=batch, rule=flags.rule)
+    epochs = {"epoch": f"{per_epoch} clocks", "epochs": flags.num_epochs}
+    job.identify(**epochs, batch_size=batch, rule=flags.rule)
     options: dict[str, Any] = {"reject_nonfinite": True, "filters": flags.filter}
     with job.parameter_server(consistency=model, **options) as ps:
         cols = train.X.shape[1]
@@ -190,9 +195,8 @@ def _train(job: diml.Job, flags: Namespace, train: Examples, test: Examples | No
         weights: KeyValues = ps.kv("weights", cols, dtype="float64", rule=flags.rule, **numbers)
         course = Course(flags.num_epochs, per_epoch, flags.l1, flags.l2)
         speaks = ps.worker == 0
-        output = Output(
-            flags.output_prefix if speaks else None, ps.clock_now == 0, train, flags.intercept
-        )
+        output = Output(flags.output_prefix if speaks else None, train, flags.intercept)
+        output.begin(fresh=ps.clock_now == 0)
         account = Account(job, "examples")
         training = Training(
             ps, weights, cols, train, test, course, job.settings.seed, account,
@@ -238,6 +242,12 @@ def main(arguments: Sequence[str]) -> int | None:
     flags = parse(parser(), arguments)
     if flags.compare is not None:
         return logistic_compare.compare(flags)
+    if flags.output_prefix is not None:
+        model = model_file(flags.output_prefix)
+        writes = (model, Path(f"{flags.output_prefix}.loss"), flags.prometheus)
+        for path in writes[:2]:
+            check_writable(path)
+        check_apart(writes, (flags.datafile, flags.test))
     on_collectives = ON_COLLECTIVES.get(flags.method)
     with diml.init(flags=vars(flags), servers=servers_for(arguments)) as job:
         train, test = _read(flags)
@@ -247,7 +257,7 @@ def main(arguments: Sequence[str]) -> int | None:
             return 0
         output = None
         if job.rank == 0:
-            output = Output(flags.output_prefix, job.incarnation == 0, train, flags.intercept)
+            output = Output(flags.output_prefix, train, flags.intercept)
         with Run(job, flags, train, test, output) as run:
             on_collectives(run, flags)
     return 0

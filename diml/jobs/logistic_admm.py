@@ -96,8 +96,7 @@ def iterate(run: Run, own: Own, common: Common, tolerance: float) -> tuple[Own, 
 def train(run: Run, flags: Namespace) -> None:
     """Train to the end: until the residuals are below `--tolerance`, or `--num_iterations`."""
     tolerance = _TOLERANCE if flags.tolerance is None else flags.tolerance
-    job = run.job
-    version, model, local = job.load_checkpoint()
+    version, model, local = run.load()
     if version == 0:
         own = Own(np.zeros(run.cols), np.zeros(run.cols))
         common = Common(np.zeros(run.cols), flags.rho, 0, False)

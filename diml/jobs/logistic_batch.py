@@ -34,6 +34,7 @@ class Output(Protocol):
 
     epochs_written: int
 
+    def begin(self, fresh: bool) -> None: ...
     def write(self, losses: Losses) -> None: ...
     def finish(self, weights: NDArray[Any]) -> None: ...
 
@@ -91,9 +92,17 @@ class Run:
         self._test_total = 0 if test is None else test.total
         self._held_out = test
         self._output, self._flags = output, flags
-        self._next = 0 if output is None else output.epochs_written
+        self._next = 0
         self._progress = Progress.of(job, f"logistic {flags.method}", flags.num_iterations)
         self._account = Account(job, "examples")
+
+    def load(self) -> tuple[int, Any, Any]:
+        """The job's checkpoint; worker 0's losses go on where that run was."""
+        found = self.job.load_checkpoint()
+        if self._output is not None:
+            self._output.begin(fresh=found[0] == 0 and self.job.incarnation == 0)
+            self._next = self._output.epochs_written
+        return found
 
     def allreduce(self, mine: Floats) -> Floats:
         """The sum over the workers; the time it takes counts as waiting."""

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from diml.data.design_text import read_libsvm_rows
+from diml.data.design_text import check_columns, read_libsvm_rows
 from diml.errors import Misuse
 
 Floats = NDArray[np.float64]
@@ -55,6 +55,7 @@ def load(path: Path, intercept: bool, like: Examples | None = None) -> Examples:
     if foreign := sorted(set(values.tolist()) - {low, high}):
         raise Misuse(f"{path}: label {foreign[0]:g}, where there are {low:g} and {high:g} only")
     cols = int(rows.cols.max()) + 1 if len(rows.cols) else 0
+    check_columns(path, cols)
     X = sp.csr_matrix((rows.data, rows.cols, rows.indptr), shape=(len(rows.labels), cols))
     if intercept:
         X = sp.hstack([X, np.ones((X.shape[0], 1))], format="csr")

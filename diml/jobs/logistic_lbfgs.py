@@ -19,9 +19,8 @@ _TOLERANCE = 1e-6
 
 def train(run: Run, flags: Namespace) -> None:
     """Train to the end: until `--tolerance` or `--num_iterations`."""
-    job = run.job
     tolerance = _TOLERANCE if flags.tolerance is None else flags.tolerance
-    version, model, _ = job.load_checkpoint()
+    version, model, _ = run.load()
     state = State.of(model) if version else start(np.zeros(run.cols), run.smooth, run.l1)
     while True:
         # First in every version, so that a replacement makes the same calls as the others.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import diml
+from diml.data.outputs import check_apart, special
 from diml.data.parse import parse_lines
 from diml.data.stream import warm_up as warm_up_stream
 from diml.errors import Misuse
@@ -73,6 +74,10 @@ def train(job: diml.Job, plan: Plan) -> None:
     """Load, train and report. Every worker comes here; so does a replacement, from the start."""
     if job.rank == 0:
         check_writable(plan.outputs)
+        flags = plan.flags
+        # The losses are written to what is there, a pipe maybe; all else appears by rename.
+        writes = [one for one in plan.outputs if one != plan.loss_file or not special(one)]
+        check_apart((*writes, flags.prometheus), (flags.datafile, flags.test, flags.offsetsfile))
     ratings = load(plan.source, job)
     facts = ratings.facts()
     check_size(facts, plan.rule, job.size)

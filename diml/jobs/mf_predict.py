@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from diml.data.blockfile import BlockFile, is_block_file
 from diml.data.files import files_of
+from diml.data.outputs import check_apart
 from diml.data.triplets import FORMATS, Within, read_triplets
 from diml.errors import Misuse
 from diml.jobs.command import Command
@@ -91,6 +92,7 @@ def recommend(arguments: Sequence[str]) -> int:
     known = "leave out the columns that a row has in this file (the data it was trained on)"
     parser.add_argument("--datafile", metavar="FILE", help=known)
     flags = parser.parse_args(arguments)
+    check_output(flags, flags.datafile)
     factors = read_factors(flags.model)
     within = Within(len(factors.left), len(factors.right), flags.model)
     first = int(flags.one_based)
@@ -113,6 +115,12 @@ def recommend(arguments: Sequence[str]) -> int:
                 for col, score in zip(cols.tolist(), scores.tolist(), strict=True)
             )
     return 0
+
+
+def check_output(flags: Namespace, data: str | None) -> None:
+    """Raises Misuse where the output would take the place of the model or of the data."""
+    model = [flags.model, *(f"{flags.model}.{end}" for end in ("L", "R", "w"))]
+    check_apart((flags.output,), (*model, data))
 
 
 def common(parser: Command, model: str) -> None:

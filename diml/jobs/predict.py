@@ -38,6 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     data = "factorization: lines `row col`, or `row col value`; regression: libsvm, labelled or not"
     parser.add_argument("data", metavar="DATA", help=data)
     flags = parser.parse_args(arguments)
+    mf_predict.check_output(flags, flags.data)
     if holds_model(flags.model):
         return _classify(flags)
     return mf_predict.predict(flags)

@@ -55,6 +55,8 @@ class Table:
                 self._write(dict(zip(self.columns, self.columns, strict=True)))
         except OSError as error:
             raise Misuse(f"--csv {path}: {error.strerror or error}") from None
+        except csv.Error:
+            raise Misuse(f"--csv {path}: not of this sweep: it is no CSV") from None
 
     def _take(self, text: str) -> None:
         """Read what an earlier run has left; raises Misuse before anything is changed."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from diml.data.outputs import check_apart
 from diml.errors import Misuse
 from diml.events import read_events
 from diml.report.page import comparison, facts, page
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     flags = parser.parse_args(arguments)
     runs = [(name, run_of(read_events(Path(name)))) for name in flags.logs]
     output = Path(flags.output) if flags.output else Path(flags.logs[0]).with_suffix(".html")
+    check_apart((output, flags.png), flags.logs)
     text = page(runs[0][1], runs[0][0]) if len(runs) == 1 else comparison(runs)
     _write(output, text)
     _say(runs)

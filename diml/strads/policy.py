@@ -134,17 +134,18 @@ class Priority(_Blocks):
         self._uniform = 3 * variables // self.block
 
     def draw(self, count: int) -> Integers:
-        """`count` draws, duplicates merged, in falling order of weight (ties: lower number)."""
+        """`count` draws, duplicates merged, in falling order of weight (ties: drawn first)."""
         if self._uniform > 0:
             self._uniform -= 1
-            drawn = np.unique(self._random.integers(0, self.variables, count))
+            drawn = self._random.integers(0, self.variables, count)
         else:
             live = self._weight[self._weight > 0.0]
             eta = 0.01 * float(live.mean()) if len(live) > 10 else 0.1
             edges = np.cumsum(self._weight + eta)
             drawn = np.searchsorted(edges, self._random.random(count) * edges[-1], side="right")
-            drawn = np.unique(np.minimum(drawn, self.variables - 1))
-        drawn = drawn[np.argsort(-self._weight[drawn], kind="stable")].astype(np.int64)
+            drawn = np.minimum(drawn, self.variables - 1)
+        drawn, first = np.unique(drawn, return_index=True)
+        drawn = drawn[np.lexsort((first, -self._weight[drawn]))].astype(np.int64)
         return self._free(drawn)
 
     def next_block(self, program: Answers) -> Integers:
@@ -168,7 +169,8 @@ class PriorityDependency(Priority):
 
     Greedy in order of weight: a variable stays if its |correlation| with every one kept so far is
     below `rho`; at most U stay. The released code draws as many candidates as there are places,
-    the paper more.
+    the paper more. Never are more drawn than half the variables: where all of them stand against
+    each other, those of little weight that are correlated with a heavy one would never move.
     """
 
     def __init__(
@@ -189,7 +191,8 @@ class PriorityDependency(Priority):
         self.kept = 0
 
     def next_block(self, program: Answers) -> Integers:
-        drawn = self.draw(int(self.block * self._surplus))
+        most = max(1, self.variables // 2)
+        drawn = self.draw(min(int(self.block * self._surplus), most))
         busy = len(self.in_flight)
         correlation = program.correlations(np.concatenate([self.in_flight, drawn]))
         near = (correlation[busy:, :busy] >= self._rho).any(axis=1)

@@ -95,6 +95,17 @@ def program_words(job: Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_there(module: str) -> bool:
-    """Whether the interpreter, started here, would find the module's package. Imports nothing."""
-    top = module.partition(".")[0]
-    return PathFinder.find_spec(top, [str(Path.cwd()), *sys.path]) is not None
+    """Whether the interpreter, started here, could run the module. Imports nothing."""
+    path: list[str] | None = [str(Path.cwd()), *sys.path]
+    name = ""
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        spec = None if path is None else PathFinder.find_spec(name, path)
+        if spec is None:
+            return False
+        within = spec.submodule_search_locations
+        try:
+            path = None if within is None else list(within)
+        except KeyError:  # a folder without __init__.py in another: only an import could tell
+            return True
+    return path is None or PathFinder.find_spec(f"{name}.__main__", path) is not None

@@ -204,6 +204,29 @@ def test_a_job_on_other_data_or_to_another_end_is_refused(
     assert refused.stderr.count("diml:") == 1 and "its data is " in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("job", "other", "fact"),
+    [
+        (["ccd", "--datafile", "a", "--K", "2", "--checkpoint_work", "1"], ["--datafile", "b"], "data"),
+        (["combined", "--rows", "200", "--clocks", "5"], ["--features", "9"], "features"),
+    ],
+    ids=["ccd", "combined"],
+)  # fmt: skip
+def test_what_a_program_of_several_parts_kept_is_refused_to_another(
+    tmp_path: Path, job: list[str], other: list[str], fact: str
+) -> None:
+    def run(*flags: str) -> Finished:
+        command = ["-m", f"diml.jobs.{job[0]}", *job[1:], *flags, "--checkpoint-dir", "kept"]
+        every = {"DIML_CHECKPOINT_EVERY": "0.000001"}
+        return run_mpi(None, command, env=every, cwd=tmp_path, timeout_s=90)
+
+    (tmp_path / "a").write_text("".join(f"0 {j} {j + 1}\n" for j in range(6)))
+    (tmp_path / "b").write_text("".join(f"{j % 5} {j} {j + 1}\n" for j in range(9)))
+    run().expect(0)
+    refused = run(*other).expect(2)
+    assert refused.stderr.count("diml:") == 1 and f"its {fact} is " in refused.stderr
+
+
 RABIT = """
     import sys
     from diml.allreduce import rabit

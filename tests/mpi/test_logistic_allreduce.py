@@ -63,6 +63,20 @@ def test_deaths_change_neither_weights_nor_losses(method: str, drills: str, tmp_
     assert float(calm[-1][1]) < float(calm[0][1])
 
 
+@pytest.mark.parametrize("method", ["lbfgs", "admm"])
+def test_losses_of_a_run_started_again_go_on_where_they_were(method: str, tmp_path: Path) -> None:
+    data = write_examples(tmp_path / "x.svm")
+    args = ["--method", method, "--datafile", data, "--l2", "1e-3"]
+    kept = ["--checkpoint-dir", tmp_path / "kept", "--checkpoint-every", "0.000001"]
+    _run(1, *args, "--num_iterations", "9", "--output_prefix", tmp_path / "calm")
+    for iterations in ("4", "9"):
+        told = ["--num_iterations", iterations, "--output_prefix", tmp_path / "again"]
+        _run(1, *args, *kept, *told)
+    assert _losses(tmp_path / "calm.loss") == _losses(tmp_path / "again.loss")
+    _run(1, *args, "--num_iterations", "3", "--output_prefix", tmp_path / "again")
+    assert len(_losses(tmp_path / "again.loss")) == 4, "a fresh run begins anew"
+
+
 @pytest.mark.parametrize(("method", "n"), [("lbfgs", 2), ("sync-sgd", 3)])
 def test_predict_measures_what_the_job_has_measured(method: str, n: int, tmp_path: Path) -> None:
     data = write_examples(tmp_path / "x.svm")

@@ -70,3 +70,11 @@ def test_the_event_log_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in (*FIXED, *FIELDS, *(field for fields in FIELDS.values() for field in fields)):
         assert re.search(rf"\b{name}\b", text), name
+
+
+@pytest.mark.parametrize("name", ["Job.allreduce", "Job.checkpoint", "diml.Job.barrier"])
+def test_what_a_job_hands_on_is_found_by_its_name(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doc", name]) == 0
+    assert f".{name.rpartition('.')[2]}(" in capsys.readouterr().out

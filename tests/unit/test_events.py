@@ -89,3 +89,11 @@ def test_a_torn_last_line_is_left_out_and_other_damage_named(tmp_path: Path) -> 
         read_events(path)
     with pytest.raises(Misuse, match="absent"):
         read_events(tmp_path / "absent")
+
+
+def test_a_file_that_is_no_log_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.txt"
+    path.write_text("0 0 1\n")
+    with pytest.raises(Misuse, match="no event log"):
+        EventLog(path, run="a", uid=0)
+    assert path.read_text() == "0 0 1\n"

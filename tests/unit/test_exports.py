@@ -91,3 +91,14 @@ def test_a_disk_that_refuses_ends_the_export_not_the_run(
         log("progress", done=done, total=9, values={})
     assert capsys.readouterr().err == "diml: --prometheus ends here: Is a directory\n"
     assert len(read_events(tmp_path / "run.jsonl")) == 2
+
+
+def test_a_place_that_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for tensorboard in (file, file / "below"):
+        with pytest.raises(Misuse, match="no directory can be made"):
+            sinks_of(tensorboard, None)
+    with pytest.raises(Misuse, match="no ordinary file"):
+        sinks_of(None, tmp_path)
+    assert len(sinks_of(tmp_path / "new" / "one", tmp_path / "run.prom")) == 2

@@ -52,3 +52,13 @@ def test_any_change_shows() -> None:
     for other in others:
         seen.add(fingerprint.of_dense(other))
     assert len(seen) == 1 + len(others)
+
+
+def test_entries_tell_what_a_matrix_does() -> None:
+    matrix = scipy.sparse.random(30, 20, 0.2, format="csr", rng=np.random.default_rng(3))
+    entries = matrix.tocoo()
+    order = np.random.default_rng(4).permutation(entries.nnz)
+    mixed = (a[order] for a in (entries.row, entries.col, entries.data))
+    whole = fingerprint.of_csr(matrix.indptr, matrix.indices, matrix.data)
+    assert fingerprint.of_entries(*mixed) == whole
+    assert fingerprint.of_dense(np.empty((3, 0))) == fingerprint.of_dense(np.empty((0, 3))) == 0

@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 from diml.errors import Misuse
-from diml.jobs.kmeans import edges, generated, read_rows
+from diml.jobs.kmeans import dense_rows, edges, generated, read_rows
 from diml.kernels.kmeans import assign_dense, assign_sparse, nearer_dense, nearer_sparse
 
 
@@ -87,3 +87,11 @@ def test_bad_files_are_named(content: str, tmp_path: Path) -> None:
         np.save(path, np.ones(3))
     with pytest.raises(Misuse, match=r"points\.npy"):
         read_rows(path, 0, 1)
+
+
+def test_values_whose_squares_are_infinite_are_refused() -> None:
+    for dtype, large in (("float64", 1e200), ("float32", 1e19)):
+        rows = dense_rows(np.array([[0.0, 1.0], [large, 0.0]], dtype), 0, 1)
+        with pytest.raises(Misuse, match="its square is infinite"):
+            rows.check_size("points.npy")
+        dense_rows(np.array([[0.0, 1e15]], dtype), 0, 1).check_size("points.npy")

@@ -205,6 +205,56 @@ def test_bad_binary_is_refused(tmp_path: Path) -> None:
             read_design(path)
 
 
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"X": np.ones(3)}, "X must have two dimensions, not 1"),
+        ({"X": np.ones((3, 2, 2))}, "X must have two dimensions, not 3"),
+        ({"data": np.ones((2, 2))}, "data must have one dimension"),
+        ({"indices": np.array([0.0, 0.5])}, "indices holds what is not a whole number"),
+        ({"indptr": np.array([0.0, np.nan, 2.0])}, "indptr holds what is not a whole number"),
+        ({"indices": np.array([b"a", b"b"])}, "indices holds what is not a whole number"),
+        ({"format": "csr", "indices": np.array([0, 7])}, "a column number is outside"),
+        ({"format": "csr", "indptr": np.array([0, 1, 9])}, "fewer entries than indptr says"),
+        ({"format": "csr", "indptr": np.array([0, 1])}, "indptr does not fit 2 rows"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["npz", "h5"])
+def test_arrays_that_do_not_fit_together_are_refused(
+    arrays: dict[str, Any], words: str, kind: str, tmp_path: Path
+) -> None:
+    whole = {"data": np.ones(2), "indices": np.arange(2), "indptr": np.arange(3), "shape": (2, 2)}
+    held = {"y": np.ones(2), **(arrays if "X" in arrays else {**whole, **arrays})}
+    path = tmp_path / f"x.{kind}"
+    if kind == "npz":
+        np.savez(path, **held)
+    else:
+        with h5py.File(path, "w") as file:
+            file.attrs["format"] = held.pop("format", "csc")
+            for name, value in held.items():
+                file[name] = value
+    with pytest.raises(Misuse, match=words):
+        read_design(path)
+
+
+def test_a_group_in_the_place_of_an_array_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file.create_group("X")
+    with pytest.raises(Misuse, match="X is not an array"):
+        read_design(path)
+
+
+def test_columns_beyond_the_memory_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.svm"
+    path.write_text("1 1:1\n0 99999999999:1\n")
+    with pytest.raises(Misuse, match="99999999999 columns are more"):
+        read_design(path)
+    path.write_text("%%MatrixMarket matrix coordinate real general\n2 99999999999 1\n1 1 1\n")
+    with pytest.raises(Misuse, match="99999999999 columns are more"):
+        read_design(path)
+
+
 def test_missing_files_and_missing_y_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Misuse, match="No such file"):
         read_design(tmp_path / "none")

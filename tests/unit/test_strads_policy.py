@@ -92,6 +92,20 @@ def test_what_is_in_flight_is_avoided_with_its_neighbours() -> None:
         assert not np.isin(random.next_block(ANSWERS), busy).any()
 
 
+def test_few_variables_all_correlated_have_their_turn_each() -> None:
+    class Alike:
+        def correlations(self, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
+            return np.ones((len(candidates), len(candidates)))
+
+    policy = PriorityDependency(10, 32, seed=4, rho=0.1)
+    seen: set[int] = set()
+    for _ in range(300):
+        block = policy.next_block(Alike())  # type: ignore[arg-type]  # it asks for no more
+        policy.moved(block, np.zeros(len(block)))
+        seen.update(block.tolist())
+    assert seen == set(range(10))
+
+
 def test_filter_keeps_the_first_of_a_correlated_pair() -> None:
     correlation = np.array([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]])
     assert independent(correlation, 0.5, 3).tolist() == [0, 2]

@@ -61,7 +61,8 @@ def test_a_job_is_a_module_or_a_script(tmp_path: Path) -> None:
     assert program_words(["diml.jobs.mf", "--K", "3"]) == ("-m", "diml.jobs.mf", "--K", "3")
     assert program_words([str(script), "x"]) == (str(script), "x")
     assert program_words(["-m", "a.b"]) == ("-m", "a.b")
-    for bad in ([], ["no such"], ["absent/job.py"], ["absent.py"], ["absent"]):
+    for bad in ([], ["no such"], ["absent/job.py"], ["absent.py"], ["absent"],
+                ["diml.jobs.absent"], ["diml.jobs"], ["diml.jobs.mf.absent"]):  # fmt: skip
         with pytest.raises(Misuse):
             program_words(bad)
 
@@ -173,7 +174,11 @@ _SHOW = 'echo "$2 ${DIML_SERVERS:--} ${DIML_ON_FAILURE:--}"; echo 0 > $DIML_SUPE
     ("version", "words", "wanted"),
     [
         ("Open MPI", ["-n", "2", "--", "diml.jobs.drill"], "2 - -"),
-        ("Open MPI", ["-n", "2", "--spares", "1", "--servers", "2", "--", "email.mime"], "5 2 -"),
+        (
+            "Open MPI",
+            ["-n", "2", "--spares", "1", "--servers", "2", "--", "email.message"],
+            "5 2 -",
+        ),
         ("Open MPI", ["-n", "2", "--", "diml.jobs.mf", "--K", "3"], "3 1 -"),
         ("Open MPI", ["-n", "1", "diml.jobs.mf"], "1 - -"),
         ("Open MPI", ["-n", "2", "diml.jobs.mf", "--engine", "rotate"], "2 - -"),

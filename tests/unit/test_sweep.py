@@ -132,6 +132,7 @@ def test_a_table_goes_on_where_it_was_cut(tmp_path: Path) -> None:
         ("{head}\n1,1,0,,1,fine,,s1\n", "line 2: not a trial"),
         ("{head}\n1,1,0,,1,ok,,s1\n-1,1,0,,1,ok,,s1\n", "line 3: not a trial"),
         ("{head}\n1,1\n", "line 2: not a trial"),
+        ("a\rb\n", "it is no CSV"),
     ],
 )
 def test_a_table_of_something_else_is_refused_untouched(
@@ -139,10 +140,10 @@ def test_a_table_of_something_else_is_refused_untouched(
 ) -> None:
     path = tmp_path / "out.csv"
     text = text.format(head="trial,a,seed,loss,seconds,status,reason,sweep") + "cut"
-    path.write_text(text)
+    path.write_bytes(text.encode())
     with pytest.raises(Misuse, match=words):
         table(path)
-    assert path.read_text() == text
+    assert path.read_bytes() == text.encode()
     with pytest.raises(Misuse, match="No such file"):
         table(tmp_path / "none" / "out.csv")
     with pytest.raises(Misuse, match="named as one of"):
