@@ -207,7 +207,7 @@ def test_a_job_on_other_data_or_to_another_end_is_refused(
 @pytest.mark.parametrize(
     ("job", "other", "fact"),
     [
-        (["ccd", "--datafile", "a", "--K", "2", "--checkpoint_work", "1"], ["--datafile", "b"], "data"),
+        (["ccd", "--datafile", "a", "--checkpoint_work", "1"], ["--datafile", "b"], "data"),
         (["combined", "--rows", "200", "--clocks", "5"], ["--features", "9"], "features"),
     ],
     ids=["ccd", "combined"],
