@@ -203,10 +203,13 @@ def test_a_lost_node_is_left_behind_though_it_had_pieces_of_the_data(
     """It had a worker and a server as well, and the replica of the other's rows."""
     wanted = factors("ps")
     job = factorize(slurm, "left", "ps")
+    wait_for_iteration(slurm, job, "left", 1)
+    ranks = slurm.ranks("n2", "diml.jobs.mf")
     wait_for_iteration(slurm, job, "left", ITERATIONS // 5)
-    # Ends everything on the second node.
+    # Ends everything on the second node; until all that is found the job must not come to its end.
+    os.kill(ranks[0], signal.SIGSTOP)
     lost = slurm.processes("slurmd", "-N n2") + slurm.processes("prted")
-    for pid in lost + slurm.ranks("n2", "diml.jobs.mf"):
+    for pid in lost + ranks:
         os.kill(pid, signal.SIGKILL)
     try:
         text = slurm.finish(job, timeout_s=280)

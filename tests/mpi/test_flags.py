@@ -48,7 +48,9 @@ def test_an_error_of_one_rank_alone_is_said_by_that_rank() -> None:
         launch._PATIENCE_S = 0.5
         if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
             launch.say_once("no such file here", os.environ)
-        time.sleep(2)
+            os.mkdir("said")
+        while not os.path.exists("said"):
+            time.sleep(0.01)
     """
     assert run_mpi(3, program, timeout_s=60).expect(0).stderr == "no such file here\n"
 

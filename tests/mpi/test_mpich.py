@@ -24,12 +24,12 @@ ENV = {
 }
 
 
-def start(tmp_path: Path, pause_s: float) -> Running:
+def start(tmp_path: Path, **env: str) -> Running:
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM))
     launcher = ["--mpirun", str(MPICH / "bin" / "mpiexec")]
-    job = ["program.py", str(STEPS), str(pause_s), "local"]
+    job = ["program.py", str(STEPS), "0.0", "local"]
     command = ["-m", "diml.cli", "run", "-n", "2", *launcher, "--", *job]
-    return start_mpi(None, command, env=ENV, cwd=tmp_path)
+    return start_mpi(None, command, env=ENV | env, cwd=tmp_path)
 
 
 def test_a_killed_rank_means_a_relaunch_from_the_memory_of_the_node(tmp_path: Path) -> None:
@@ -37,12 +37,14 @@ def test_a_killed_rank_means_a_relaunch_from_the_memory_of_the_node(tmp_path: Pa
         None, "from mpi4py import MPI; print(MPI.Get_library_version())", env=ENV, timeout_s=60
     )
     assert "MPICH" in version.expect(0).stdout
-    with start(tmp_path, 0.0) as running:
+    with start(tmp_path) as running:
         wanted = answer(running.wait(timeout_s=120).expect(0))
-    with start(tmp_path, 0.1) as running:
+    gate = tmp_path / "gate"
+    with start(tmp_path, TEST_HOLD=f"12:{gate}") as running:
         running.wait_for("^at 12$", timeout_s=90)
         memory = memory_of(running)
         running.kill(running.ranks()[1].pid)
+        gate.touch()
         done = running.wait(timeout_s=120).expect(0)
     assert answer(done) == wanted and starts(done)[-1] >= 10, done.report()
     assert done.stderr.count("started again") == 1

@@ -68,7 +68,7 @@ def test_both_methods_come_near_the_optimum_and_deaths_change_nothing(tmp_path: 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     _write(tmp_path / "x.svm")
-    sync = ("--method", "sync-sgd", "--client_worker_threads", 2, "--num_epochs", 150)
+    sync = ("--method", "sync-sgd", "--client_worker_threads", 2, "--num_epochs", 80)
     args = ["--datafile", tmp_path / "x.svm", "--batch_size", 20, "--quiet", *sync]
     env = {"DIML_SERVERS": "1"}
     whole = [*args, "--output_prefix", tmp_path / "whole"]

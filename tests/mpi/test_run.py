@@ -47,11 +47,13 @@ def memory_of(running: Running) -> Path:
 
 def test_a_lost_job_goes_on_from_the_memory_of_the_node(tmp_path: Path) -> None:
     wanted = undisturbed(tmp_path)
-    with start(tmp_path, 0.1) as running:
+    gate = tmp_path / "gate"
+    with start(tmp_path, 0.0, TEST_HOLD=f"12:{gate}") as running:
         running.wait_for("^at 12$", timeout_s=90)
         memory = memory_of(running)
         assert list(memory.iterdir()) and memory.stat().st_mode & 0o077 == 0
         kill_mpirun(running)
+        gate.touch()
         done = running.wait(timeout_s=120).expect(0)
     assert answer(done) == wanted
     assert len(starts(done)) == 2 and starts(done)[1] >= 10, done.report()
@@ -126,7 +128,7 @@ def test_a_crash_loop_is_given_up(tmp_path: Path, step: int, where: str, status:
     assert first == "from 0" and again == f"from {step}", done.report()
 
 
-FACTORIZE = ["diml.jobs.mf", "--generate", "--K", "8", "--lambda", "0.02", "--quiet"]
+FACTORIZE = ["diml.jobs.mf", "--generate", "9000x6000x700000", "--K", "8", "--quiet"]
 
 
 @pytest.mark.parametrize("engine", ["rotate", "ps"])
@@ -163,7 +165,7 @@ def test_factorization_goes_on_from_the_memory_of_the_node(tmp_path: Path, engin
 def test_a_signal_ends_it_in_good_order_and_the_next_run_goes_on(tmp_path: Path) -> None:
     wanted = undisturbed(tmp_path)
     directory = {"DIML_CHECKPOINT_DIR": str(tmp_path / "kept")}
-    with start(tmp_path, 0.1, **directory) as running:
+    with start(tmp_path, 0.2, **directory) as running:
         running.wait_for("^at 5$", timeout_s=90)
         running.kill(running.pid, signal.SIGTERM)
         stopped = running.wait(timeout_s=90).expect(75)
