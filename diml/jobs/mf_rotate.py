@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diml.data.memory import aligned
+from diml.errors import Misuse
 from diml.jobs.account import Account
 from diml.jobs.mf_data import Block, Facts, Share
 from diml.jobs.mf_evaluation import HALVINGS_MAX, Evaluation, Goal, too_large
@@ -257,6 +258,13 @@ class Rotation:
         self._held = deque(aligned(held) for held in state["held"])
 
     def _restore(self, common: dict[str, Any], local: Any) -> None:
+        """Go on from a checkpoint; raises Misuse, on all workers alike, for one of another time."""
+        states = local if isinstance(local, list) else [local]
+        if not all(isinstance(state["held"], list) for state in states):
+            raise Misuse(
+                "the checkpoint was made by an earlier version of DiML, which gave each worker one "
+                "block of columns: use another --checkpoint-dir, or --resume never"
+            )
         if isinstance(local, list):
             local = self._gathered(local)
         self._iteration, self.ended = common["iteration"], common["ended"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diml.data.planted import Planted
-from diml.errors import DimlError
+from diml.errors import DimlError, Misuse
 from diml.jobs.mf_data import Ratings
 from diml.jobs.mf_evaluation import Goal
 from diml.jobs.mf_load import Source, load
@@ -95,6 +95,18 @@ def test_another_number_of_workers_goes_on_from_the_same_model(workers: int) -> 
     on = rotate(small(), rule, workers=workers, iterations=12, ring=ring.resized(workers))
     assert [e.iteration for e in on[0]] == list(range(1, 13))
     assert on[0][-1].test_rmse == pytest.approx(calm[0][-1].test_rmse, rel=0.02)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_checkpoint_of_an_earlier_version_is_refused(workers: int) -> None:
+    rule, ring = Rule(k=4, update="adagrad", init_step_size=0.05), FakeRing(3)
+    rotate(small(), rule, workers=3, iterations=2, ring=ring)
+    for state in ring.locals:
+        # A worker had one block of columns.
+        state["held"], state["cols"] = state["held"][0], state["cols"][0]
+    again = ring if workers == 3 else ring.resized(workers)
+    with pytest.raises(Misuse, match=r"made by an earlier version of DiML.*--resume never"):
+        rotate(small(), rule, workers=workers, iterations=3, ring=again)
 
 
 def test_training_ends_at_the_target_or_out_of_patience() -> None:
