@@ -10,6 +10,7 @@ neighbours. Invariant: what a worker does, and in which order, does not depend o
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import chain, pairwise
@@ -200,7 +201,8 @@ def _source(
 
     Its entries by column are added to `counts`; `row_entries` are those of its rows, in all blocks.
     """
-    kept, more = [], False
+    kept: deque[Entries] = deque()
+    more = False
     for rows, cols, values in stream.pieces(part, check=True):
         count_ids(cols, counts)
         size = len(values) * _ENTRY_BYTES
@@ -210,8 +212,8 @@ def _source(
             room = None if room is None else room - size
     deal = _dealer(row_entries, counts, threads)
     # Dealt out piece by piece, as from disk: the same order.
-    skip, dealt_out = len(kept), list(deal(iter(kept)))
-    del kept
+    skip = len(kept)
+    dealt_out = list(deal(_drained(kept)))
     if not more:
         return lambda: iter(dealt_out), room
 
@@ -220,6 +222,12 @@ def _source(
         return chain(dealt_out, deal(rest))
 
     return source, room
+
+
+def _drained(pieces: deque[Entries]) -> Iterator[Entries]:
+    """The pieces, each let go as it is taken: in memory they are not twice."""
+    while pieces:
+        yield pieces.popleft()
 
 
 def _dealer(
