@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.helpers.mpi import CHECKOUT
@@ -158,11 +158,13 @@ class Cluster:
         text = self.ask("scontrol", "show", "job", str(job))
         return text.partition("JobState=")[2].split(" ")[0] or "GONE"
 
-    def wait_for(self, job: int, text: str, timeout_s: float = 90) -> None:
-        """Wait until a job has printed a text."""
+    def wait_until(
+        self, reached: Callable[[], bool], job: int, what: str, timeout_s: float = 90
+    ) -> None:
+        """Wait for a moment of a job."""
         deadline = time.monotonic() + timeout_s
-        while text not in self.output(job):
-            assert time.monotonic() < deadline, f"{text!r} never came\n{self.report(job)}"
+        while not reached():
+            assert time.monotonic() < deadline, f"{what}: never\n{self.report(job)}"
             time.sleep(0.1)
 
     def finish(self, job: int, timeout_s: float = 150, state: str = "COMPLETED") -> str:

@@ -87,8 +87,16 @@ def test_factorization_runs_from_its_script(slurm: Cluster) -> None:
 
 def test_a_plain_mpirun_deals_the_ranks_out_over_the_nodes(slurm: Cluster) -> None:
     path = slurm.folder / "plain.sbatch"
-    path.write_text("#!/bin/bash\nmpirun -n 6 sh -c 'echo rank $PMIX_RANK on $(hostname)'\n")
-    text = slurm.finish(slurm.submit(path, options=("-N2", "--ntasks-per-node=4")))
+    path.write_text(
+        "#!/bin/bash\nmpirun -n 6 sh -c 'echo rank $PMIX_RANK on $(hostname); sleep 1'\n"
+    )
+    job = slurm.submit(path, options=("-N2", "--ntasks-per-node=4"))
+    said = re.compile(r"^rank \d on \S+\n", re.MULTILINE)
+    slurm.wait_until(lambda: len(said.findall(slurm.output(job))) == 6, job, "six ranks")
+    # Where ranks are no MPI programs mpirun has been seen to wait for ever after their end.
+    slurm.ask("scancel", str(job))
+    slurm.wait_until(lambda: slurm.state(job) in ("CANCELLED", "COMPLETED"), job, "the end")
+    text = slurm.output(job)
     assert [text.count(f" on {node}\n") for node in cluster.NODES] == [3, 3], text
 
 
