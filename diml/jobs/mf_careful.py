@@ -110,7 +110,7 @@ class CarefulTraining(Training):
         """Take up the last good version, with half the step."""
         halvings = self._model.halvings + 1
         if halvings > HALVINGS_MAX:
-            raise too_large(evaluation)
+            raise too_large(evaluation, HALVINGS_MAX)
         self._model.restore({**self._good, "halvings": halvings})
         earlier = np.arange(evaluation.iteration - 1)
         rows = self._tables.sums.get(earlier) if len(earlier) else None

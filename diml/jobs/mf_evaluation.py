@@ -90,8 +90,13 @@ class Goal:
         return ""
 
 
-def too_large(evaluation: Evaluation) -> DimlError:
-    """The error for a model that is not finite."""
+def too_large(evaluation: Evaluation, halvings: int = 0) -> DimlError:
+    """The error for a model that is not finite, after so many halvings of the step."""
+    if halvings:
+        return DimlError(
+            f"the loss is {evaluation.loss} after iteration {evaluation.iteration}, still so with "
+            f"the step halved {halvings} times: begin with a lower --init_step_size"
+        )
     return DimlError(
         f"the loss is {evaluation.loss} after iteration {evaluation.iteration}: lower the step "
         "size (divide --init_step_size by 10), or let --auto_step do it"

@@ -233,7 +233,7 @@ class Rotation:
             self.ended = self._passes.goal.reached(self.evaluations)
             return
         if before is None or self._model.halvings == HALVINGS_MAX:
-            raise too_large(evaluation)
+            raise too_large(evaluation, self._model.halvings)
         halvings = self._model.halvings + 1
         self._iteration -= 1
         self._set_state(before)

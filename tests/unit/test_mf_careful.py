@@ -9,7 +9,7 @@ import pytest
 
 from diml.data.planted import Planted
 from diml.errors import DimlError
-from diml.jobs.mf_evaluation import Evaluation, Goal
+from diml.jobs.mf_evaluation import HALVINGS_MAX, Evaluation, Goal, too_large
 from diml.jobs.mf_load import Source, load
 from diml.jobs.mf_model import Rule
 from tests.unit.mf_cases import Run, run
@@ -109,5 +109,12 @@ def test_the_end_comes_with_the_evaluation_that_reaches_the_goal() -> None:
 
 
 def test_data_that_no_step_suits_end_with_advice() -> None:
-    with pytest.raises(DimlError, match="divide --init_step_size by 10"):
+    with pytest.raises(DimlError, match="begin with a lower --init_step_size"):
         careful(Rule(k=4, init_step_size=1e30))
+
+
+def test_who_has_halved_the_step_in_vain_is_not_told_to_halve_it() -> None:
+    evaluation = Evaluation(2, 0.0, 0.0, 0.0, 0.0, float("nan"), 0.0)
+    assert "--auto_step" in str(too_large(evaluation))
+    halved = str(too_large(evaluation, HALVINGS_MAX))
+    assert "--auto_step" not in halved and "halved 30 times" in halved
