@@ -49,6 +49,13 @@ def mark_new(flags: NDArray[np.uint8], base: int, ids: Ids, new: Ids) -> int:
 
 
 @njit(cache=True, nogil=True)
+def unmark(flags: NDArray[np.uint8], base: int, ids: Ids) -> None:
+    """Take the flags of rows away."""
+    for i in range(ids.shape[0]):
+        flags[ids[i] - base] = 0
+
+
+@njit(cache=True, nogil=True)
 def sum_by_row(slots: NDArray[np.int64], base: int, ids: Ids, deltas: Rows, sums: Rows) -> None:
     """sums[slots[ids - base]] += deltas, where `slots` gives each row of the shard its place."""
     for i in range(ids.shape[0]):

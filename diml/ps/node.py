@@ -76,6 +76,7 @@ class Node:
             world.settings.ps_replicas,
             joined_later=members.epoch > 0,
             storage=self._durable,
+            between=self._port.make_room,
         )
         if self._servers:
             world.at_repair.append(self._repair)

@@ -9,6 +9,8 @@ for the copy finds it installed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
 from diml.ps.message import Address, Bytes, Kind, Message, Send
@@ -41,10 +43,13 @@ class NodeCore:
         replicas: int,
         joined_later: bool = False,
         storage: Storage | None = None,
+        between: Callable[[], object] = lambda: None,
     ) -> None:
         """At the start of the job every holder makes its shards. A process that joins later has
-        nothing, or it would pass for a holder of rows that others have changed."""
+        nothing, or it would pass for a holder of rows that others have changed. `between` is called
+        now and then while a commit is installed."""
         self.place = place
+        self._between = between
         self.server: ServerCore | None = None
         self.copies: dict[int, Shard] = {}
         self._parts: dict[int, list[Message]] = {}
@@ -103,7 +108,7 @@ class NodeCore:
         arrived, self._arrived = self._arrived, {}
         for index, commits in arrived.items():
             for parts in commits:
-                self.copies[index].install(parts)
+                self.copies[index].install(parts, self._between)
                 self._arm(self.copies[index])
 
     @property

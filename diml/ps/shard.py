@@ -12,7 +12,7 @@ have acknowledged, because a replacement never goes on from an earlier clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -150,9 +150,8 @@ class Shard:
         for key in sorted(by_table):
             table, messages, fresh = self.tables[key], by_table[key], NO_IDS
             if self.track or self.undoable:
-                fresh = np.concatenate(
-                    [table.for_replica.mark(message.ids) for message in messages]
-                )
+                marked = [table.for_replica.mark(message.ids) for message in messages]
+                fresh = marked[0] if len(marked) == 1 else np.concatenate(marked)
                 if not self.track:
                     table.for_replica.take()
             closing.append(Closing(table, messages, fresh))
@@ -237,21 +236,21 @@ class Shard:
         for table in self.tables.values():
             table.for_replica.take()
 
-    def install(self, parts: list[Message]) -> None:
-        """Bring a replica up to a commit; `parts` end with COMMIT."""
+    def install(self, parts: list[Message], between: Callable[[], object] = lambda: None) -> None:
+        """Bring a replica up to a commit; `parts` end with COMMIT. Calls `between` now and then."""
         commit = parts[-1]
         ledger = commit.ids.reshape(-1, 3)
         closes = int(ledger[:, CLOCK].min()) > self.closed
         if closes:
             self._undo = [] if self.undoable else None
         for part in parts[:-1]:
-            self._install(part, closes)
+            self._install(part, closes, between)
         self.ledger[:] = ledger
         self.version = commit.mark
         self.config = text_of(commit)
         self._forget()
 
-    def _install(self, part: Message, closes: bool) -> None:
+    def _install(self, part: Message, closes: bool, between: Callable[[], object]) -> None:
         if part.kind is Kind.TABLE:
             self.define(TableSpec.from_json(text_of(part)))
             return
@@ -267,7 +266,7 @@ class Shard:
         elif part.kind is Kind.PASSED:
             if closes and self._undo is not None:
                 self._undo.append(table.saved(part.ids))
-            table.apply(part.ids, part.values)
+            table.install(part.ids, part.values, between)
         else:
             assert part.kind is Kind.RULE, f"a replica cannot install {part}"
             table.put_state(part.ids, part.values)

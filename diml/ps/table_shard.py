@@ -5,6 +5,7 @@ Owns rows and the state of their rule. Pure. Must not know ledgers, clocks or wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ from diml.ps.message import NO_IDS, QUICK_BYTES, Bytes, Fill, Ids, Kind, Message
 from diml.ps.pieces import LEAST_BYTES
 from diml.ps.rules import rule_of
 from diml.ps.tables import TableSpec, first_values
+
+# A part of what a replica has time for: some 20 microseconds.
+_PART_ROWS = 2000
 
 
 class Saved(NamedTuple):
@@ -43,12 +47,17 @@ class Touched:
             self._ids.append(new)
         return new
 
+    @property
+    def none(self) -> bool:
+        """Whether nothing has changed."""
+        return not self._ids
+
     def take(self) -> Ids:
         """The changed rows, each once; they are forgotten here."""
         if not self._ids:
             return np.empty(0, np.int64)
         ids = self._ids[0] if len(self._ids) == 1 else np.concatenate(self._ids)
-        self._flags[ids - self._low] = 0
+        kernels.unmark(self._flags, self._low, ids)
         self._ids = []
         return ids
 
@@ -122,6 +131,15 @@ class TableShard:
         self.steps += 1
         rule, numbers = self.rule, self._numbers
         rule.kernel(self.values, self.state, self.low, ids, updates, self.steps, numbers)
+
+    def install(self, ids: Ids, updates: Rows, between: Callable[[], object]) -> None:
+        """As `apply` with a rule that adds, in short parts with `between` called after each."""
+        self.steps += 1
+        rule, numbers, steps = self.rule, self._numbers, self.steps
+        for low in range(0, len(ids), _PART_ROWS):
+            part = slice(low, low + _PART_ROWS)
+            rule.kernel(self.values, self.state, self.low, ids[part], updates[part], steps, numbers)
+            between()
 
     def apply_clock(self, messages: list[Message]) -> None:
         """One clock's updates in the order given: one by one if the rule adds, else their sum."""

@@ -145,8 +145,7 @@ class WorldPort:
             if waited_s >= timeout_s:
                 return None
             if link.still_sending() or idle_s < _AWAKE_S:
-                if self._crowded:
-                    os.sched_yield()
+                self.make_room()
             elif idle_s < _IDLE_AFTER_S:
                 time.sleep(_NAP_S)
             else:
@@ -154,6 +153,12 @@ class WorldPort:
             found = link.poll(ANY, PS_TAG)
             if found is not None:
                 return found
+
+    def make_room(self) -> None:
+        """Let others have the core for a moment, where there are fewer cores than processes: what
+        this process does can wait, and they may have what a worker waits for."""
+        if self._crowded:
+            os.sched_yield()
 
     def word(self) -> bytes | None:
         """What worker 0 tells servers and spares (`World.say_kept`; empty: leave), if anything.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -72,9 +73,9 @@ def test_a_replica_that_acknowledges_and_forgets_is_caught(
 def test_a_replica_that_drops_updates_passed_on_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     install = Shard._install
 
-    def careless(self: Shard, part: Message, closes: bool) -> None:
+    def careless(self: Shard, part: Message, closes: bool, between: Callable[[], object]) -> None:
         if part.kind is not Kind.PASSED:
-            install(self, part, closes)
+            install(self, part, closes, between)
 
     monkeypatch.setattr(Shard, "_install", careless)
     assert _caught()
