@@ -6,7 +6,9 @@ one when it goes on.
 
 Invariants: a process of this host that is stopped (state T) for longer than its deadline, or a
 worker that is late, is killed by its neighbours, which turns a hang into a death that MPI
-reports; a limit that is outlived ends the job with one line that says what was waited for.
+reports; a limit that is outlived ends the job with one line that says what was waited for. So
+does a neighbour that is gone and waited for, where MPI says nothing: Open MPI reports who is
+ended by a signal, not who ends with an exit status of its own.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class Watch:
         host: this process, the others beside it, and the board where they publish.
         calls: this process's own calls.
         working: the uids that are workers at the moment.
+        needed: those whose death has to be repaired and is not being repaired: workers, servers.
         stuck: called when all workers of the host wait in calls past the deadline.
         beat: told at every tick whether this process is in a call.
         report: told the uid and the reason of everyone killed here.
@@ -44,6 +47,7 @@ class Watch:
     host: Host
     calls: Calls
     working: Callable[[], frozenset[int]]
+    needed: Callable[[], frozenset[int]]
     stuck: Callable[[], None]
     beat: Callable[[bool], None]
     report: Callable[[int, str], None]
@@ -73,6 +77,8 @@ class Watchdog:
         self._others: dict[int, Process] = {}
         self._births: dict[int, str] = {}
         self._frozen_ticks: dict[int, int] = {}
+        # Those that are gone: the call in which this process waited then, and for how long.
+        self._gone: dict[int, tuple[int, int]] = {}
         self.meet_neighbours()
         self._over = threading.Event()
         threading.Thread(target=self._run, name="diml-watchdog", daemon=True).start()
@@ -116,6 +122,7 @@ class Watchdog:
                     self._give_up(entry)
             self._watch.beat(bool(calls.inside))
             self._fence_frozen()
+            self._end_unreported()
             self._fence_late()
 
     def _give_up(self, entry: _Limit) -> None:
@@ -143,12 +150,27 @@ class Watchdog:
             state, birth = _process_state(other.pid)
             if birth != self._births[uid]:
                 del self._others[uid]
+                self._gone[uid] = (0, 0)
             elif state != "T":
                 self._frozen_ticks[uid] = 0
             else:
                 self._frozen_ticks[uid] += 1
                 if self._frozen_ticks[uid] >= ticks(self._watch.frozen_deadline_s):
                     self._kill(other, f"stopped for {self._watch.frozen_deadline_s:g} s")
+
+    def _end_unreported(self) -> None:
+        """End the job if this process waits in one call while somebody is gone whom nobody
+        replaces; of a host's processes the first one says so."""
+        needed = self._watch.needed() if self._gone else frozenset()
+        call, inside, _ = self._watch.calls.now()
+        before_me = sum(uid < self._watch.host.me.uid for uid in self._others)
+        most = ticks(self._watch.frozen_deadline_s) + ticks(1.0) * before_me
+        for uid, (since, waited) in list(self._gone.items()):
+            waiting = inside and call == since and uid in needed
+            self._gone[uid] = (call, waited + 1 if waiting else 0)
+            if self._gone[uid][1] >= most:
+                words = f"process {uid} has ended, which MPI does not report; giving up"
+                self._give_up(_Limit(0, 0.0, "", 1, f"diml: {words}"))
 
     def _fence_late(self) -> None:
         working = self._watch.working()

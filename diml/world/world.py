@@ -71,6 +71,7 @@ class World:
         self._workers_gate_failed = False
         self._full_gate_failed = False
         self._idle_repairs = 0
+        self._recovering = False
         self._ending = 0
         self._last_words = ""
         self._spawner = Spawner()
@@ -84,6 +85,7 @@ class World:
             host=self.host,
             calls=self.calls,
             working=lambda: frozenset(seat.uid for seat in self.membership.workers),
+            needed=self._needed,
             stuck=self._unstick,
             beat=Activity(self.event, self.calls).beat if self.settings.events else _nothing,
             report=lambda uid, reason: self.event("fence", fenced=uid, reason=reason),
@@ -91,6 +93,10 @@ class World:
             frozen_deadline_s=self.settings.frozen_deadline_s,
             deadline_s=self.settings.deadline_s,
         )
+
+    def _needed(self) -> frozenset[int]:
+        seats = (*self.membership.workers, *self.membership.servers)
+        return frozenset() if self._recovering else frozenset(seat.uid for seat in seats)
 
     def _unstick(self) -> None:
         """All workers wait and nothing moves: get them out, so that they can compare notes."""
@@ -175,8 +181,10 @@ class World:
         """
         clock = PhaseClock()
         before = self.footing.uids
+        self._recovering = True
         self._shut_gates()
         self._repair(clock, rebuild_first=True)
+        self._recovering = False
         seconds = clock.total_s()
         self.repairs.append(seconds)
         lost = [uid for uid in before if uid not in self.footing.uids]

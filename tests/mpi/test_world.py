@@ -106,6 +106,13 @@ def test_a_frozen_rank_is_killed_and_replaced(tmp_path: Path) -> None:
     assert {event["fenced"] for event in _events(log, "fence")} == {1}
 
 
+def test_a_rank_that_ends_with_a_status_of_its_own_is_not_waited_for(tmp_path: Path) -> None:
+    # As a library does that calls exit(): Open MPI reports no death.
+    env = {"AT_FIVE": "os._exit(7)", "DIML_FROZEN_DEADLINE": "2"}
+    finished = _run(3, tmp_path / "events", **env).expect(7)
+    assert finished.stderr.count("process 1 has ended, which MPI does not report") == 1
+
+
 def test_a_rank_in_an_endless_loop_is_killed_and_replaced(tmp_path: Path) -> None:
     log = tmp_path / "events"
     env = {"DIML_DEADLINE": "3", "DIML_FROZEN_DEADLINE": "3"}
