@@ -124,7 +124,7 @@ def _seated(world: World, guard: Guard | None = None) -> Job:
             if node.serve() == "leave":
                 raise SystemExit(0)
     except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+        raise world.end(INTERRUPTED, "") from None
     except Misuse as error:
         say_once(f"diml: {error}", os.environ)
         raise SystemExit(error.exit_status) from None

@@ -32,10 +32,10 @@ from diml.world.repair import Footing, PhaseClock, Rebuild, Unfilled
 from diml.world.spawn import Spawner
 from diml.world.watchdog import Watch, Watchdog, ticks
 
+_LAST_GATE = "the last gate"
 _KEPT = b"kept"  # the word that workers have state of their own; the empty one: leave
 # So many repairs in a row in which nobody was lost, and the cause is none that a repair mends.
 _IDLE_REPAIRS_MAX = 16
-
 # How long a rank that leaves in error waits for the others to hear of it.
 _END_DEADLINE_S = 10.0
 # How long the others stay when one says why all must leave and no agreement is possible any more.
@@ -68,8 +68,7 @@ class World:
         self.event, self.host = event, host
         self.calls = Calls()
         self._drills = DrillPlan(settings.drills)
-        self._workers_gate_failed = False
-        self._full_gate_failed = False
+        self._workers_gate_failed = self._full_gate_failed = False
         self._idle_repairs = 0
         self._recovering = False
         self._ending = 0
@@ -95,8 +94,9 @@ class World:
         )
 
     def _needed(self) -> frozenset[int]:
-        seats = (*self.membership.workers, *self.membership.servers)
-        return frozenset() if self._recovering else frozenset(seat.uid for seat in seats)
+        if self._recovering or self.calls.site == _LAST_GATE:
+            return frozenset(() if self._recovering else self.footing.uids)
+        return frozenset(s.uid for s in (*self.membership.workers, *self.membership.servers))
 
     def _unstick(self) -> None:
         """All workers wait and nothing moves: get them out, so that they can compare notes."""
@@ -311,8 +311,11 @@ class World:
 
     def leave_as_told(self, ok: bool = True) -> None:
         """The last gate of a server or spare that has received LEAVE_TAG. Raises PeerFailed."""
-        with self.watchdog.limit(self.settings.deadline_s, "the last gate"):
-            if not self.full.agree(ok):
+        self.calls.begin(_LAST_GATE)
+        with self.watchdog.limit(self.settings.deadline_s, _LAST_GATE):
+            agreed = self.full.agree(ok)
+            self.calls.end()
+            if not agreed:
                 self._full_gate_failed = True
                 raise PeerFailed("a process failed before the last gate")
         self.event("leave")

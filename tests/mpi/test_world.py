@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from diml.events import read_events
-from tests.helpers.mpi import Finished, run_mpi
+from tests.helpers.mpi import Finished, run_mpi, start_mpi
 
 # Sums that depend on every rank, committed at each step; right only if nobody is lost or doubled.
 STEPS = 12
@@ -108,9 +109,27 @@ def test_a_frozen_rank_is_killed_and_replaced(tmp_path: Path) -> None:
 
 def test_a_rank_that_ends_with_a_status_of_its_own_is_not_waited_for(tmp_path: Path) -> None:
     # As a library does that calls exit(): Open MPI reports no death.
-    env = {"AT_FIVE": "os._exit(7)", "DIML_FROZEN_DEADLINE": "2"}
-    finished = _run(3, tmp_path / "events", **env).expect(7)
+    log = tmp_path / "events"
+    finished = _run(3, log, AT_FIVE="os._exit(7)", DIML_FROZEN_DEADLINE="2").expect(7)
     assert finished.stderr.count("process 1 has ended, which MPI does not report") == 1
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_an_interrupt_of_a_server_or_a_spare_ends_all(rank: int) -> None:
+    program = """
+    import time
+    import diml
+    with diml.init() as job, job.parameter_server() as ps:
+        print("here", flush=True)
+        for _ in range(4000):
+            time.sleep(0.01)
+            ps.clock()
+    """
+    env = {"DIML_SERVERS": "1", "DIML_SPARES": "1"}
+    with start_mpi(4, program, env=env) as job:
+        job.wait_for("here", timeout_s=40)
+        assert job.kill(job.ranks()[rank].pid, signal.SIGINT)
+        assert job.wait(timeout_s=20).expect(130).stderr.count("Traceback") == 0
 
 
 def test_a_rank_in_an_endless_loop_is_killed_and_replaced(tmp_path: Path) -> None:
