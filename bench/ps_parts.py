@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import diml
+from diml.world import mpi_params
 
 TABLE_ROWS, WIDTH = 100_000, 32
 SPARE_STARTS_S = 2.5
@@ -37,11 +40,13 @@ def _ids(rows: int) -> Any:
     return np.sort(np.random.default_rng(0).choice(TABLE_ROWS, rows, replace=False))
 
 
-def raw(rows: int) -> None:
+def raw(rows: int, as_diml: int) -> None:
     """The limit: ping-pong of the same bytes on two ranks, and the bare kernels on one. Also both
     in one: what a program of four messages takes that gathers what it sends and adds what it gets;
-    its bytes have just been written, so they must cross from one core's cache to the other's."""
-    from mpi4py import MPI
+    its bytes have just been written, so they must cross from one core's cache to the other's.
+    `as_diml`: MPI has the settings that DiML gives it (1), or Open MPI's own (0)."""
+    with mpi_params.eager(os.environ) if as_diml else contextlib.nullcontext():
+        from mpi4py import MPI
 
     from diml.kernels.rows import scatter_add
 
