@@ -8,7 +8,8 @@ Invariants: a process of this host that is stopped (state T) for longer than its
 worker that is late, is killed by its neighbours, which turns a hang into a death that MPI
 reports; a limit that is outlived ends the job with one line that says what was waited for. So
 does a neighbour that is gone and waited for, where MPI says nothing: Open MPI reports who is
-ended by a signal, not who ends with an exit status of its own.
+ended by a signal, not who ends with an exit status of its own. A process does not outlive its
+launcher: nobody would end it, or hear of its death, and the next run would meet it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from dataclasses import dataclass
 
 from diml.world.calls import Calls, LateJudge
 from diml.world.host import Host, Process
+from diml.world.launch import singleton
 
 TICK_S = 0.25
+# For what a launcher still does on its way out.
+_ALONE_MOST_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Watchdog:
         self._frozen_ticks: dict[int, int] = {}
         # Those that are gone: the call in which this process waited then, and for how long.
         self._gone: dict[int, tuple[int, int]] = {}
+        self._launcher = None if singleton(os.environ) else os.getppid()
+        self._alone_ticks = 0
         self.meet_neighbours()
         self._over = threading.Event()
         threading.Thread(target=self._run, name="diml-watchdog", daemon=True).start()
@@ -121,9 +127,19 @@ class Watchdog:
                 if entry.ticks_left <= 0:
                     self._give_up(entry)
             self._watch.beat(bool(calls.inside))
+            self._follow_launcher()
             self._fence_frozen()
             self._end_unreported()
             self._fence_late()
+
+    def _follow_launcher(self) -> None:
+        if self._launcher is None or os.getppid() == self._launcher:
+            return
+        self._alone_ticks += 1
+        if self._alone_ticks >= ticks(_ALONE_MOST_S):
+            with contextlib.suppress(OSError):
+                print("diml: the launcher is gone; ending", file=sys.stderr, flush=True)
+            os._exit(1)
 
     def _give_up(self, entry: _Limit) -> None:
         text = entry.last_words
