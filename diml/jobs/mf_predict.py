@@ -19,6 +19,7 @@ import numpy.typing as npt
 from diml.data.blockfile import BlockFile, is_block_file
 from diml.data.files import files_of
 from diml.data.outputs import check_apart
+from diml.data.stream import Part, Stream
 from diml.data.triplets import FORMATS, Within, read_triplets
 from diml.errors import Misuse
 from diml.jobs.command import Command
@@ -137,12 +138,12 @@ def _known(name: str, format: str, one_based: bool, within: Within) -> tuple[Ids
         file = BlockFile(name)
         if file.facts.n_rows > within.n_rows or file.facts.n_cols > within.n_cols:
             raise Misuse(f"{name}: not the data of {within.name}, which is smaller")
-        places = (
-            [file.read(f"{side}_ids")[file.read(f"{part}{side}s")] for part in ("", "test_")]
-            for side in ("row", "col")
-        )
-        rows, cols = (np.concatenate(parts) for parts in places)
-        return rows, cols
+        whole = Part((0, file.facts.row_groups), (0, file.facts.col_groups))
+        places = [(file.read("test_rows"), file.read("test_cols"))]
+        for rows, cols, _ in Stream(file).pieces(whole, check=True):
+            places.append((rows.copy(), cols.copy()))
+        all_rows, all_cols = map(np.concatenate, zip(*places, strict=True))
+        return file.read("row_ids")[all_rows], file.read("col_ids")[all_cols]
     read = [
         read_triplets(path, one_based=one_based, format=format, within=within)
         for path in files_of(name)

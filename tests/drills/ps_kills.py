@@ -73,7 +73,11 @@ class Killer:
             self.killed.append(f"{seat[0]} {seat[1]} at {step}")
             self.steps.append(step)
         deadline = time.monotonic() + REPAIR_WITHIN_S
-        while self._repairs() <= before:
-            assert self._running.poll() is None, f"the job ended after {self.killed}"
+        while True:
+            # Asked first: a job may be repaired and go on to its end between two looks.
+            ended = self._running.poll() is not None
+            if self._repairs() > before:
+                return
+            assert not ended, f"after {self.killed}: {self._running.wait(timeout_s=0).report()}"
             assert time.monotonic() < deadline, f"no repair after {self.killed}"
             time.sleep(0.02)
