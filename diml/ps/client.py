@@ -374,7 +374,7 @@ class ParameterServer:
         core = self._core
         self._session.post(core.send_held())
         self._session.wait(lambda: core.all_acknowledged, "the last clock", core.behind)
-        self._closed = True
+        self._closed = self._session.over = True
         seen = {str(staleness): n for staleness, n in sorted(self.staleness_seen.items())}
         bound = None if self.consistency.model == "asp" else self.consistency.staleness
         self._event("staleness", bound=bound, reads=seen)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from numpy.typing import ArrayLike
 
-from diml.errors import DeadlineExceeded, PeerFailed
+from diml.errors import DeadlineExceeded, Misuse, PeerFailed
 from diml.ps.client_core import ClientCore
 from diml.ps.message import Kind, Rows, Send, text_of
 from diml.ps.port import Port
@@ -54,9 +54,12 @@ class Session:
         self._calls = 0
         self._began_at = 0
         self.turn = threading.RLock()
+        self.over = False
 
     def __enter__(self) -> Session:
-        """A public call begins: threads of one worker take turns."""
+        """A public call begins: threads of one worker take turns. Raises Misuse after the job."""
+        if self.over:
+            raise Misuse("the job is over: its `with` block has been left")
         self.turn.acquire()
         if self._drill is not None:
             self._began_at = self.core.clock

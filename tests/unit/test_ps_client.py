@@ -55,8 +55,10 @@ def test_own_writes_are_read_at_once(staleness: int, model: str | None, cache: i
             ps.clock(local={"step": step})
     ps.clock()
     ps.barrier()
-    ps.close()
     assert table.get(np.arange(10)) == pytest.approx(twin)
+    ps.close()
+    with pytest.raises(Misuse, match="job is over"):
+        table.get(np.arange(10))
     assert ps.clock_now == 3
     assert max(ps.staleness_seen) <= (2 if model != "asp" else 3)
 
@@ -247,7 +249,7 @@ def test_threads_of_a_worker_take_turns(model: str) -> None:
         thread.join()
     assert not failures
     ps.clock()
-    ps.close()
     everything = np.arange(50)
     assert table.get(everything).sum() == 2 * sum(sums)
     assert kv.pull(everything).sum() == sum(sums)
+    ps.close()

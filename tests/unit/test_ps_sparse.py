@@ -38,8 +38,8 @@ def test_a_sparse_table_holds_what_a_dense_one_does(staleness: int, model: str |
             assert (found[:, columns].toarray() == twin[asked]).all()
         if step % 20 == 19:
             ps.clock()
-    ps.close()
     assert (table.get_sparse(np.arange(12))[:, columns].toarray() == twin).all()
+    ps.close()
 
 
 def test_small_ones_are_read_and_written_as_arrays_too() -> None:
