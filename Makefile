@@ -64,6 +64,7 @@ soak: install ## N (20) runs on real MPI with random kills; then kills of each j
 	python -m tests.drills.soak --runs $(or $(N),20)
 	DIML_TEST_KILL_ROUNDS=50 DIML_PS_KILLS=100 DIML_MF_KILLS=20 python -m pytest -q \
 	  tests/mpi/test_durable.py tests/mpi/test_mf_kills.py tests/drills/test_ps_kills.py -k kill
+	DIML_PS_KILLS=100 python -m pytest -q tests/drills/test_ps_beside.py
 
 bench: install ## the side-by-side benchmarks in quick sizes, into bench/RESULTS.md
 	python bench/results.py
