@@ -238,14 +238,20 @@ class Link:
         keeps both buffers alive until MPI is done with them."""
         while self._receivings and self._receivings[0].done():
             self._receivings.popleft()
-        try:
-            requests = [self.comm.Irecv(piece, source, tag) for (piece,) in _pieces(recv)]
-            receiving = Receiving(requests, recv)
-            self._receivings.append(receiving)
-        except MPI.Exception as error:
-            raise translated(error) from None
+        receiving = self._start_receive([piece for (piece,) in _pieces(recv)], source, tag)
         for (piece,) in _pieces(send):
             self.isend(piece, dest, tag)
+        return receiving
+
+    def _start_receive(self, pieces: Sequence[Any], source: int, tag: int) -> Receiving:
+        """Post a receive for each piece; all are kept alive even if MPI refuses one of them."""
+        requests: list[MPI.Request] = []
+        receiving = Receiving(requests, pieces)
+        self._receivings.append(receiving)
+        try:
+            requests.extend(self.comm.Irecv(piece, source, tag) for piece in pieces)
+        except MPI.Exception as error:
+            raise translated(error) from None
         return receiving
 
     def tell(self, others: Sequence[int], word: bytes) -> None:
@@ -284,15 +290,10 @@ class Link:
     def receive_pieces(self, pieces: Sequence[Bytes], source: int, tag: int, share: bool) -> None:
         """Take one message into each of these arrays, of exactly its size, in their order. Looks
         without a pause, and makes room for others in between if `share`."""
-        try:
-            requests = [self.comm.Irecv([piece, _BYTE], source, tag) for piece in pieces]
-            receiving = Receiving(requests, pieces)
-            self._receivings.append(receiving)
-            while not MPI.Request.Testall(requests):
-                if share:
-                    os.sched_yield()
-        except MPI.Exception as error:
-            raise translated(error) from None
+        receiving = self._start_receive([[piece, _BYTE] for piece in pieces], source, tag)
+        while not receiving.arrived():
+            if share:
+                os.sched_yield()
         self._receivings.remove(receiving)
 
     def receive(

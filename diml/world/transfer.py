@@ -52,25 +52,45 @@ class Sending:
 
 
 class Receiving:
-    """A receive under way; holds the buffer until MPI is done with it."""
+    """A receive under way; holds the buffer until MPI is done with it.
 
-    __slots__ = ("_buffer", "_requests")
+    It remembers its failure: MPI lets go of a request whose error it has told, and would say of the
+    empty handle that all has come.
+    """
+
+    __slots__ = ("_buffer", "_failure", "_requests")
 
     def __init__(self, requests: list[MPI.Request], buffer: object) -> None:
         self._requests = requests
         self._buffer = buffer
+        self._failure: DimlError | None = None
 
     def done(self) -> bool:
         """Whether the buffer is whole. After a failure it never is: MPI may still write to it."""
         try:
-            return bool(MPI.Request.Testall(self._requests))
-        except MPI.Exception:
+            return self.arrived()
+        except DimlError:
             return False
 
+    def arrived(self) -> bool:
+        """Whether all has come. Raises PeerFailed or CallFailed, from then on at every call."""
+        self._raise_failure()
+        try:
+            return bool(MPI.Request.Testall(self._requests))
+        except MPI.Exception as error:
+            self._failure = translated(error)
+            raise self._failure from None
+
     def finish(self) -> None:
-        """Wait until all has come. Raises PeerFailed or CallFailed."""
+        """Wait until all has come. Raises as `arrived` does."""
+        self._raise_failure()
         try:
             for request in self._requests:
                 request.Wait()
         except MPI.Exception as error:
-            raise translated(error) from None
+            self._failure = translated(error)
+            raise self._failure from None
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure

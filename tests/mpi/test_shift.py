@@ -63,7 +63,20 @@ TRAVELLING = """
             job.checkpoint(None, hands)
         print(job.rank, [(h[0].hex(), h.sum().hex()) for h in hands], flush=True)
 """
-PROGRAMS = {"waiting": PROGRAM, "travelling": TRAVELLING}
+
+# A death that is noticed while the next arrays are sent off, before the lost one is waited for.
+NOTICED = """
+    import time, numpy as np, diml
+    with diml.init() as job:
+        job.load_checkpoint()
+        held = job.start_shift(np.full(500, job.rank + 1.0)).wait()
+        moving = []
+        for step in range(10):
+            moving.append(job.start_shift(held + step))
+            time.sleep(0.05)
+        print(job.rank, [(v := one.wait())[0] + v[-1] for one in moving], flush=True)
+"""
+PROGRAMS = {"noticed": NOTICED, "waiting": PROGRAM, "travelling": TRAVELLING}
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +99,19 @@ def test_values(n: int | None) -> None:
     [
         ("waiting", ("0,0,0,0", "2,2,1,0,inside", "3,3,4,0,after")),
         ("waiting", ("1,1,2,0", "2,1,2,0", "2,1,1,1")),
+        ("noticed", ("0,0,0,0,after",)),
+        ("noticed", ("3,0,0,0,after", "1,0,4,0")),
         ("travelling", ("3,2,5,0", "0,3,0,0,inside", "3,3,3,1")),
         ("travelling", ("0,0,0,0", "1,1,6,0,after", "2,1,6,0,inside", "1,1,2,1")),
     ],
-    ids=["inside and after", "neighbours, one again", "at a checkpoint", "while both travel"],
+    ids=[
+        "inside and after",
+        "neighbours, one again",
+        "noticed early",
+        "noticed early, and another",
+        "at a checkpoint",
+        "while both travel",
+    ],
 )
 def test_deaths_leave_the_bits_as_they_were(
     calm: dict[str, list[str]], name: str, deaths: tuple[str, ...]
