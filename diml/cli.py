@@ -14,6 +14,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import NoReturn
 
+from diml.ending import INTERRUPTED, output_refused
 from diml.errors import DimlError, Misuse
 
 # Subcommands with a command line of their own: the function that takes it, and the help.
@@ -48,23 +49,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, (_, help_) in _ELSEWHERE.items():
         commands.add_parser(name, help=help_, add_help=False)
     try:
-        if words[:1] == ["sweep"]:
-            return _sweep(words[1:])
-        if words and words[0] in _ELSEWHERE:
-            module, _, function = _ELSEWHERE[words[0]][0].partition(":")
-            status: int = getattr(importlib.import_module(module), function)(words[1:])
-            sys.stdout.flush()
-            return status
-        flags = parser.parse_args(words)
-        if flags.command == "run":
-            return _run(flags)
-        return _doctor(fix=flags.fix, cluster=flags.cluster)
+        status = _command(parser, words)
+        sys.stdout.flush()
+        return status
     except DimlError as error:
         print(f"diml: {error}", file=sys.stderr)
         return error.exit_status
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError as error:
+        if (refused := output_refused(error)) is None:
+            raise
+        if not isinstance(error, BrokenPipeError):  # whoever read our output has seen enough
+            print(f"diml: {refused}", file=sys.stderr)
         return 1
+
+
+def _command(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
+    if words[:1] == ["sweep"]:
+        return _sweep(words[1:])
+    if words and words[0] in _ELSEWHERE:
+        module, _, function = _ELSEWHERE[words[0]][0].partition(":")
+        status: int = getattr(importlib.import_module(module), function)(words[1:])
+        return status
+    flags = parser.parse_args(words)
+    if flags.command == "run":
+        return _run(flags)
+    return _doctor(fix=flags.fix, cluster=flags.cluster)
 
 
 def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -1,8 +1,8 @@
 """What the end of a program means for its job: the verdict on an error, and ways out past `with`.
 
-Owns exit status and words for whatever leaves a job, and the hooks of the interpreter that notice
-the end of a program that never left its job: one without a `with` block, or without Rabit's
-`finalize`. Must not know how ranks leave: that is `Job.__exit__`.
+Owns exit status and words for whatever leaves a job or a command, and the hooks of the interpreter
+that notice the end of a program that never left its job: one without a `with` block, or without
+Rabit's `finalize`. Must not know how ranks leave: that is `Job.__exit__`.
 
 Invariant: no rank's interpreter ends while its job is open, so that the others do not wait for it.
 """
@@ -10,6 +10,7 @@ Invariant: no rank's interpreter ends while its job is open, so that the others 
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import sys
 import traceback
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from diml.world.world import World
 
 INTERRUPTED = 130
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
 _owner = 0  # the process that the hooks are of: a fork's end is no end of the job
 
 
@@ -46,7 +48,26 @@ def verdict(error: BaseException, world: World) -> tuple[int, str]:
         if isinstance(error.code, int):
             return error.code, ""
         return 1, str(error.code)
+    if (refused := output_refused(error)) is not None:
+        return 1, f"diml: {refused}"
     return 1, "".join(traceback.format_exception(error)).rstrip()
+
+
+def output_refused(error: BaseException) -> str | None:
+    """What to say of an error that is stdout's (a full disk, a reader that has gone); else None.
+
+    What stdout has not taken is given up, or the end of the interpreter would fail of it as well.
+    """
+    if not isinstance(error, OSError) or error.filename or error.errno not in _REFUSED:
+        return None
+    try:
+        sys.stdout.flush()
+        # Files that the program writes fail in the same words: only another try tells.
+        os.write(sys.stdout.fileno(), b"\n")
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return f"cannot write the output: {error.strerror}"
+    return None
 
 
 def watch_exit(current: Callable[[], _Leaving | None]) -> None:

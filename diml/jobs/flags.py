@@ -27,10 +27,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from diml.config import OPTIONS, Option
+from diml.ending import INTERRUPTED, output_refused
 from diml.errors import DimlError, Misuse
 from diml.world.launch import say_once, speaks
-
-INTERRUPTED = 130
 
 
 class JobParser(argparse.ArgumentParser):
@@ -138,11 +137,17 @@ def run_job(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """
     try:
         status = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
     except DimlError as error:
         say_once(f"diml: {error}", os.environ)
         status = error.exit_status
     except KeyboardInterrupt:
         status = INTERRUPTED
+    except OSError as error:
+        if (refused := output_refused(error)) is None:
+            raise
+        say_once(f"diml: {refused}", os.environ)
+        status = 1
     sys.exit(status)
 
 

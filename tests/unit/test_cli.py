@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,14 @@ def test_only_a_process_that_is_alone_does_without_transports(said: dict[str, st
     with mpi_params.alone(env := dict(said)):
         assert env == said
     assert env == said
+
+
+@pytest.mark.parametrize("words", [["doc", "coming-from"], ["-m", "diml.jobs.drill"]])
+def test_a_stdout_that_takes_nothing_is_one_line(words: list[str]) -> None:
+    command = words if words[0] == "-m" else ["-m", "diml.cli", *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, *command], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "diml: cannot write the output: No space left on device\n"
