@@ -345,7 +345,10 @@ class Job:
             world.calls.end()
 
     def parameter_server(self, staleness: int = 0, **options: Any) -> ParameterServer:
-        """The parameter server, the same object at every call (see `diml.ps`)."""
+        """The parameter server, the same object at every call; see `diml.ps.options.Options`.
+
+        Raises Misuse for an option that there is not, or another value than it was opened with.
+        """
         return self._node.client(staleness=staleness, **options)
 
     def __enter__(self) -> Job:

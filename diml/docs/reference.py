@@ -25,6 +25,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "version_number",
     ),
     "diml.ps.client": ("ParameterServer", "Table"),
+    "diml.ps.options": ("Options",),
     "diml.ps.kv": ("KeyValues",),
     "diml.strads": (
         "run", "Program", "Policy", "policy_by_name", "solve_lasso", "Lasso", "ElasticNet",
@@ -41,6 +42,7 @@ INTERNAL = {
     "diml.allreduce.reduce.Allreduce": ("sit_down",),
     "diml.allreduce.engine.Engine": ("finish", "version"),
     "diml.ps.client.ParameterServer": ("close", "go_to", "open", "save_now"),
+    "diml.ps.options.Options": ("of", "model", "check_same"),
     "diml.Job": ("world",),
 }
 # Classes whose objects have the members of others as their own.

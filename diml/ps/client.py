@@ -260,6 +260,8 @@ class ParameterServer:
     ) -> TableSpec:  # fmt: skip
         """A definition, checked here before any server hears of it."""
         seed = self._seed if seed is None else seed
+        # NumPy's whole numbers, as of `ids.max() + 1`, are as good as Python's.
+        rows, cols, seed = (int(x) if isinstance(x, np.integer) else x for x in (rows, cols, seed))
         numbers = tuple(sorted(options.items()))
         try:
             type_name = str(np.dtype(dtype))

@@ -17,14 +17,13 @@ from typing import Any
 from diml.checkpoint.keeper import StopRequest
 from diml.errors import GaveUp, Misuse, PeerFailed
 from diml.ps.buffers import keep_freed_memory, wake_promptly
-from diml.ps.checks import check_options
 from diml.ps.client import ParameterServer
 from diml.ps.client_core import ClientCore
-from diml.ps.consistency import parse_consistency
 from diml.ps.durable import Durable
 from diml.ps.filters import parse_filters
 from diml.ps.message import Address
 from diml.ps.node_core import NodeCore
+from diml.ps.options import Options
 from diml.ps.port import Collectives, LocalPort
 from diml.ps.recovery import Plan, make_plan
 from diml.ps.saves import Saves
@@ -59,7 +58,7 @@ class Node:
         self._client: ParameterServer | None = None
         self._client_core: ClientCore | None = None
         self._told_s = 0.0
-        self._asked: tuple[Any, ...] = ()
+        self._asked = Options()
         # The clock that this process holds, and by point of a drill the last one that it passed.
         self._closed = 0
         self._passed: dict[str, int] = {}
@@ -118,44 +117,21 @@ class Node:
 
     # Workers ---------------------------------------------------------------------------------
 
-    def client(
-        self,
-        staleness: int = 0,
-        consistency: str | None = None,
-        reject_nonfinite: bool = False,
-        row_cache_size: int | None = None,
-        filters: Sequence[str] = (),
-        any_workers: bool = False,
-        significance: float = 0.0,
-    ) -> ParameterServer:
-        """This worker's parameter server, the same object at every call.
-
-        Args:
-            staleness: clocks by which a read may miss the updates of the others.
-            consistency: bsp, ssp(s), essp(s) or asp; by default bsp at staleness 0, else ssp.
-            reject_nonfinite: refuse updates with NaN or infinity.
-            row_cache_size: keep up to so many rows of each table (0: all) from one read to the
-                next, as long as the bound allows. None: none, but all under essp.
-            filters: of "keys", "half", and "snappy" or "lz4": see `diml.ps.filters`.
-            significance: rows of tables with rule "add" that have changed by less, in all of their
-                numbers, stay with the worker (which sees them) until they have changed by more,
-                or until `barrier()`. What a worker holds back is lost if it dies. Not under bsp.
-            any_workers: this program can go on from a durable checkpoint of another number of
-                workers (see `ParameterServer.resumed`), although they had states of their own.
+    def client(self, **given: Any) -> ParameterServer:
+        """This worker's parameter server, the same object at every call; `given`: see `Options`.
 
         Raises:
-            Misuse: it was opened in another way before, the job has no server, or the durable
-                checkpoint is another job's, of another number of workers, or not there.
+            Misuse: there is no such option, it was opened in another way before, the job has no
+                server, or the durable checkpoint is another job's, of another number of workers,
+                or not there.
         """
-        asked = (
-            staleness, consistency, reject_nonfinite, row_cache_size, significance, tuple(filters)
-        )  # fmt: skip
+        options = Options.of(given)
         if self._client is None:
-            self._port.filters.wanted = parse_filters(filters)
+            self._port.filters.wanted = parse_filters(options.filters)
             alone = self._begin_alone() if not self._servers else {}
-            self._refuse_origin(any_workers)
-            self._client = self._new_client(*asked[:5], alone)
-            self._asked = asked
+            self._refuse_origin(options.any_workers)
+            self._client = self._new_client(options, alone)
+            self._asked = options
             self._client.open()
             origin = self._client.resumed
             if origin is not None and not self._world.incarnation:
@@ -166,23 +142,15 @@ class Node:
             elif self._anew:
                 self.begin_anew()
             self._warn_unreplicated()
-        elif asked != self._asked:
-            raise Misuse(f"parameter_server was opened with {self._asked}, now with {asked}")
+        self._asked.check_same(options)
         return self._client
 
-    def _new_client(
-        self,
-        staleness: int,
-        consistency: str | None,
-        reject_nonfinite: bool,
-        row_cache_size: int | None,
-        significance: float,
-        alone: dict[int, Shard],
-    ) -> ParameterServer:
+    def _new_client(self, options: Options, alone: dict[int, Shard]) -> ParameterServer:
         world = self._world
-        model = parse_consistency(consistency, staleness)
-        check_options(row_cache_size, significance, model.buffered)
-        core = ClientCore(world.rank, max(1, self._servers), model, row_cache_size, significance)
+        core = ClientCore(
+            world.rank, max(1, self._servers), options.model, options.row_cache_size,
+            options.significance,
+        )  # fmt: skip
         self._client_core = core
         port = self._port if self._servers else LocalPort(self._durable, alone)
         drill = world.drill if world.settings.drills else None
@@ -192,7 +160,13 @@ class Node:
         if self._durable is not None:
             saves = Saves(session, self._durable, self._stop, facts, world.end)
         return ParameterServer(
-            session, self._workers, seed, reject_nonfinite, world.event, saves, self._clock_ended
+            session,
+            self._workers,
+            seed,
+            options.reject_nonfinite,
+            world.event,
+            saves,
+            self._clock_ended,
         )
 
     def _begin_alone(self) -> dict[int, Shard]:

@@ -14,6 +14,7 @@ from diml.ps.client import ParameterServer
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
 from diml.ps.message import Send
+from diml.ps.options import Options
 from diml.ps.port import LocalPort
 from diml.ps.session import Session
 from diml.world.calls import Calls
@@ -166,6 +167,26 @@ def test_options_that_cannot_be_are_refused(options: tuple[object, object]) -> N
     check_options(0, 0, True)
     with pytest.raises(Misuse):
         check_options(*options, buffered=True)
+
+
+def test_an_option_that_is_not_there_or_another_value_than_before_is_named() -> None:
+    opened = Options.of({"staleness": 2, "filters": ["half"], "any_workers": True})
+    opened.check_same(Options(2, filters=("half",)))
+    for call, words in (
+        (lambda: Options.of({"stalenes": 2}), "no option 'stalenes'; it has staleness, consist"),
+        (lambda: Options(filters="half"), "filters 'half' is not a list"),
+        (lambda: opened.check_same(Options(2)), r"with filters=\('half',\), now with \(\)"),
+        (lambda: opened.check_same(Options(3)), "with staleness=2, now with 3"),
+    ):
+        with pytest.raises(Misuse, match=words):
+            call()
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    ps = _server()
+    table = ps.table("R", np.int64(4), np.int32(2), seed=np.int64(3))  # type: ignore[arg-type]
+    assert table.get(np.arange(4)).shape == (4, 2)
+    assert ps.kv("w", np.uint16(3)).pull([0, 1, 2]).shape == (3,)  # type: ignore[arg-type]
 
 
 def test_updates_that_no_clock_has_sent_are_not_lost_in_silence() -> None:
