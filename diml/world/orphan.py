@@ -46,9 +46,11 @@ _UCX_SIGNAL = "UCX_DEBUG_SIGNO"
 _LOCAL_RANK, _JOB = "OMPI_COMM_WORLD_LOCAL_RANK", "PMIX_NAMESPACE"
 
 
-def spawn_option() -> str:
-    """The interpreter's option by which this process, the leader, marks one that it spawns."""
-    return f"-X{_OPTION}={os.getpid()}@{host_identity()}"
+def spawn_arguments() -> list[str]:
+    """The interpreter's arguments of a process that this one, the leader, spawns: its own, behind
+    an option that says what it is, and whose."""
+    own = sys.orig_argv[2 if was_spawned() else 1 :]
+    return [f"-X{_OPTION}={os.getpid()}@{host_identity()}", *own]
 
 
 def was_spawned() -> bool:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from mpi4py import MPI
 
 from diml.world.link import Link
-from diml.world.orphan import arm_alarm, spawn_option
+from diml.world.orphan import arm_alarm, spawn_arguments
 
 _JOIN_TAG, _CONFIRM_TAG, _DISMISS_TAG = 1, 2, 3
 _BRIDGE_TAG = 77
@@ -99,7 +99,7 @@ class Spawner:
         try:
             alone = MPI.COMM_SELF.Dup()
             alone.Set_errhandler(MPI.ERRORS_RETURN)
-            command = [spawn_option(), *sys.orig_argv[1:]]
+            command = spawn_arguments()
             info = MPI.Info.Create()
             info.Set("wdir", os.getcwd())
             between = alone.Spawn(sys.executable, command, 1, info)

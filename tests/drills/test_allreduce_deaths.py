@@ -48,6 +48,13 @@ def test_two_die_at_once_and_no_spare_is_left() -> None:
     assert finished.stdout.count(" respawn ") == 2, finished.report()
 
 
+def test_all_that_mpirun_started_die_one_after_the_other() -> None:
+    # The last one is replaced by a process that was itself started to replace another.
+    finished = drill(2, 0, "1,0,2,0", "0,1,2,0", "1,2,2,1", "0,3,1,1", more=("--rounds", "4"))
+    assert_recovered(finished, 4)
+    assert finished.stdout.count(" respawn ") == 4, finished.report()
+
+
 def test_all_but_one_rank_die() -> None:
     drills = [f"{rank},1,2,0" for rank in (0, 1, 3)]
     assert_recovered(drill(4 + 3, 3, *drills, program="model"), 3)
