@@ -1,35 +1,36 @@
 """Arrays in, arrays out: what is compiled. Must not know MPI, files or jobs.
 
-Before the first compiled function of a process runs, numba loads its library, and with it asks
-whether SciPy's BLAS is there, by importing it: a quarter of what the start of a rank takes. SciPy
-is there (DiML needs it), so that once the question is answered without the import. Functions of a
-user's own that do need BLAS import it when they are compiled. A numba that is built otherwise asks.
+Before numba takes a compiled function from its cache it loads all that it knows of the functions of
+Python and NumPy, as if it were about to compile: a sixth of the work of starting a rank. What is in
+the cache is compiled and needs numba's runtime alone, so that DiML's own functions are loaded with
+nothing but that. Whatever has to be compiled, and functions of a user's own, load the rest as ever.
+A numba that is built otherwise does too.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from numba.core import cpu
+from numba.core.caching import FunctionCache
+from numba.core.runtime.nrt import rtsys
 
 
-def _answer_once(contexts: Any) -> None:
-    """Let the first load of numba's library take BLAS for granted."""
-    load = contexts.load_additional_registries
+def _load_with_less(cache: Any) -> None:
+    """Let the functions of this package be loaded with numba's runtime alone."""
+    load_with_all = cache.load_overload
 
-    def first(context: Any) -> None:
-        contexts.load_additional_registries = load
-        from numba.np import linalg
-
-        ask = linalg.ensure_blas
-        linalg.ensure_blas = lambda: None
+    def load(self: Any, signature: Any, context: Any) -> Any:
+        if not self._py_func.__module__.startswith("diml."):
+            return load_with_all(self, signature, context)
+        # One thread at a time is here: numba holds its compiler's lock.
+        context.refresh = lambda: rtsys.initialize(context)
         try:
-            load(context)
+            return load_with_all(self, signature, context)
         finally:
-            linalg.ensure_blas = ask
+            del context.refresh
 
-    contexts.load_additional_registries = first
+    cache.load_overload = load
 
 
-if hasattr(getattr(cpu, "CPUContext", None), "load_additional_registries"):
-    _answer_once(cpu.CPUContext)
+if hasattr(FunctionCache, "load_overload") and hasattr(rtsys, "initialize"):
+    _load_with_less(FunctionCache)
