@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
-import scipy.sparse
+import scipy
 from numpy.typing import NDArray
 
 from diml.strads.lasso_problem import Round, Solution

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
+import scipy
 from numpy.typing import NDArray
 
 from diml.data.design_text import check_columns, read_libsvm_rows
@@ -56,9 +56,10 @@ def load(path: Path, intercept: bool, like: Examples | None = None) -> Examples:
         raise Misuse(f"{path}: label {foreign[0]:g}, where there are {low:g} and {high:g} only")
     cols = int(rows.cols.max()) + 1 if len(rows.cols) else 0
     check_columns(path, cols)
-    X = sp.csr_matrix((rows.data, rows.cols, rows.indptr), shape=(len(rows.labels), cols))
+    parts = (rows.data, rows.cols, rows.indptr)
+    X = scipy.sparse.csr_matrix(parts, shape=(len(rows.labels), cols))
     if intercept:
-        X = sp.hstack([X, np.ones((X.shape[0], 1))], format="csr")
+        X = scipy.sparse.hstack([X, np.ones((X.shape[0], 1))], format="csr")
     y = (rows.labels == high).astype(np.float64)
     return Examples(X, y, X.shape[0], (low, high), rows.base)
 
@@ -69,9 +70,10 @@ def widened(examples: Examples, cols: int, intercept: bool) -> Examples:
     missing = cols - X.shape[1]
     if missing > 0 and intercept:
         body, ones = X[:, :-1], X[:, -1:]
-        X = sp.hstack([body, sp.csr_matrix((X.shape[0], missing)), ones], format="csr")
+        empty = scipy.sparse.csr_matrix((X.shape[0], missing))
+        X = scipy.sparse.hstack([body, empty, ones], format="csr")
     elif missing > 0:
-        X = sp.csr_matrix((X.data, X.indices, X.indptr), shape=(X.shape[0], cols))
+        X = scipy.sparse.csr_matrix((X.data, X.indices, X.indptr), shape=(X.shape[0], cols))
     return replace(examples, X=X)
 
 

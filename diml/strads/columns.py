@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse
+import scipy  # its `sparse` is imported at its first use: a tenth of a second
 from numpy.typing import ArrayLike, NDArray
 
 from diml.data.design_part import DensePart, SparsePart, balance
@@ -164,7 +164,8 @@ def columns_of(X: Any, part: int = 0, parts: int = 1) -> Columns:
     Raises:
         Misuse: not two-dimensional, complex, or more than 2³¹ − 1 rows.
     """
-    if scipy.sparse.issparse(X):
+    # `issparse` would import SciPy's sparse matrices into every process with dense data.
+    if hasattr(X, "tocsc"):
         return _sparse_columns(X, part, parts)
     array = np.asarray(X)
     if array.ndim != 2:

@@ -11,7 +11,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-import scipy.sparse
+import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from diml.errors import Misuse

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 from diml.errors import Misuse
-from diml.strads.columns import Columns, SparseColumns, columns_of
+from diml.strads.columns import Columns, DenseColumns, SparseColumns
 from diml.strads.lasso_base import LassoBase
 from diml.strads.lasso_blocks import LassoBlocks
 from diml.strads.lasso_logistic import LassoLogistic
@@ -78,10 +77,13 @@ def warm_up(held: Columns) -> None:
     """Compile, or load from the cache, all kernels for data like `held`: solves a tiny Lasso."""
     dtype = held.data.dtype if isinstance(held, SparseColumns) else held.X.dtype
     tiny = np.asfortranarray(np.eye(4, 3) + 0.1, dtype=dtype)
-    X = scipy.sparse.csc_matrix(tiny) if isinstance(held, SparseColumns) else tiny
+    few: Columns = DenseColumns(3, 0, tiny)
+    if isinstance(held, SparseColumns):
+        indptr, indices = np.arange(0, 13, 4), np.tile(np.arange(4, dtype=np.int32), 3)
+        few = SparseColumns(4, 3, 0, indptr, indices, tiny.ravel(order="F"))
     grid, stop = Grid(ratios=(0.1,)), Stop(1e-6)
     y = np.array([1.0, 2.0, 0.0, -1.0])
-    solve_lasso(columns_of(X), y, grid, stop)
+    solve_lasso(few, y, grid, stop)
     # It would take thousands of its short steps.
     stop = Stop(1e-6, rounds_max=3)
-    solve_lasso(columns_of(X), y, grid, stop, policy="priority+dependency")
+    solve_lasso(few, y, grid, stop, policy="priority+dependency")
