@@ -140,7 +140,12 @@ def test_without_restarts_there_is_one_attempt(tmp_path: Path) -> None:
 
 
 def tell_later(number: int, seconds: float) -> None:
+    """Send this process a signal some time after it has begun to listen to it."""
+    deaf = signal.getsignal(number)
+
     def tell() -> None:
+        while signal.getsignal(number) is deaf:
+            time.sleep(0.005)
         time.sleep(seconds)
         os.kill(os.getpid(), number)
 
