@@ -27,7 +27,7 @@ _MANY_RANKS = ("test_rabit_matrix.py", "test_soak.py", "test_ps_kills.py")
 # One Slurm for the machine, and hosts that are made of it.
 _CLUSTER = ("test_slurm.py", "test_namespaces.py", "test_mpich.py")
 # Longer than half a minute.
-_LONG = ("test_its_commands_give_what_it_says", "test_scikit_learn_s_checks_pass_on_three_ranks")
+_LONG = ("test_its_commands_give_what_it_says", "test_scikit_learn_s_checks_pass_on_two_ranks")
 _LONG += ("test_the_table_is_that_of_its_logs",)
 
 

@@ -2,8 +2,8 @@
 
 Owns the promise that a test can neither hang nor leave a process behind: a job that outlives its
 deadline is ended, and the failure message carries the Python stack of every rank. Starts the
-launcher beside the interpreter that runs the tests, with no MPI option of its own, so that what
-is tested is what a user's plain `mpirun -n N python ...` does in this environment.
+launcher beside the interpreter that runs the tests, with no MPI option of its own but to yield
+the cores, so that what is tested is what a user's plain `mpirun -n N python ...` does here.
 """
 
 from __future__ import annotations
@@ -223,6 +223,9 @@ class Running:
             **{f"{library}_NUM_THREADS": "1" for library in _ONE_THREAD},
             "OMPI_ALLOW_RUN_AS_ROOT": "1",
             "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            # Several tests at a time share the cores: who waits for a message lets others run. MPI
+            # does that by itself only where one job's ranks outnumber the cores.
+            "OMPI_MCA_mpi_yield_when_idle": "1",
             "PYTHONPATH": str(CHECKOUT),
             "PYTHONUNBUFFERED": "1",
             "PYTHONFAULTHANDLER": "1",

@@ -48,11 +48,8 @@ def test_any_number_of_ranks_gives_the_same_answer(
     np.testing.assert_array_equal(answer["indices"], reference["indices"])
     np.testing.assert_array_equal(answer["indptr"], reference["indptr"])
     np.testing.assert_allclose(answer["objective"], reference["objective"], rtol=1e-10)
-
-
-def test_replicated_data_give_the_same_answer(tmp_path: Path) -> None:
-    sharded = solve(tmp_path, 2, name="sharded.npz")
-    assert same(sharded, solve(tmp_path, 2, "--data", "replicated"))
+    if ranks == 2:
+        assert same(answer, solve(tmp_path, 2, "--data", "replicated", name="replicated.npz"))
 
 
 def test_a_published_policy_runs_on_several_ranks(tmp_path: Path) -> None:
@@ -62,12 +59,9 @@ def test_a_published_policy_runs_on_several_ranks(tmp_path: Path) -> None:
     assert "the gap did not reach the tolerance" in done.stdout
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_ten_random_kills_change_no_bit(
-    tmp_path: Path, seed: int, reference: dict[str, Any]
-) -> None:
-    """Two seeds of ten kills; any rank may be hit, rank 0, which solves the blocks, too."""
-    draw = random.Random(seed)
+def test_ten_random_kills_change_no_bit(tmp_path: Path, reference: dict[str, Any]) -> None:
+    """Any rank may be hit, rank 0, which solves the blocks, too."""
+    draw = random.Random(1)
     places = [(rank, version) for rank in range(3) for version in range(5)]
     died: dict[int, int] = {}
     drills = []
