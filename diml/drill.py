@@ -9,7 +9,9 @@ A drill is `rank,version,sequence,incarnation[,POINT][,SIGNAL]`, as in the mock 
 - version: number of committed checkpoints; in jobs on the parameter server the worker's clock.
 - sequence: collectives since the version began, a broadcast as one; load_checkpoint and
   checkpoint are not counted, and a checkpoint is reached at the sequence after the last
-  collective. In jobs on the parameter server: calls (get, inc, ...) since the clock began.
+  collective. Until load_checkpoint has returned, in a replacement too, the version is 0 and the
+  collectives are those before it. In jobs on the parameter server: calls (get, inc, ...) since the
+  clock began.
 - incarnation: how often that rank has died before: 0 strikes the first life.
 - POINT: entry (default), inside or after the call; checkpoint, load or repair.
 - SIGNAL: KILL (default), or STOP for a process that freezes.

@@ -49,7 +49,8 @@ class Death:
 def deaths_in(events: Sequence[dict[str, Any]]) -> list[Death]:
     """The deaths of workers, in their order, with what followed each."""
     spawned_from = max((e["size"] for e in events if e["what"] == "start"), default=0)
-    struck = {e["uid"]: e for e in events if e["what"] == "drill" and e["signal"] == "KILL"}
+    struck = {e["uid"]: e for e in events if e["what"] == "drill"}
+    fenced = {e["fenced"]: e for e in events if e["what"] == "fence"}
     homes = {e["uid"]: e for e in events if e["role"] == "worker"}
     deaths = []
     lost = {uid for e in events if e["what"] == "repair" for uid in e["lost"]}
@@ -59,9 +60,10 @@ def deaths_in(events: Sequence[dict[str, Any]]) -> list[Death]:
         repaired = max(e["time"] for e in repairs)
         seconds = max(e["seconds"] for e in repairs)
         begun = float(drill["time"]) if drill else repaired - seconds
-        place = "killed from outside"
+        place = fenced[uid]["reason"] if uid in fenced else "killed from outside"
         if drill:
-            place = f"v{drill['version']} s{drill['sequence']} {drill['point']}"
+            frozen = ", frozen" if drill["signal"] == "STOP" else ""
+            place = f"v{drill['version']} s{drill['sequence']} {drill['point']}{frozen}"
         heir = next(
             (
                 e

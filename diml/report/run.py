@@ -16,6 +16,7 @@ from diml.errors import Misuse
 Event: TypeAlias = Mapping[str, Any]
 Seat: TypeAlias = tuple[str, int]
 _SEATED = ("worker", "server")
+_OUTSIDE = "killed from outside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +177,11 @@ def _deaths(events: Sequence[Event], began: float, lives: Sequence[Life]) -> lis
     started = max((e["size"] for e in events if e["what"] == "start"), default=0)
     deaths = []
     for uid in lost:
-        mine = [life for life in lives if life.uid == uid]
-        if mine:
+        # A spare that took a seat has had two lives: it was the seat's that ended.
+        mine = max((x for x in lives if x.uid == uid), key=lambda x: x.begin, default=None)
+        if mine is not None:
             told = [event for event in repairs if uid in event["lost"]]
-            deaths.append(_death(mine[-1], told, events, began, lives, int(started)))
+            deaths.append(_death(mine, told, events, began, lives, int(started)))
     return sorted(deaths, key=lambda death: death.time)
 
 
@@ -192,14 +194,16 @@ def _death(
     started: int,
 ) -> Death:
     longest = max(repairs, key=lambda event: float(event["seconds"]))
-    time, cause = life.end, "killed from outside"
+    time, cause = life.end, _OUTSIDE
     for event in events:
         if event["what"] == "drill" and event["uid"] == life.uid:
             time = event["time"] - began
             place = f"version {event['version']}, call {event['sequence']}, {event['point']}"
-            cause = f"a drill at {place}"
+            frozen = event["signal"] == "STOP"
+            cause = f"{'frozen by ' if frozen else ''}a drill at {place}"
         if event["what"] == "fence" and event["fenced"] == life.uid:
-            time, cause = event["time"] - began, f"fenced: {event['reason']}"
+            time, why = event["time"] - began, f"fenced: {event['reason']}"
+            cause = why if cause == _OUTSIDE else f"{cause}; {why}"
     repaired = max(float(event["time"]) for event in repairs) - began
     noticed = [
         event["time"] - began - time

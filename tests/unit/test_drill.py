@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from diml.drill import POINTS, SIGNALS, Drill, DrillPlan, parse_drill, parse_drills
 from diml.errors import Misuse
-from diml.jobs.drill import unfired
+from diml.jobs.drill import deaths_in, unfired
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,22 @@ def test_drills_that_nobody_reached_are_found_whoever_they_were_for() -> None:
     events = [struck("worker", 0), struck("server", 0), struck("spare", 1)]
     left = unfired(drills, events, workers=2, servers=1)
     assert [drill.rank for drill in left] == [1, 3]
+
+
+def test_a_frozen_worker_is_told_as_what_the_drill_did_and_another_as_what_was_seen() -> None:
+    def event(time: float, uid: int, what: str, **fields: object) -> dict[str, object]:
+        place = {"role": "worker", "rank": uid, "incarnation": 0}
+        return {"time": time, "uid": uid, "what": what, **place, **fields}
+
+    where = {"version": 1, "sequence": 2, "point": "entry", "signal": "STOP"}
+    events = [
+        event(0, 2, "start", size=3),
+        event(1, 1, "drill", **where),
+        event(11, 0, "fence", fenced=1, reason="stopped for 10 s"),
+        event(11, 0, "fence", fenced=2, reason="late for 30 s"),
+        event(12, 0, "failure"),
+        event(13, 0, "repair", lost=[1, 2], seconds=0.5),
+    ]
+    late, frozen = deaths_in(events)
+    assert (frozen.place, frozen.detect_s) == ("v1 s2 entry, frozen", 11)
+    assert (late.place, late.detect_s) == ("late for 30 s", None)

@@ -76,6 +76,30 @@ def test_the_death_its_repair_and_its_successor_are_told(
     assert text.count("<svg") >= 2
 
 
+def test_a_spare_that_dies_in_the_seat_it_took_is_told_as_that_worker(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seated = {"rank": 1, "incarnation": 1, "epoch": 1}
+    where = {"version": 0, "sequence": 1, "point": "load", "signal": "STOP"}
+    events = [
+        _event(1.2, 2, "drill", **where) | seated,
+        _event(1.4, 0, "fence", fenced=2, reason="stopped for 10 s"),
+        _event(1.5, 0, "repair", lost=[2], seconds=0.01, phases=PHASES),
+        _event(1.6, 9, "load", version=3, seconds=0.001) | seated | {"incarnation": 2},
+    ]
+    with open(log, "a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)
+    assert main(["report", str(log), "-o", str(log.with_suffix(".html"))]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "Worker 1 (its second life) died at 1.40 s (frozen by a drill at version 0, call 1, "
+        in (printed)
+    )
+    assert "load; fenced: stopped for 10 s)" in printed
+    assert "A newly started process (process 9) took the place." in printed
+    assert "Spare process" not in printed
+
+
 def test_two_runs_stand_side_by_side(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(log), str(log), "-o", str(log.with_suffix(".html"))]) == 0
     deaths = [line for line in capsys.readouterr().out.splitlines() if line.startswith("deaths")]
