@@ -226,9 +226,11 @@ def _say(ps: ParameterServer, reported: list[Losses], measured: str) -> None:
     end = reported[-1] if reported else None
     if end is None:
         return
-    text = f"objective {end.objective:.6f}, train accuracy {end.train_accuracy:.4f}"
+    text = f"objective {end.objective:.6g}, train accuracy {end.train_accuracy:.4f}"
+    if end.objective > math.log(2):
+        text += " (above ln 2, that of no model: lower --init_step_size)"
     if not math.isnan(end.test_accuracy):
-        text += f", test loss {end.test_loss:.6f}, test accuracy {end.test_accuracy:.4f}"
+        text += f", test loss {end.test_loss:.6g}, test accuracy {end.test_accuracy:.4f}"
     print(f"logistic: {ps.consistency}, {ps.workers} workers: {text}{measured}", flush=True)
 
 

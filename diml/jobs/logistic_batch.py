@@ -158,9 +158,9 @@ class Run:
         if self._output is not None:
             self._output.finish(w)
         if self.job.rank == 0:
-            text = f"objective {losses.objective:.7f}, train accuracy {losses.train_accuracy:.4f}"
+            text = f"objective {losses.objective:.7g}, train accuracy {losses.train_accuracy:.4f}"
             if self._test_total:
-                text += f", test loss {losses.test_loss:.6f}"
+                text += f", test loss {losses.test_loss:.6g}"
                 text += f", test accuracy {losses.test_accuracy:.4f}"
             text += tell_test(self.job, w, self._held_out)
             about = f"{self._flags.method}, {self.job.size} workers, {losses.epoch} iterations"

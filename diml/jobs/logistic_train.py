@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from diml.errors import DimlError
 from diml.jobs.account import Account, SharedPace
 from diml.jobs.logistic_data import Batch, Examples, Minibatches
 from diml.kernels.logistic import gradient_sum, loss_and_hits
@@ -51,6 +52,15 @@ class Losses:
     train_accuracy: float
     test_loss: float
     test_accuracy: float
+
+
+def check_finite(numbers: NDArray[np.float64], epoch: int) -> None:
+    """Raise DimlError, with what to do about it, where gradients or losses are not finite."""
+    if not np.isfinite(numbers).all():
+        raise DimlError(
+            f"the loss is not finite after {epoch} epochs: lower the step size (divide "
+            "--init_step_size by 10)"
+        )
 
 
 class Gradient:
@@ -140,6 +150,7 @@ class Training:
         batch = self._batches.at(clock)
         weights = self._account.waiting(self._weights.pull, batch.keys)
         gradient = self._gradient.of(batch, weights)
+        check_finite(gradient, clock // self._course.per_epoch)
         self._account.units += len(batch.y)
         self._account.waiting(self._weights.push, batch.keys, gradient)
 
@@ -157,8 +168,10 @@ class Training:
                 )
         row[0, EXAMPLES] = len(self._train.y)
         if self._ps.worker == 0:
-            penalty = self._course.l1 * np.abs(weights).sum()
-            row[0, _COLUMNS] = penalty + 0.5 * self._course.l2 * weights @ weights
+            with np.errstate(over="ignore"):
+                penalty = self._course.l1 * np.abs(weights).sum()
+                row[0, _COLUMNS] = penalty + 0.5 * self._course.l2 * weights @ weights
+        check_finite(row, epoch)
         self._losses.inc([epoch], row)
         self._pace.tell()
 
@@ -174,6 +187,7 @@ class Training:
             mean = row[TRAIN_LOSS] / train
             held_out = (row[TEST_LOSS] / test, row[TEST_HITS] / test) if test else (np.nan,) * 2
             objective = mean + row[_COLUMNS]
+            check_finite(row, self._reported)
             hits = row[TRAIN_HITS] / train
             self._pace.hear()
             report(Losses(self._reported, mean, objective, hits, *held_out))

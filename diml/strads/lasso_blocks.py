@@ -31,7 +31,7 @@ _CANDIDATES_STORED = 4_000_000  # entries of columns kept for correlations
 
 
 class Diverged(DimlError):
-    """The objective grew above that of all coefficients at zero. The message names the block."""
+    """The objective grew above that of all coefficients at zero. The message says what to do."""
 
 
 class LassoBlocks(LassoBase):
@@ -120,7 +120,12 @@ class LassoBlocks(LassoBase):
         size = getattr(self._policy, "block", 0)
         self.divergences.append((self.rounds, size))
         if self._on_divergence == "stop" or not self._policy.halve():
-            raise Diverged(f"diverged after {self.rounds} rounds with blocks of {size} variables")
+            cause = f"blocks of {size} variables" if size > 1 else "blocks from outdated residuals"
+            mend = "smaller blocks (--schedule_size)" if size > 1 else "a shorter --pipeline"
+            raise Diverged(
+                f"diverged after {self.rounds} rounds with {cause}: take {mend}, or the policy "
+                "working-set, which cannot"
+            )
         self._full[:] = 0.0
         self._full[self._best[1]] = self._best[2]
         self._residual()

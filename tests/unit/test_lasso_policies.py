@@ -52,8 +52,13 @@ def test_a_working_set_needs_five_times_fewer_visits_than_cyclic() -> None:
 
 @pytest.mark.parametrize("policy", [Random(1000, 256), Cyclic(1000, 32)])
 def test_blind_blocks_diverge_and_are_caught(policy: Policy) -> None:
-    with pytest.raises(Diverged, match="diverged after"):
+    with pytest.raises(Diverged, match=r"diverged after .* take smaller blocks"):
         solve(policy)
+
+
+def test_where_no_block_can_be_smaller_a_shorter_pipeline_is_the_advice() -> None:
+    with pytest.raises(Diverged, match="outdated residuals: take a shorter --pipeline"):
+        solve(Cyclic(1000, 1), on_divergence="halve", pipeline=8)
 
 
 def test_a_divergence_is_handled_by_smaller_blocks() -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from diml.errors import Misuse
+from diml.errors import DimlError, Misuse
 from diml.jobs.logistic import parser, rule_options
 from diml.jobs.logistic_data import Examples, Minibatches, load, share_of, widened
-from diml.jobs.logistic_train import Gradient
+from diml.jobs.logistic_train import Gradient, check_finite
 from diml.kernels.logistic import gradient_sum, loss_and_hits
 
 
@@ -85,3 +85,11 @@ def test_steps_and_penalties_are_those_of_the_mean() -> None:
     flags = parser().parse_args(["--datafile", "x", "--l1", "0.5", "--init_step_size", "3"])
     assert rule_options(flags, 10)["step_size"] == pytest.approx(0.3)
     assert rule_options(flags, 10)["l1"] == pytest.approx(5)
+
+
+def test_a_loss_that_is_not_finite_ends_with_what_to_do() -> None:
+    check_finite(np.array([1e308]), 3)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(DimlError, match="not finite after 3 epochs: lower the step") as raised:
+            check_finite(np.array([0.0, bad]), 3)
+        assert raised.value.exit_status == 1
