@@ -32,13 +32,14 @@ def check_writable(path: Path | None) -> None:
         raise Misuse(f"{path}: cannot be written")
 
 
-def check_apart(writes: Iterable[Name], reads: Iterable[Name]) -> None:
+def check_apart(writes: Iterable[Name], reads: Iterable[Name], grows: Iterable[Name] = ()) -> None:
     """Raises Misuse where an output would take the place of an input, or of another output.
 
     Args:
         writes: files that will appear by rename, which would put a device or a pipe away: those
             are refused as well. None for one that is not asked for.
         reads: files, directories or patterns, as `files_of` takes them; None as above.
+        grows: files that are written to as they are, a device maybe; None as above.
     """
     read = {os.path.realpath(one) for name in reads if name for one in files_of(name)}
     taken: set[str] = set()
@@ -53,3 +54,6 @@ def check_apart(writes: Iterable[Name], reads: Iterable[Name]) -> None:
         if path in taken:
             raise Misuse(f"{name}: two outputs would be written there")
         taken.add(path)
+    for name in grows:
+        if name is not None and os.path.realpath(name) in taken:
+            raise Misuse(f"{name}: two outputs would be written there")

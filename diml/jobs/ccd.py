@@ -13,9 +13,9 @@ import numpy as np
 
 import diml
 from diml.data import fingerprint
-from diml.data.outputs import check_apart, check_writable
+from diml.data.outputs import check_writable
 from diml.data.triplets import Triplets, read_triplets
-from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
+from diml.jobs.flags import JobParser, at_least, check_files, job_parser, parse, real, run_job
 from diml.strads import policy_by_name, run
 from diml.strads.ccd import Factorization
 
@@ -38,11 +38,10 @@ def parser() -> JobParser:
 
 def main(arguments: Sequence[str]) -> int:
     flags = parse(parser(), arguments)
-    if flags.output_prefix:
-        names = [f"{flags.output_prefix}.{name}" for name in ("L", "R")]
-        for name in names:
-            check_writable(Path(name))
-        check_apart((*names, flags.prometheus), (flags.datafile,))
+    names = [f"{flags.output_prefix}.{name}" for name in "LR" if flags.output_prefix]
+    for name in names:
+        check_writable(Path(name))
+    check_files(flags, names, (flags.datafile,))
     with diml.init(flags=vars(flags)) as job:
         entries: Triplets = read_triplets(
             flags.datafile, job.rank, job.size, one_based=flags.one_based

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 import diml
 from diml.data.outputs import check_writable
-from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
+from diml.jobs.flags import JobParser, at_least, check_files, job_parser, parse, real, run_job
 from diml.strads.columns import columns_of
 from diml.strads.lasso import solve_lasso
 from diml.strads.lasso_problem import Grid, Solution, Stop
@@ -144,6 +144,7 @@ def main(arguments: Sequence[str]) -> int:
     flags = parse(parser(), arguments)
     if flags.output:
         check_writable(Path(flags.output))
+    check_files(flags, (flags.output or None,), ())
     with diml.init(flags=vars(flags), servers=servers_for(arguments)) as job:
         told = ("rows", "vocabulary", "features", "K", "clocks", "step", "lambda_ratio")
         job.identify(**{name: vars(flags)[name] for name in told})

@@ -23,10 +23,11 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from diml.config import OPTIONS, Option
+from diml.data.outputs import Name, check_apart
 from diml.ending import INTERRUPTED, output_refused
 from diml.errors import DimlError, Misuse
 from diml.world.launch import say_once, speaks
@@ -66,6 +67,15 @@ def job_parser(job: str, description: str) -> JobParser:
 def parse(parser: JobParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line. Raises Misuse for an unknown flag or a bad value."""
     return parser.parse_args(arguments)
+
+
+def check_files(flags: argparse.Namespace, writes: Iterable[Name], reads: Iterable[Name]) -> None:
+    """`check_apart` of what a job reads and writes, and of what any job may be told to write."""
+    prometheus, events = (
+        getattr(flags, name) or os.environ.get(f"DIML_{name.upper()}") or None
+        for name in ("prometheus", "events")
+    )
+    check_apart((*writes, prometheus), reads, (events,))
 
 
 def as_declared(arguments: Sequence[str], known: Sequence[str]) -> list[str]:

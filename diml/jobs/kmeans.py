@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diml.data import fingerprint
-from diml.data.outputs import check_apart, check_writable
+from diml.data.outputs import check_writable
 from diml.errors import Misuse
 from diml.jobs.account import Account
-from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
+from diml.jobs.flags import JobParser, at_least, check_files, job_parser, parse, real, run_job
 from diml.report.progress import Progress
 
 if TYPE_CHECKING:
@@ -264,11 +264,11 @@ def main(arguments: Sequence[str]) -> int | None:
     flags = parse(parser(), arguments)
     if (flags.datafile is None) == (flags.generate is None):
         raise Misuse("give either --datafile or --generate")
-    if flags.output is not None:
-        names = [Path(f"{flags.output}.{name}") for name in ("C", "labels")]
-        for name in names:
-            check_writable(name)
-        check_apart((*names, flags.prometheus), (flags.datafile,))
+    prefix = flags.output
+    names = [Path(f"{prefix}.{name}") for name in ("C", "labels") if prefix is not None]
+    for name in names:
+        check_writable(name)
+    check_files(flags, names, (flags.datafile,))
     import diml
 
     with diml.init(flags=vars(flags)) as job:

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 import diml
 from diml.data import design_planted, fingerprint
 from diml.data.design import read_design
-from diml.data.outputs import check_apart, check_writable
+from diml.data.outputs import check_writable
 from diml.errors import Misuse
 from diml.jobs.account import Account
-from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
+from diml.jobs.flags import JobParser, at_least, check_files, job_parser, parse, real, run_job
 from diml.jobs.lasso_output import Log, write_coefficients, write_cv, write_path
 from diml.report.progress import Progress
 from diml.strads import POLICIES, Policy, policy_by_name, solve_lasso
@@ -144,7 +144,7 @@ def check(flags: Namespace) -> None:
     writes = (flags.output, flags.path_output, flags.cv_output, flags.log)
     for name in writes:
         check_writable(None if name is None else Path(name))
-    check_apart((*writes, flags.prometheus), (flags.data_xfile, flags.data_yfile))
+    check_files(flags, writes, (flags.data_xfile, flags.data_yfile))
 
 
 def grid_of(flags: Namespace) -> Grid:

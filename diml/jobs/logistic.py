@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 import diml
 from diml.data import fingerprint
-from diml.data.outputs import check_apart, check_writable
+from diml.data.outputs import check_writable
 from diml.errors import Misuse
 from diml.jobs import logistic_admm, logistic_compare, logistic_lbfgs
 from diml.jobs.account import Account
-from diml.jobs.flags import JobParser, at_least, job_parser, parse, real, run_job
+from diml.jobs.flags import JobParser, at_least, check_files, job_parser, parse, real, run_job
 from diml.jobs.logistic_batch import Run, tell_test
 from diml.jobs.logistic_data import Examples, load, share_of, widened
 from diml.jobs.logistic_model import Model, model_file, write_model
@@ -244,12 +244,12 @@ def main(arguments: Sequence[str]) -> int | None:
     flags = parse(parser(), arguments)
     if flags.compare is not None:
         return logistic_compare.compare(flags)
+    writes = []
     if flags.output_prefix is not None:
-        model = model_file(flags.output_prefix)
-        writes = (model, Path(f"{flags.output_prefix}.loss"), flags.prometheus)
-        for path in writes[:2]:
-            check_writable(path)
-        check_apart(writes, (flags.datafile, flags.test))
+        writes = [model_file(flags.output_prefix), Path(f"{flags.output_prefix}.loss")]
+    for path in writes:
+        check_writable(path)
+    check_files(flags, writes, (flags.datafile, flags.test))
     on_collectives = ON_COLLECTIVES.get(flags.method)
     with diml.init(flags=vars(flags), servers=servers_for(arguments)) as job:
         train, test = _read(flags)

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 import diml
-from diml.data.outputs import check_apart, special
+from diml.data.outputs import special
 from diml.data.parse import parse_lines
 from diml.data.stream import warm_up as warm_up_stream
 from diml.errors import Misuse
 from diml.jobs import mf_files
 from diml.jobs.account import Account, SharedPace
-from diml.jobs.flags import parse, run_job
+from diml.jobs.flags import check_files, parse, run_job
 from diml.jobs.mf_careful import CarefulTraining
 from diml.jobs.mf_course import Course, blocks_within
 from diml.jobs.mf_data import Entries, Facts, Layout, Ratings, Share, choose_layout
@@ -77,7 +77,7 @@ def train(job: diml.Job, plan: Plan) -> None:
         flags = plan.flags
         # The losses are written to what is there, a pipe maybe; all else appears by rename.
         writes = [one for one in plan.outputs if one != plan.loss_file or not special(one)]
-        check_apart((*writes, flags.prometheus), (flags.datafile, flags.test, flags.offsetsfile))
+        check_files(flags, writes, (flags.datafile, flags.test, flags.offsetsfile))
     ratings = load(plan.source, job)
     facts = ratings.facts()
     check_size(facts, plan.rule, job.size)

@@ -75,6 +75,10 @@ def test_no_command_takes_the_place_of_its_input(command: str, tmp_path: Path) -
         (kmeans, "--datafile {data}.C --output {data}"),
         (kmeans, "--datafile {data} --output {out}/no/where"),
         (ccd, "--datafile {data}.L --output_prefix {data}"),
+        (ccd, "--datafile {data} --prometheus {data}"),
+        (kmeans, "--datafile {data} --prometheus {data}"),
+        (logistic, "--datafile {data} --prometheus {data}"),
+        (logistic, "--datafile {data} --output_prefix {out} --events {out}.loss"),
     ],
 )
 def test_no_job_begins_that_would(job: object, flags: str, tmp_path: Path) -> None:
