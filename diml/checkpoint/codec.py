@@ -241,7 +241,7 @@ class _Reader:
         if tag == "a":
             return self._array(*rest)
         if tag == "s":
-            return np.frombuffer(bytes.fromhex(rest[1]), _dtype(rest[0]))[0]
+            return _scalar(_dtype(rest[0]), bytes.fromhex(rest[1]))
         if tag == "b":
             return self._section(*rest).tobytes()
         if tag == "i":
@@ -273,6 +273,11 @@ class _Reader:
         array = flat.view(dtype)
         array = array.reshape(shape[::-1]).T if order == "F" else array.reshape(shape)
         return array.copy(order="K") if self._copy else array
+
+
+def _scalar(dtype: np.dtype[Any], data: bytes) -> Any:
+    """NumPy reads no text of length 0 from memory."""
+    return np.frombuffer(data, dtype)[0] if dtype.itemsize else dtype.type()
 
 
 def _generator(name: str, state: dict[str, Any], seeds: dict[str, Any]) -> np.random.Generator:

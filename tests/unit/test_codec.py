@@ -189,3 +189,9 @@ def test_recycled_buffers_leave_no_trace() -> None:
     assert np.array_equal(clean, dirty)
     assert codec.fingerprint(clean) == codec.fingerprint(dirty)
     assert codec.fingerprint(codec.encode({**tree, "s": "tEXt"})) != codec.fingerprint(clean)
+
+
+@pytest.mark.parametrize("empty", [np.str_(""), np.bytes_(b"")])
+def test_texts_of_no_length_come_back(empty: np.generic) -> None:
+    came = codec.decode(codec.encode({"name": empty}), copy=True)["name"]
+    assert type(came) is type(empty) and came == empty
