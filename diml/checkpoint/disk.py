@@ -40,7 +40,7 @@ class Disk:
     ) -> None:
         """Write this rank's part, then delete what is older than all of `stay` (None: nothing).
 
-        Raises OSError if the disk refuses.
+        Raises OSError if the disk refuses to take it. What cannot be deleted stays.
         """
         if states:
             write_shard(self._directory, manifest, states)
@@ -51,37 +51,35 @@ class Disk:
         """Delete this rank's files of versions older than `oldest`."""
         for folder in self._directory.iterdir():
             order = folder_order(folder.name)
-            if order is None or order >= oldest:
-                continue
-            if order[2] == self._run:
-                # By name: each rank looking through all ranks' files would be quadratic.
-                gone = replace(manifest, attempt=order[0], version=order[1])
-                for path in (
-                    manifest_path(self._directory, gone),
-                    data_path(self._directory, gone),
-                ):
-                    path.unlink(missing_ok=True)
-                    path.with_name("." + path.name).unlink(missing_ok=True)
-            elif folder.name not in self._cleared:
-                _clear(folder, manifest.rank, manifest.size, manifest.identity)
-                self._cleared.add(folder.name)
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+            if order is not None and order < oldest:
+                # Other ranks delete as well, and may have taken it away.
+                with contextlib.suppress(OSError):
+                    self._remove(folder, order, manifest)
+
+    def _remove(self, folder: Path, order: Order, manifest: Manifest) -> None:
+        if order[2] == self._run:
+            # By name: each rank looking through all ranks' files would be quadratic.
+            gone = replace(manifest, attempt=order[0], version=order[1])
+            for path in (manifest_path(self._directory, gone), data_path(self._directory, gone)):
+                path.unlink(missing_ok=True)
+                path.with_name("." + path.name).unlink(missing_ok=True)
+        elif folder.name not in self._cleared:
+            _clear(folder, manifest.rank, manifest.size, manifest.identity)
+            self._cleared.add(folder.name)
+        folder.rmdir()
 
     def listed(self) -> list[Path]:
         """What there is to look at: manifests, and versions' directories that have none."""
         paths: list[Path] = []
         for folder in sorted(self._directory.iterdir()):
             if folder_order(folder.name) is not None and folder.is_dir():
-                own = folder.stat().st_uid == os.geteuid()
-                paths += (sorted(folder.glob("rank-*.json")) if own else []) or [folder]
+                paths += (sorted(folder.glob("rank-*.json")) if _own(folder) else []) or [folder]
         return paths
 
     def found(self, path: Path) -> Found:
         """What one of those that `listed` gives is, checked but for the bytes of its states."""
         if (order := folder_order(path.name)) is not None:
-            own = path.stat().st_uid == os.geteuid()
-            why = "no manifest" if own else "belongs to another user"
+            why = "no manifest" if _own(path) else "belongs to another user"
             return Found(order, None, f"{path}: {why}")
         order = folder_order(path.parent.name)
         assert order is not None
@@ -98,6 +96,14 @@ class Disk:
     def read(self, manifest: Manifest, name: str) -> Bytes:
         """One encoded state, all of it checked. Raises CorruptState, naming the file."""
         return read_piece(data_path(self._directory, manifest), manifest.piece(name))
+
+
+def _own(folder: Path) -> bool:
+    """Whether a directory is this user's, or has just been deleted, as another run may do."""
+    try:
+        return folder.stat().st_uid == os.geteuid()
+    except FileNotFoundError:
+        return True
 
 
 def _clear(folder: Path, rank: int, size: int, identity: Identity) -> None:

@@ -17,6 +17,7 @@ import os
 import queue
 import sys
 import threading
+import traceback
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -192,6 +193,8 @@ class Vault:
         while (offered := work.get()) is not None:
             try:
                 self._write(*offered)
+            except Exception:  # a thread that ends here would be offered the next version yet
+                traceback.print_exc()
             finally:
                 self._idle.set()
             del offered  # or the states stay until the next version

@@ -12,6 +12,7 @@ file is ever run: there is no pickle.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import zlib
@@ -142,7 +143,8 @@ def read_piece(path: Path, piece: Piece) -> Bytes:
 def _lay_out(path: Path, manifest: Manifest, states: Mapping[str, Bytes]) -> tuple[Piece, ...]:
     """Make an HDF5 file with room for the states; the states themselves go in by plain writes.
 
-    HDF5 would hold the interpreter while it writes, and the job with it.
+    HDF5 would hold the interpreter while it writes, and the job with it. Raises OSError if the
+    disk refuses.
     """
     import h5py  # not at the top: it costs every rank of every job a third of a second
 
@@ -152,14 +154,20 @@ def _lay_out(path: Path, manifest: Manifest, states: Mapping[str, Bytes]) -> tup
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     pieces = []
-    with h5py.File(path, "w", locking=False) as file:
-        for name in ("attempt", "run", "version", "rank", "size"):
-            file.attrs[name] = getattr(manifest, name)
-        for name, data in states.items():
-            space = h5py.h5s.create_simple((data.size,))
-            made = h5py.h5d.create(file.id, name.encode(), h5py.h5t.STD_U8LE, space, dcpl=early)
-            offset = int(made.get_offset())
-            pieces.append(Piece(name, offset, data.size, codec.fingerprint(data)))
+    try:
+        with h5py.File(path, "w", locking=False) as file:
+            for name in ("attempt", "run", "version", "rank", "size"):
+                file.attrs[name] = getattr(manifest, name)
+            for name, data in states.items():
+                space = h5py.h5s.create_simple((data.size,))
+                made = h5py.h5d.create(file.id, name.encode(), h5py.h5t.STD_U8LE, space, dcpl=early)
+                offset = int(made.get_offset())
+                pieces.append(Piece(name, offset, data.size, codec.fingerprint(data)))
+    except (OSError, RuntimeError, ValueError) as error:
+        # HDF5 has words of its own for a full disk, and a kind of error for each of its steps.
+        number = re.search(r"errno = (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from None
     return tuple(pieces)
 
 

@@ -15,6 +15,7 @@ uses, so who replaces a dead rank leaves its slots alone until it has a whole ve
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import re
@@ -114,8 +115,13 @@ class Slots:
 
     def listed(self) -> list[Path]:
         """What there is to look at: this user's slots."""
-        slots = (path for path in self._directory.glob("*.slot") if _NAME.fullmatch(path.name))
-        return sorted(path for path in slots if path.stat().st_uid == os.geteuid())
+        paths = []
+        for path in sorted(self._directory.glob("*.slot")):
+            # Others delete what is old meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                if _NAME.fullmatch(path.name) and path.stat().st_uid == os.geteuid():
+                    paths.append(path)
+        return paths
 
     def found(self, path: Path) -> Found | None:
         """What a slot holds, checked but for the bytes of its states; None if it holds nothing."""

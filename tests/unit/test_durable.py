@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from diml.checkpoint import codec
+from diml.checkpoint import codec, disk
 from diml.checkpoint.codec import Bytes
 from diml.checkpoint.durable import Candidate, Shelf, Vault, choose, next_attempt
 from diml.checkpoint.manifest import Identity, Manifest
@@ -246,3 +247,68 @@ def test_nothing_on_the_way_reads_pickles() -> None:
         text = path.read_text()
         assert path in allowed or not re.search(r"import pickle\b", text), path
         assert text.count("np.load(") == text.count("allow_pickle=False"), path
+
+
+def test_a_full_disk_costs_a_line_and_the_next_version_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vault = Vault(tmp_path, RUN)
+    big = {"model": codec.encode({"w": np.zeros(100_000)})}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))  # HDF5 makes a RuntimeError of it
+    try:
+        vault.offer(manifest(1, 0, 1), big)
+        assert vault.drain(30) and vault.written == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "checkpoint of version 1 not written" in line and line.endswith(": File too large")
+    vault.offer(manifest(2, 0, 1), big)
+    assert vault.drain(30) and vault.written == 2
+    vault.close()
+
+
+def test_an_error_of_our_own_does_not_end_the_thread_that_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vault = Vault(tmp_path, RUN)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a mistake")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vault._medium, "write", broken)
+        vault.offer(manifest(1, 0, 1), states(1, 0))
+        assert vault.drain(30)
+        thread = vault._thread
+    vault.offer(manifest(2, 0, 1), states(2, 0))
+    assert vault.drain(30) and vault.written == 2 and vault._thread is thread
+    vault.close()
+    assert "RuntimeError: a mistake" in capsys.readouterr().err
+
+
+def test_what_cannot_be_deleted_does_not_undo_what_was_written(tmp_path: Path) -> None:
+    (tmp_path / "0000-v00000001-ab00").write_text("no folder")
+    vault = Vault(tmp_path, RUN, keep=1)
+    vault.confirm(1, 1)
+    vault.offer(manifest(2, 0, 1), states(2, 0))
+    assert vault.drain(30) and vault.written == 2
+    vault.close()
+
+
+def test_an_old_version_that_another_rank_has_just_deleted_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1)
+    clear = disk._clear
+
+    def too_late(folder: Path, *about: Any) -> None:
+        shutil.rmtree(folder)
+        clear(folder, *about)
+
+    monkeypatch.setattr(disk, "_clear", too_late)
+    vault = Vault(tmp_path, "new", keep=1)
+    vault.confirm(2, 1)
+    vault.offer(manifest(2, attempt=2, run="new"), states(2, 0))
+    assert vault.drain(30) and vault.written == 2
+    vault.close()
