@@ -62,18 +62,25 @@ class Buffers:
     def give_back(self, box: list[Any]) -> None:
         """Let the buffer in the box be used again, unless somebody else still holds it: a
         checkpoint that is being made once more, or written to a disk."""
-        buffer = box.pop()
-        if not isinstance(buffer, np.ndarray):
+        if not isinstance(box[0], np.ndarray):
             return
-        whole = buffer if buffer.base is None else buffer.base
-        if not isinstance(whole, np.ndarray) or not whole.flags.owndata:
-            return
-        # References, if nobody else has any: to a view `buffer` and the argument; to the whole
-        # `buffer` or the view, `whole` and the argument.
-        view_is_free = buffer is whole or sys.getrefcount(buffer) <= 2
-        if view_is_free and sys.getrefcount(whole) <= 3:
+        free = _FREE_WHOLE if box[0].base is None else _FREE_VIEW
+        whole, seen = _seen(box)
+        if isinstance(whole, np.ndarray) and whole.flags.owndata and seen == free:
             self._idle.append(whole)
             del self._idle[:-_IDLE_BUFFERS_MAX]
+
+
+def _seen(box: list[Any]) -> tuple[Any, tuple[int, int]]:
+    """Whose memory the array in the box is; the references to both that are seen here."""
+    buffer = box.pop()
+    whole = buffer if buffer.base is None else buffer.base
+    return whole, (sys.getrefcount(buffer), sys.getrefcount(whole))
+
+
+# Seen if nobody else has any. Not written down: Python 3.14 counts fewer of its own than 3.13.
+_FREE_WHOLE = _seen([np.empty(1, np.uint8)])[1]
+_FREE_VIEW = _seen([np.empty(2, np.uint8)[:1]])[1]
 
 
 class Driver:

@@ -283,12 +283,17 @@ class Log:
 def _recycle(result: Result, home: list[Result]) -> bool:
     """Return a buffer to its shelf, unless somebody holds it."""
     # A view of the result refers to the owner (NumPy shortens chains of views), so the owner is
-    # free if only the Result and the Result's own view hold it: 2, and the call's argument 1.
-    held = 3 if result.shown is None else 4
-    free = sys.getrefcount(result.owner) <= held and sys.getrefcount(result.value) <= 2
+    # free if only the Result, the Result's own view, and what is shown to MPI hold it.
+    owner, value = _seen(result)
+    free = owner == _FREE[0] + (result.shown is not None) and value == _FREE[1]
     if free:
         home.append(result)
     return free
+
+
+def _seen(result: Result) -> tuple[int, int]:
+    """The references to a result's memory and to its view that are seen here."""
+    return sys.getrefcount(result.owner), sys.getrefcount(result.value)
 
 
 class Pool:
@@ -329,3 +334,7 @@ def shifted(sent: Any, received: Any) -> Result:
     result = Result("shift", sent, nbytes)
     result.value = received
     return result
+
+
+# Seen if nobody else has any.
+_FREE = _seen(fresh(np.dtype(np.uint8), (1,), []))
