@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -118,19 +119,26 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._over.wait(TICK_S):
-            self._heartbeat += 1
-            calls = self._watch.calls
-            calls.busy_ticks = max(0, calls.busy_ticks - 1)
-            self._watch.host.board.publish(self._slot, self._heartbeat, calls)
-            for entry in list(self._limits):
-                entry.ticks_left -= 1
-                if entry.ticks_left <= 0:
-                    self._give_up(entry)
-            self._watch.beat(bool(calls.inside))
-            self._follow_launcher()
-            self._fence_frozen()
-            self._end_unreported()
-            self._fence_late()
+            try:
+                self._tick()
+            except Exception:  # without this thread nothing would ever end a wait
+                with contextlib.suppress(OSError):
+                    traceback.print_exc()
+
+    def _tick(self) -> None:
+        self._heartbeat += 1
+        calls = self._watch.calls
+        calls.busy_ticks = max(0, calls.busy_ticks - 1)
+        self._watch.host.board.publish(self._slot, self._heartbeat, calls)
+        for entry in list(self._limits):
+            entry.ticks_left -= 1
+            if entry.ticks_left <= 0:
+                self._give_up(entry)
+        self._follow_launcher()
+        self._fence_frozen()
+        self._end_unreported()
+        self._fence_late()
+        self._watch.beat(bool(calls.inside))
 
     def _follow_launcher(self) -> None:
         if self._launcher is None or os.getppid() == self._launcher:
@@ -146,7 +154,8 @@ class Watchdog:
         if entry.abort_status is None:
             text = f"diml: waited {entry.seconds:g} s for {entry.what}; giving up{self._away()}"
         if text:
-            print(text, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(text, file=sys.stderr, flush=True)
         self._watch.abort(1 if entry.abort_status is None else entry.abort_status)
         os._exit(1)
 
@@ -179,7 +188,7 @@ class Watchdog:
         replaces; of a host's processes the first one says so."""
         needed = self._watch.needed() if self._gone else frozenset()
         call, inside, _ = self._watch.calls.now()
-        before_me = sum(uid < self._watch.host.me.uid for uid in self._others)
+        before_me = sum(uid < self._watch.host.me.uid for uid in list(self._others))
         most = ticks(self._watch.frozen_deadline_s) + ticks(1.0) * before_me
         for uid, (since, waited) in list(self._gone.items()):
             waiting = inside and call == since and uid in needed
