@@ -19,7 +19,9 @@ do not serve a replay, there is nothing before it to replay.
 
 Owns the names and what is kept under them. Must not know what the state means. Invariants: all
 workers name the same parts in the same order; between the first part and the last checkpoint
-every collective belongs to a part, else a replacement would make it alone.
+every collective belongs to a part, else a replacement would make it alone. What is kept is a copy,
+and what is given out is one: a program goes on to change its arrays, and the next part's
+checkpoint commits this one's state as well.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from diml.checkpoint import codec
 from diml.errors import Misuse
 
 _KEY = "diml.parts"
@@ -42,8 +45,9 @@ class Keeping(Protocol):
 class Parts:
     """The parts of one job; `job.parts`."""
 
-    def __init__(self, job: Keeping) -> None:
-        self._job = job
+    def __init__(self, job: Keeping, outlived: bool = True) -> None:
+        """`outlived`: somebody may read what is kept after this program, so it is copied."""
+        self._job, self._outlived = job, outlived
         self._states: dict[str, dict[str, Any]] | None = None
         self._named: set[str] = set()
 
@@ -76,6 +80,10 @@ class Parts:
         """Checkpoint all parts."""
         self._job.checkpoint({_KEY: self._states})
 
+    def copy(self, state: Any) -> Any:
+        """A state as a replacement is given it. Raises Misuse for what checkpoints cannot hold."""
+        return codec.decode(codec.encode(state), copy=True) if self._outlived else state
+
     def _load(self) -> dict[str, dict[str, Any]]:
         _, model, _ = self._job.load_checkpoint()
         if model is None:
@@ -100,7 +108,7 @@ class Part:
 
     @property
     def saved(self) -> Any:
-        return self._state.get("saved")
+        return self._parts.copy(self._state.get("saved"))
 
     @property
     def finished(self) -> bool:
@@ -108,15 +116,16 @@ class Part:
 
     @property
     def outcome(self) -> Any:
-        return self._state["outcome"]
+        return self._parts.copy(self._state["outcome"])
 
     def checkpoint(self, state: Any) -> None:
         """Commit this state, the same on all workers, with all other parts."""
-        self._state["saved"] = state
+        self._state["saved"] = self._parts.copy(state)
         self._parts.commit()
 
     def finish(self, outcome: Any) -> None:
         """Commit what came out, the same on all workers, with all other parts."""
+        kept = self._parts.copy(outcome)
         self._state.pop("saved", None)
-        self._state["outcome"] = outcome
+        self._state["outcome"] = kept
         self._parts.commit()

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from copy import deepcopy
 from functools import partial
 from typing import Any, Protocol
 
@@ -65,7 +66,7 @@ class Alone:
     version = 0
 
     def __init__(self) -> None:
-        self.parts = Parts(self)
+        self.parts = Parts(self, outlived=False)
 
     def allreduce(self, array: NDArray[Any], op: str = "sum") -> NDArray[Any]:
         return array
@@ -276,4 +277,5 @@ def _start(program: Program, policy: Policy, saved: Any) -> None:
         program.rounds = saved["rounds"]
         program.work = saved["work"]
         policy.restore(saved["policy"])
-    program.start(None if saved is None else saved["program"])
+    # A copy: after a death a segment begins again with what was saved, as it was.
+    program.start(None if saved is None else deepcopy(saved["program"]))

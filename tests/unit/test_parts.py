@@ -106,3 +106,22 @@ def test_what_does_not_go_together_is_refused() -> None:
     job.checkpoint({"w": 1})
     with pytest.raises(Misuse, match="not by parts of the job"):
         job.parts.part()
+
+
+def test_what_is_kept_of_a_part_is_no_array_of_the_program() -> None:
+    job = Job()
+    w = np.zeros(2)
+    mine = job.parts.part("mine")
+    mine.checkpoint({"step": 0, "w": w})
+    w += 1.0  # in the middle of step 1
+    over = job.parts.part("over")
+    over.finish(w)
+    w += 1.0
+    over.outcome[...] = 9.0
+    mine.saved["w"][...] = 9.0
+    job.parts.once("next", lambda: w)[...] = 9.0  # commits all parts
+    job.parts.once("last", lambda: 0)
+    job.begin()
+    assert job.parts.part("mine").saved["w"].tolist() == [0.0, 0.0]
+    assert job.parts.part("over").outcome.tolist() == [1.0, 1.0]
+    assert job.parts.part("next").outcome.tolist() == [2.0, 2.0]
