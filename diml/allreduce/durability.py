@@ -149,11 +149,15 @@ class Durability:
     def _all_have(self, finished: Callable[[], bool]) -> bool:
         """Whether all have written; not if one died meanwhile: the next checkpoint asks again."""
         mine = finished()
+        # Where another one's disk never has it, that one is late.
+        self._world.calls.begin("the end at a checkpoint")
         try:
             return all(self._driver.link.allgather_objects(mine))
         except PeerFailed as error:
             self._driver.fail(error)
             return False
+        finally:
+            self._world.calls.end()
 
     def close(self) -> None:
         """Let what is being written come to its end."""
