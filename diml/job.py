@@ -10,7 +10,7 @@ Invariant: no rank leaves the `with` block before every worker has finished, unl
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from diml.allreduce.engine import Engine
     from diml.ps.client import ParameterServer
     from diml.ps.node import Node
-    from diml.world.orphan import Guard
+    from diml.ps.unserved import WithoutServers
     from diml.world.world import World
 
 T = TypeVar("T")
@@ -89,7 +89,10 @@ def init(
             if settings.servers if settings.servers is not None else servers_default:
                 import diml.ps.node  # noqa: F401
 
-            return _seated(start_spawned(settings), guard)
+            world = start_spawned(settings)
+            # It has a watchdog now, and its leader's death is the world's business.
+            guard.dismiss()
+            return _seated(world, joins=True)
         world = start(settings, servers_default, comm)
     except Misuse as error:
         say_once(f"diml: {error}", os.environ)
@@ -100,24 +103,24 @@ def init(
     return _seated(world)
 
 
-def _seated(world: World, guard: Guard | None = None) -> Job:
+def _seated(world: World, joins: bool = False) -> Job:
     """The Job of this process once it is a worker; does not return where it never becomes one."""
     global _current
     from diml.allreduce.engine import Engine
+    from diml.ps.unserved import WithoutServers
     from diml.world.launch import say_once
     from diml.world.membership import Role
 
     engine = Engine(world)
-    node: Node | _WithoutServers = _WithoutServers(world, engine)
+    node: Node | WithoutServers = WithoutServers(world, engine)
     if world.membership.servers:
         from diml.ps.node import Node
 
         node = Node(world, engine, engine.durability.stop)
     engine.durability.companion = node
     try:
-        if guard is not None:
+        if joins:
             world.join()
-            guard.dismiss()
         else:
             node.begin()
         while world.role is not Role.WORKER:
@@ -131,62 +134,6 @@ def _seated(world: World, guard: Guard | None = None) -> Job:
     _current = Job(world, engine, node)
     watch_exit(current)
     return _current
-
-
-class _WithoutServers:
-    """Stands for the parameter server's node where no process serves: that one brings in numba,
-    half a second at every start, which a job on collectives never uses."""
-
-    def __init__(self, world: World, engine: Engine) -> None:
-        self._world, self._engine = world, engine
-        self._facts: dict[str, object] = {}
-        self._node: Node | None = None
-
-    @property
-    def clock(self) -> int | None:
-        """See `Node`."""
-        return self._node.clock if self._node is not None else None
-
-    def go_to(self, clock: int) -> None:
-        """See `Node`."""
-        self._whole().go_to(clock)
-
-    def save(self, write: Sequence[bool]) -> bool:
-        """See `Node`."""
-        return self._whole().save(write)
-
-    def begin(self) -> None:
-        """Nothing: no rows are anywhere."""
-
-    begin_anew = begin
-
-    def identify(self, facts: Mapping[str, object]) -> None:
-        """Remember facts that tell this job's checkpoints from those of others."""
-        self._facts.update(facts)
-
-    def serve(self) -> str:
-        """Wait as a spare: "leave" after the last gate, "seated" once the role is a worker's."""
-        from diml.world.membership import Role
-
-        self._world.wait_as_spare()
-        return "leave" if self._world.role is Role.SPARE else "seated"
-
-    def client(self, **options: Any) -> ParameterServer:
-        """The parameter server of a single process, which serves itself."""
-        return self._whole().client(**options)
-
-    def _whole(self) -> Node:
-        if self._node is None:
-            from diml.ps.node import Node
-
-            self._node = Node(self._world, self._engine, self._engine.durability.stop)
-            self._node.identify(self._facts)
-        return self._node
-
-    def close(self) -> None:
-        """A worker's orderly end."""
-        if self._node is not None:
-            self._node.close()
 
 
 def _refuse(*_: object, **__: object) -> NoReturn:
@@ -209,7 +156,7 @@ def put_aside(job: Job | None) -> Job | None:
 class Job:
     """A worker's view of the job. Made by `init`; used as a context manager."""
 
-    def __init__(self, world: World, engine: Engine, node: Node | _WithoutServers) -> None:
+    def __init__(self, world: World, engine: Engine, node: Node | WithoutServers) -> None:
         self._world = world
         self._engine = engine
         self._node = node
@@ -293,6 +240,14 @@ class Job:
     def world(self) -> World:
         """Links and repairs, for a way to train that sends messages of its own (`diml.strads`)."""
         return self._world
+
+    def repair(self, error: PeerFailed) -> None:
+        """Repair the world after a call on `world`'s links has failed: what collectives do by
+        themselves. All workers come out of it, in a repair of their own calls or in this one.
+
+        Raises Shrunk if the job goes on with fewer workers.
+        """
+        self._engine.repair(error)
 
     @property
     def settings(self) -> Any:

@@ -235,6 +235,11 @@ class Engine:
             request.site, lambda: self._driver.perform(lambda: self._core.meet(request, none))
         )
 
+    def repair(self, error: PeerFailed) -> None:
+        """A call outside of the collectives has failed: repair the world. Raises Shrunk if it
+        has become smaller."""
+        self._driver.fail(error)
+
     # Checkpoints -----------------------------------------------------------------------------
 
     def load_checkpoint(self, any_workers: bool = False) -> tuple[int, Any, Any]:

@@ -14,7 +14,8 @@ A replacement sees meetings replayed: one at which all were done ends the segmen
 other from before the last repair does not count.
 
 `finished` is asked with worker 0's time everywhere. Owns messages and segments; must not know
-policies or programs.
+policies or programs. A wait for a message is a call that the watchdogs see: who computes for longer
+than the deadline meanwhile is late.
 """
 
 from __future__ import annotations
@@ -121,6 +122,24 @@ class Lead:
         return [(worker, Message(END, 0, self._news(worker, end))) for worker in self._told]
 
 
+class _Waiting:
+    """The workers' link, its waits visible to the watchdogs."""
+
+    def __init__(self, world: Any) -> None:
+        self._link, self._calls = world.workers, world.calls
+        self.isend = self._link.isend
+
+    def receive(self, source: int | None = None) -> Any:
+        """The next message of a segment, from anyone by default."""
+        self._calls.begin("a block of diml.strads.run")
+        try:
+            if source is None:
+                return self._link.receive(tag=_TAG)
+            return self._link.receive(source, _TAG)
+        finally:
+            self._calls.end()
+
+
 def lead(link: Any, lead: Lead) -> None:
     """Run a segment as the scheduler. Raises PeerFailed when anyone dies."""
     while True:
@@ -128,7 +147,7 @@ def lead(link: Any, lead: Lead) -> None:
             link.isend(encode(message), worker, _TAG)
         if lead.over():
             break
-        came = link.receive(tag=_TAG)
+        came = link.receive()
         lead.receive(came.source, decode(came.data))
     for worker, message in lead.farewells():
         link.isend(encode(message), worker, _TAG)
@@ -138,7 +157,7 @@ def follow(link: Any, program: Any) -> None:
     """Run a segment as a worker. Raises PeerFailed when anyone dies."""
     program.finished()
     while True:
-        message = decode(link.receive(source=0, tag=_TAG).data)
+        message = decode(link.receive(0).data)
         for result in message.results:
             program.pull(result.block, result.values)
             if result.asked:
@@ -179,6 +198,8 @@ def run_segment(
         state_of: what worker 0 knows when the segment is over.
 
     Returns: worker 0's state and whether the program is finished, the same on all workers.
+
+    Raises Shrunk, on all workers, if the job goes on with fewer.
     """
     done, state = False, None
     while True:
@@ -191,11 +212,11 @@ def run_segment(
         try:
             if job.rank == 0:
                 head = Lead(program, policy, segment, range(1, job.size))
-                lead(job.world.workers, head)
+                lead(_Waiting(job.world), head)
                 state = (state_of(), head.finished)
             else:
-                follow(job.world.workers, program)
+                follow(_Waiting(job.world), program)
             done = True
-        except PeerFailed:
-            job.world.recover()
+        except PeerFailed as error:
+            job.repair(error)
             done = False

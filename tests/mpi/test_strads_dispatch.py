@@ -57,3 +57,63 @@ def test_the_time_that_is_over_is_worker_0_s(tmp_path: Path) -> None:
     program = [*PROGRAM[:-1], "1000000000", "--max_seconds", "0.7", "--path", "3"]
     done = run_mpi(3, program, timeout_s=60).expect(0)
     assert "the gap did not reach the tolerance" in done.stdout
+
+
+# Replaces each variable by its successor; a worker of its own accord dies or hangs in a push.
+COUNTING = """
+import os, signal, sys, time
+import numpy as np
+import diml
+from diml.strads import Program, run
+from diml.strads.policy import Cyclic
+
+
+class Counting(Program):
+    variables, whole, pushed = 64, True, 0
+
+    def start(self, saved):
+        self.b = np.zeros(64) if saved is None else saved["b"]
+
+    def push(self, block):
+        self.pushed += 1
+        if me == 2 and job.incarnation == 0 and self.pushed == 4:
+            if sys.argv[1] == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(1000)
+        return self.b[block][:, None] + [[1.0]]
+
+    def pull(self, block, result):
+        self.b[block] = result[:, 0]
+        self.work += len(block)
+
+    def finished(self):
+        return self.rounds >= 200
+
+    def model(self):
+        return {"b": self.b}
+
+
+with diml.init() as job:
+    me = job.rank
+
+    def train():
+        program = Counting()
+        run(job, program, policy=Cyclic(64, 4), checkpoint_work=250)
+        return float(program.b.sum()), float(program.b.max()), job.size
+
+    print(job.elastic(train))
+"""
+
+
+def test_a_worker_that_hangs_in_a_push_is_replaced() -> None:
+    env = {"DIML_DEADLINE": "3", "DIML_FROZEN_DEADLINE": "2", "DIML_SPARES": "1"}
+    done = run_mpi(4, COUNTING, args=["hang"], env=env, timeout_s=90).expect(0)
+    assert done.stdout.splitlines() == ["(800.0, 13.0, 3)"] * 3
+
+
+def test_fewer_workers_begin_again() -> None:
+    done = run_mpi(
+        4, COUNTING, args=["die"], env={"DIML_ON_FAILURE": "shrink"}, timeout_s=90
+    ).expect(0)
+    said = [line for line in done.stdout.splitlines() if line.startswith("(")]
+    assert said == ["(800.0, 13.0, 3)"] * 3

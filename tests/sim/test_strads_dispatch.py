@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from diml.data.design_planted import neighbour_correlated
-from diml.errors import CorruptState
+from diml.errors import CorruptState, Misuse
 from diml.strads.columns import columns_of
 from diml.strads.dispatch import Lead, Segment
 from diml.strads.lasso_blocks import LassoBlocks
 from diml.strads.lasso_problem import Grid, Stop
 from diml.strads.message import END, RESULT, TASK, Message, Pulled, decode, encode
 from diml.strads.policy import Policy, PriorityDependency, Random
-from diml.strads.program import Alone, run
+from diml.strads.program import Alone, Program, run
+from diml.strads.program import _start as begin
 
 DATA = neighbour_correlated(200, 120, seed=3)
 STOP = Stop(1e-3, rounds_max=400)
@@ -142,3 +145,47 @@ def test_messages_come_back_as_they_went(
     for bad in (data[:-8], data[:-3], np.concatenate([data, data[:8]])):
         with pytest.raises(CorruptState):
             decode(bad)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.arange(6.0).reshape(3, 2),
+        np.array(2.5),
+        np.arange(3, dtype=np.int16),
+        np.ones((2, 1), ">c8"),
+    ],
+)
+def test_what_a_push_gives_keeps_its_shape_and_dtype(values: NDArray[Any]) -> None:
+    came = decode(encode(Message(RESULT, 1, values=values))).values
+    assert (came.dtype, came.shape, came.tobytes()) == (
+        values.dtype,
+        values.shape,
+        values.tobytes(),
+    )
+    assert not came.flags.writeable  # they go on to other workers
+
+
+def test_a_push_of_objects_is_refused() -> None:
+    with pytest.raises(Misuse, match="push gives numbers"):
+        encode(Message(RESULT, 1, values=np.array([None])))
+
+
+class _Keeps(Program):
+    """Goes on in the very memory that it was given."""
+
+    variables = 1
+
+    def start(self, saved: dict[str, Any] | None) -> None:
+        assert saved is not None
+        self.b = saved["b"]
+
+
+def test_what_a_program_does_to_what_it_was_given_does_not_reach_the_next_try() -> None:
+    program, saved = _Keeps(), {"program": {"b": np.zeros(1)}, "rounds": 0, "work": 0}
+    policy = make_policy("random")
+    saved["policy"] = policy.state()
+    for _ in range(2):
+        begin(program, policy, saved)
+        assert program.b[0] == 0.0
+        program.b += 1.0
