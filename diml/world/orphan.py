@@ -4,7 +4,7 @@ Owns what must work while no Python code can run: inside MPI_Init, or while a co
 a dead leader hangs. Must not import MPI.
 
 Invariants: a spawned process does not outlive its leader unless it has become a member, nor the
-alarm that is set while it starts or joins; the ranks that mpirun has started on a host do not wait
+alarm that is set until it has a watchdog; the ranks that mpirun has started on a host do not wait
 in MPI_Init for one that is lost.
 """
 
@@ -139,7 +139,8 @@ class Guard:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
     def dismiss(self) -> None:
-        """This process is a member now: its leader's death is the world's business."""
+        """This process is a member now, with a watchdog: the alarm is taken back, and its leader's
+        death is the world's business."""
         arm_alarm(0)
         if self._process is not None:
             self._process.kill()

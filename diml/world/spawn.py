@@ -158,8 +158,8 @@ def bridge(base: Link, child: Child | None, welcome: Any) -> Link | None:
 def await_seat() -> tuple[Link, Any]:
     """The spawned process's side: wait to be needed, then join. Returns the link and the welcome.
 
-    The process ends here, with status 0, when it is dismissed or its leader dies. On return an
-    alarm is set, for the rest of the repair.
+    The process ends here, with status 0, when it is dismissed or its leader dies. On return the
+    alarm for this step is still set: the caller sets the next one.
     """
     try:
         parent = MPI.Comm.Get_parent()

@@ -7,6 +7,7 @@ what the job will do.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import uuid
@@ -26,6 +27,7 @@ from diml.world.launch import end_siblings, refuse_singleton, say_once
 from diml.world.link import Link
 from diml.world.membership import Membership
 from diml.world.mpi import abort, at_failure, at_return, lent, world_comm
+from diml.world.orphan import arm_alarm
 from diml.world.repair import Rebuild, first_footing
 from diml.world.spawn import Spawner, await_seat
 from diml.world.world import World
@@ -101,10 +103,12 @@ def _limit(seconds: float) -> Iterator[None]:
 def start_spawned(settings: Settings) -> World:
     """The world of a process that a leader has spawned, once a repair needs it.
 
-    The process ends here if it never is. What remains of the repair is `World.join`'s.
+    The process ends here if it never is. What remains of the repair is `World.join`'s, under the
+    limits of the world's watchdog; until then an alarm stands for it.
     """
     _hold_node_memory()
     full, welcome = await_seat()
+    arm_alarm(math.ceil(settings.repair_deadline_s))
     uid = welcome.uids[-1]
     run, processes = welcome.about
     rebuild = Rebuild(lambda step: None, settings.on_failure, Spawner(), lambda: None)

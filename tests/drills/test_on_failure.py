@@ -169,3 +169,33 @@ def test_kmeans_shares_its_rows_out_anew(tmp_path: Path) -> None:
         outputs.append(np.loadtxt(tmp_path / f"{name}.C"))
         assert len(np.loadtxt(tmp_path / f"{name}.labels")) == 300
     np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-6)
+
+
+# What a newcomer is brought takes longer than it may take to become a member.
+SLOW_RESTORE = """
+import time
+import numpy as np
+import diml
+import diml.world.spawn
+from diml.allreduce.engine import Engine
+
+diml.world.spawn._BRIDGE_DEADLINE_S = 2
+restore = Engine._restore
+
+def slowly(engine):
+    time.sleep(4)
+    restore(engine)
+
+Engine._restore = slowly
+with diml.init() as job:
+    version, total, _ = job.load_checkpoint()
+    for step in range(version, 4):
+        total = job.allreduce(np.array([1.0]))
+        job.checkpoint(total.copy())
+    print("life", job.incarnation, "epoch", job.epoch, flush=True)
+"""
+
+
+def test_a_new_process_may_take_its_time_to_be_brought_its_state() -> None:
+    done = run_mpi(2, SLOW_RESTORE, env={"DIML_DRILL": "1,2,0,0"}, timeout_s=90).expect(0)
+    assert sorted(done.stdout.splitlines()) == ["life 0 epoch 1", "life 1 epoch 1"]
