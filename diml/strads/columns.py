@@ -1,7 +1,8 @@
 """The columns of a design matrix that one rank holds, sparse or dense.
 
-Owns what can be done with columns where they are. Which ones a rank holds (a contiguous range, cut
-so that ranks hold about equally many entries) is `data.design`'s. Knows nothing of MPI or solvers.
+Owns what can be done with columns where they are. What they are, and which ones a rank holds (a
+contiguous range, cut so that ranks hold about equally many entries), is `data.design_part`'s. Knows
+nothing of MPI or solvers.
 Column numbers in the methods are local: global number minus `first`.
 """
 
@@ -34,19 +35,10 @@ class Packed:
     values: Floats
 
 
-@dataclass(frozen=True, slots=True)
-class SparseColumns:
-    """Columns `first` … `first + count − 1` of an (n, total) design in CSC form.
+class SparseColumns(SparsePart):
+    """Columns `first` … `first + count − 1` of an (n, total) design in CSC form."""
 
-    indptr (count + 1,) int64, indices int32, data float32 or float64.
-    """
-
-    rows: int
-    total: int
-    first: int
-    indptr: Integers
-    indices: NDArray[np.int32]
-    data: NDArray[np.floating[Any]]
+    __slots__ = ()
 
     @property
     def count(self) -> int:
@@ -96,13 +88,10 @@ class SparseColumns:
         return SparseColumns(self.rows, self.total, first, indptr, indices, data)
 
 
-@dataclass(frozen=True, slots=True)
-class DenseColumns:
+class DenseColumns(DensePart):
     """The same for a dense design: X is (n, count), Fortran-ordered, float32 or float64."""
 
-    total: int
-    first: int
-    X: NDArray[np.floating[Any]]
+    __slots__ = ()
 
     @property
     def rows(self) -> int:
