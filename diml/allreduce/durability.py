@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from diml.allreduce.operation import Kind, Request, signature
 from diml.checkpoint.codec import Bytes
-from diml.checkpoint.keeper import Collectives, Keeper, Restored, State, StopRequest
+from diml.checkpoint.fetch import Collectives, Restored
+from diml.checkpoint.keeper import Keeper, State, StopRequest
 from diml.errors import PeerFailed, Resumable
 
 if TYPE_CHECKING:

@@ -26,12 +26,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
-from diml.checkpoint import codec
 from diml.checkpoint.codec import Bytes
 from diml.checkpoint.durable import (
-    Candidate,
     Shelf,
     Vault,
     any_in,
@@ -39,20 +37,13 @@ from diml.checkpoint.durable import (
     look,
     next_attempt,
 )
+from diml.checkpoint.fetch import Collectives, Fetch, Restored
 from diml.checkpoint.manifest import Identity, Manifest, local_name
 from diml.config import Settings
-from diml.errors import CorruptState, Misuse
+from diml.errors import Misuse
 from diml.world import marker
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-
-
-class Collectives(Protocol):
-    """The collectives of the workers, recorded and replayed after a failure."""
-
-    def allgather(self, value: Any) -> Any: ...
-
-    def broadcast(self, value: Any = None, root: int = 0) -> Any: ...
 
 
 class Wishes(NamedTuple):
@@ -101,15 +92,6 @@ class State:
     model: Callable[[], Bytes]
     locals: Mapping[int, Bytes]
     uses_local: bool
-
-
-@dataclass(frozen=True)
-class Restored:
-    """The state to go on from: encoded, this rank's own local state or None."""
-
-    version: int
-    model: Bytes
-    local: Bytes | None
 
 
 class StopRequest:
@@ -228,7 +210,7 @@ class Keeper:
             raise Misuse(f"{self._where}: {error} ({advice})") from None
         self._say(rank, problems)
         for candidate in candidates:
-            fetched = self._fetch(collectives, candidate, rank, size)
+            fetched = Fetch(collectives, self._vaults, rank, size).fetch(candidate)
             bad = [text for text in collectives.allgather(fetched.problem) if text]
             if not bad:
                 for vault in self._vaults:
@@ -245,52 +227,6 @@ class Keeper:
     @property
     def _where(self) -> str:
         return str(self._places[0].directory)
-
-    def _fetch(
-        self, collectives: Collectives, candidate: Candidate, rank: int, size: int
-    ) -> _Fetched:
-        """Read what this rank needs and hand out what others do."""
-        fetched = _Fetched()
-        if candidate.uses_local and candidate.size != size:
-            return self._fetch_all(collectives, candidate, rank)
-        fetched.model = self._piece(collectives, candidate, "model", rank, fetched)
-        for owner in range(candidate.size if candidate.uses_local else 0):
-            name = local_name(owner)
-            if candidate.holders[name].process == owner:
-                # Whoever needs it reads it itself.
-                if owner == rank:
-                    fetched.local = self._read(candidate, name, fetched)
-                continue
-            data = self._piece(collectives, candidate, name, rank, fetched)
-            if owner == rank:
-                fetched.local = data
-        return fetched
-
-    def _fetch_all(self, collectives: Collectives, candidate: Candidate, rank: int) -> _Fetched:
-        """The model and the local states of all, on every rank."""
-        fetched = _Fetched()
-        fetched.model = self._piece(collectives, candidate, "model", rank, fetched)
-        names = map(local_name, range(candidate.size))
-        pieces = [self._piece(collectives, candidate, name, rank, fetched) for name in names]
-        states = [codec.decode(piece) for piece in pieces if piece is not None]
-        fetched.local = codec.encode(states) if len(states) == candidate.size else None
-        return fetched
-
-    def _piece(
-        self, collectives: Collectives, candidate: Candidate, name: str, rank: int, to: _Fetched
-    ) -> Bytes | None:
-        holder = candidate.holders[name].process
-        data = self._read(candidate, name, to) if holder == rank else None
-        given: Bytes | None = collectives.broadcast(data, holder)
-        return given
-
-    def _read(self, candidate: Candidate, name: str, to: _Fetched) -> Bytes | None:
-        try:
-            holder = candidate.holders[name]
-            return self._vaults[holder.place].read(holder.manifest, name)
-        except CorruptState as error:
-            to.problem = str(error)
-            return None
 
     @staticmethod
     def _say(rank: int, lines: Sequence[str]) -> None:
@@ -363,15 +299,6 @@ class Keeper:
         """Let what is being written come to its end."""
         for vault in self._vaults:
             vault.close()
-
-
-class _Fetched:
-    """What a rank has got of a candidate, and what was wrong with what it read."""
-
-    def __init__(self) -> None:
-        self.model: Bytes | None = None
-        self.local: Bytes | None = None
-        self.problem = ""
 
 
 def places_of(

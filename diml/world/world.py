@@ -25,9 +25,10 @@ from diml.events import EventLog, about
 from diml.world import marker
 from diml.world.calls import Activity, Calls
 from diml.world.host import Host
-from diml.world.link import LEAVE_TAG, Link
-from diml.world.membership import Membership, Role
+from diml.world.link import LEAVE_TAG
+from diml.world.membership import Role
 from diml.world.mpi import abort, lent
+from diml.world.position import Position
 from diml.world.repair import Footing, PhaseClock, Rebuild, Unfilled
 from diml.world.spawn import Spawner
 from diml.world.watchdog import Watch, Watchdog, ticks
@@ -42,14 +43,11 @@ _END_DEADLINE_S = 10.0
 _LET_SPEAK_S = 1.0
 
 
-class World:
+class World(Position):
     """The process among its peers. Made by `diml.world.start.start`, collectively.
 
-    Attributes:
+    Attributes beside those of `Position`:
         settings: the job's settings.
-        footing: links and membership; replaced as a whole by a repair.
-        uid: this process's number for the whole run.
-        host: the run as seen from this process's machine.
         event: writes one line into the event log (`event("what", field=...)`), if there is one.
         calls: the DiML call that this process is in; whatever may wait for peers says begin, end.
         repairs: seconds of each repair that this process took part in.
@@ -60,12 +58,11 @@ class World:
 
     def __init__(self, settings: Settings, footing: Footing, event: EventLog, host: Host) -> None:
         self.settings = settings
-        self.footing = footing
-        self.uid = footing.uids[footing.full.rank]
+        super().__init__(footing, host)
         self.at_repair: list[Callable[[], None]] = []
         self.resumable: Callable[[], bool] = lambda: False
         self.repairs: list[float] = []
-        self.event, self.host = event, host
+        self.event = event
         self.calls = Calls()
         self._drills = DrillPlan(settings.drills)
         self._workers_gate_failed = self._full_gate_failed = False
@@ -102,54 +99,6 @@ class World:
         """All workers wait and nothing moves: get them out, so that they can compare notes."""
         if self.workers is not None:
             self.workers.revoke()
-
-    # Who is who ------------------------------------------------------------------------------
-
-    @property
-    def full(self) -> Link:
-        """Everyone living. Changes at a repair."""
-        return self.footing.full
-
-    @property
-    def workers(self) -> Link | None:
-        """The workers by logical rank; None on servers and spares. Changes at a repair."""
-        return self.footing.workers
-
-    @property
-    def membership(self) -> Membership:
-        """Who holds which seat."""
-        return self.footing.membership
-
-    @property
-    def role(self) -> Role:
-        """What this process does now."""
-        return self.membership.place_of(self.uid)[0]
-
-    @property
-    def rank(self) -> int:
-        """This process's logical index within its role."""
-        return self.membership.place_of(self.uid)[1]
-
-    @property
-    def incarnation(self) -> int:
-        """How many earlier holders of this seat have died."""
-        return self.membership.incarnation_of(self.uid)
-
-    @property
-    def epoch(self) -> int:
-        """How often the world has been repaired."""
-        return self.membership.epoch
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """Host name of each worker, by rank; "" of those who join in the very repair in which
-        this process does, until its hooks run."""
-        known, seats = self.host.processes, self.membership.workers
-        return tuple(known[s.uid].host_name if s.uid in known else "" for s in seats)
-
-    def address(self, role: Role, index: int) -> int:
-        """Rank in `full` of a logical worker, server or spare."""
-        return self.footing.uids.index(self.membership.uid_at(role, index))
 
     # Gates, recovery, leaving ----------------------------------------------------------------
 

@@ -18,7 +18,8 @@ import pytest
 
 from diml.checkpoint import codec
 from diml.checkpoint.durable import Vault
-from diml.checkpoint.keeper import STOP_SIGNALS, Keeper, Place, Plan, Restored, State
+from diml.checkpoint.fetch import Restored
+from diml.checkpoint.keeper import STOP_SIGNALS, Keeper, Place, Plan, State
 from diml.checkpoint.shard import read_manifest
 from diml.errors import Misuse
 
