@@ -35,7 +35,7 @@ HEAD_BYTES = 4096
 ENTRIES = ("places", "values")
 TEST = ("test_rows", "test_cols", "test_values")
 _FAMILY = b'{"diml-blocks": '
-_MAGIC = _FAMILY + b"2, "
+_MAGIC = _FAMILY + b"3, "
 _HEX = 8
 _COL_BITS_MAX = 32
 _READ_BYTES = 1 << 24
@@ -305,11 +305,12 @@ def _head_text(facts: Facts, offsets: Mapping[str, int], crc: int) -> bytes:
 
 
 def _outline(file: int, offsets: Mapping[str, int], facts: Facts) -> int:
-    """CRC-32 of the head's facts and of all bytes of the file but the entries and the head."""
+    """CRC-32 of what the head says, and of all bytes of the file but the entries and the head."""
     skipped = sorted(
         (offsets[name], facts.entries * facts.dtype(name).itemsize) for name in ENTRIES
     )
-    crc = zlib.crc32(json.dumps(vars(facts)).encode())
+    # Offsets too: of another part of the file all other bytes would be as they should be.
+    crc = zlib.crc32(json.dumps([vars(facts), dict(offsets)]).encode())
     position, size = HEAD_BYTES, os.fstat(file).st_size
     for start, length in (*skipped, (size, 0)):
         while position < start:

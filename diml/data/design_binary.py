@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 _READ_BYTES = 1 << 22
+_WHOLE_MAX = 2.0**53  # of a float type that tells each whole number from the next
 
 # Reads entries start … end (None: to the end) of a named array.
 _Reader = Callable[[str, int, "int | None"], NDArray[Any]]
@@ -175,7 +176,8 @@ def _whole(path: Path, name: str, values: NDArray[Any]) -> NDArray[Any]:
     """`values` if they are a row of whole numbers, of a float type maybe."""
     _flat(path, name, values)
     whole = values.dtype.kind in "iu" or (
-        values.dtype.kind == "f" and bool((values == np.floor(values)).all())
+        values.dtype.kind == "f"
+        and bool((values == np.floor(values)).all() and (np.abs(values) <= _WHOLE_MAX).all())
     )
     if not whole:
         raise Misuse(f"{path}: {name} holds what is not a whole number")

@@ -142,6 +142,22 @@ def test_too_many_cells_are_refused(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.parametrize("step", [1, -4, 8])
+@pytest.mark.parametrize("name", ["test_values", "row_ids", "places", "cell_ends"])
+def test_a_dataset_that_the_head_has_elsewhere_is_refused(
+    name: str, step: int, tmp_path: Path
+) -> None:
+    (tmp_path / "in").write_text("".join(f"{n % 40} {n % 31} {n}\n" for n in range(1240)))
+    order = Order(str(tmp_path / "in"), tmp_path / "out.h5", test_fraction=0.2)
+    at = convert(order).offsets[name]
+    text = order.target.read_bytes()
+    there, moved = (f'"{name}": {place}'.encode() for place in (at, at + step))
+    assert there in text and len(there) == len(moved)
+    order.target.write_bytes(text.replace(there, moved, 1))
+    with pytest.raises(Misuse, match="damaged"):
+        BlockFile(order.target)
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.h5"
     with h5py.File(path, "w") as file:

@@ -211,6 +211,7 @@ def test_bad_binary_is_refused(tmp_path: Path) -> None:
         ({"X": np.ones(3)}, "X must have two dimensions, not 1"),
         ({"X": np.ones((3, 2, 2))}, "X must have two dimensions, not 3"),
         ({"data": np.ones((2, 2))}, "data must have one dimension"),
+        ({"shape": np.array([np.inf, 2.0])}, "shape holds what is not a whole number"),
         ({"indices": np.array([0.0, 0.5])}, "indices holds what is not a whole number"),
         ({"indptr": np.array([0.0, np.nan, 2.0])}, "indptr holds what is not a whole number"),
         ({"indices": np.array([b"a", b"b"])}, "indices holds what is not a whole number"),
