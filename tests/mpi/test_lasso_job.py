@@ -11,18 +11,30 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from diml.data.design_planted import neighbour_correlated
+from diml.data.design_planted import Planted, neighbour_correlated
 from tests.helpers.mpi import run_mpi
 
 JOB = ["-m", "diml.jobs.lasso"]
 # Small enough to be quick, long enough for several checkpoints: 12 values of lambda.
-PATH = ["--generate", "neighbours", "--path", "12", "--lambda-ratio", "0.05"]
+PATH = ["--path", "12", "--lambda-ratio", "0.05"]
 OFTEN = ["--checkpoint-work", "60000"]
 
 
-def solve(tmp_path: Path, ranks: int, *more: str, name: str = "out.npz") -> dict[str, Any]:
-    output = tmp_path / name
-    program = [*JOB, *PATH, *OFTEN, "--path_output", str(output), *more]
+def write_sparse(path: Path, planted: Planted) -> Path:
+    X = scipy.sparse.csc_matrix(planted.X)
+    parts = {"data": X.data, "indices": X.indices, "indptr": X.indptr, "shape": X.shape}
+    np.savez(path, y=planted.y, **parts)
+    return path
+
+
+@pytest.fixture(scope="module")
+def design(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`--generate neighbours` as a file, which each rank reads sooner than it generates it."""
+    return write_sparse(tmp_path_factory.mktemp("design") / "x.npz", neighbour_correlated())
+
+
+def solve(design: Path, output: Path, ranks: int, *more: str) -> dict[str, Any]:
+    program = [*JOB, "--x", str(design), *PATH, *OFTEN, "--path_output", str(output), *more]
     done = run_mpi(ranks, program, timeout_s=150)
     assert done.returncode == 0, done
     with np.load(output) as held:
@@ -35,21 +47,22 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def reference(design: Path) -> dict[str, Any]:
     """The answer of one undisturbed run."""
-    return solve(tmp_path_factory.mktemp("reference"), 3)
+    return solve(design, design.with_name("reference.npz"), 3)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_any_number_of_ranks_gives_the_same_answer(
-    tmp_path: Path, ranks: int, reference: dict[str, Any]
+    tmp_path: Path, ranks: int, design: Path, reference: dict[str, Any]
 ) -> None:
-    answer = solve(tmp_path, ranks)
+    answer = solve(design, tmp_path / "out.npz", ranks)
     np.testing.assert_array_equal(answer["indices"], reference["indices"])
     np.testing.assert_array_equal(answer["indptr"], reference["indptr"])
     np.testing.assert_allclose(answer["objective"], reference["objective"], rtol=1e-10)
     if ranks == 2:
-        assert same(answer, solve(tmp_path, 2, "--data", "replicated", name="replicated.npz"))
+        output = tmp_path / "replicated.npz"
+        assert same(answer, solve(design, output, 2, "--data", "replicated"))
 
 
 def test_a_published_policy_runs_on_several_ranks(tmp_path: Path) -> None:
@@ -59,7 +72,9 @@ def test_a_published_policy_runs_on_several_ranks(tmp_path: Path) -> None:
     assert "the gap did not reach the tolerance" in done.stdout
 
 
-def test_ten_random_kills_change_no_bit(tmp_path: Path, reference: dict[str, Any]) -> None:
+def test_ten_random_kills_change_no_bit(
+    tmp_path: Path, design: Path, reference: dict[str, Any]
+) -> None:
     """Any rank may be hit, rank 0, which solves the blocks, too."""
     draw = random.Random(1)
     places = [(rank, version) for rank in range(3) for version in range(5)]
@@ -70,7 +85,7 @@ def test_ten_random_kills_change_no_bit(tmp_path: Path, reference: dict[str, Any
         died[rank] = died.get(rank, 0) + 1
     events = tmp_path / "events"
     flags = [*drills, "--spares", "10", "--events", str(events), "--log", str(tmp_path / "log")]
-    answer = solve(tmp_path, 13, *flags, name="killed.npz")
+    answer = solve(design, tmp_path / "killed.npz", 13, *flags)
     assert same(reference, answer)
     what = [json.loads(line)["what"] for line in events.read_text().splitlines()]
     assert what.count("drill") == 10, what
@@ -80,11 +95,8 @@ def test_ten_random_kills_change_no_bit(tmp_path: Path, reference: dict[str, Any
 
 def test_files_of_each_format_give_one_answer(tmp_path: Path) -> None:
     planted = neighbour_correlated(60, 80)
-    X = scipy.sparse.csc_matrix(planted.X)
-    sparse, dense = tmp_path / "x.npz", tmp_path / "d.npz"
-    parts = {"data": X.data, "indices": X.indices, "indptr": X.indptr, "shape": X.shape}
-    np.savez(sparse, y=planted.y, **parts)
-    np.savez(dense, X=X.toarray(), y=planted.y)
+    sparse, dense = write_sparse(tmp_path / "x.npz", planted), tmp_path / "d.npz"
+    np.savez(dense, X=scipy.sparse.csc_matrix(planted.X).toarray(), y=planted.y)
     coefs = []
     for path in (sparse, dense):
         output = tmp_path / "coef.npz"
