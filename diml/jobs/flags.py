@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 
 from diml.config import OPTIONS, Option
 from diml.data.outputs import Name, check_apart
-from diml.ending import INTERRUPTED, output_refused
+from diml.ending import INTERRUPTED, end_sooner, output_refused
 from diml.errors import DimlError, Misuse
 from diml.world.launch import say_once, speaks
 
@@ -158,6 +158,7 @@ def run_job(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
             raise
         say_once(f"diml: {refused}", os.environ)
         status = 1
+    end_sooner()
     sys.exit(status)
 
 
