@@ -65,11 +65,12 @@ CHECKS = """
 import warnings
 import diml
 from sklearn.utils.estimator_checks import check_estimator
-from diml.strads import ElasticNet, Lasso, LassoCV, SparseLogistic
+from diml.strads import ElasticNet, LassoCV, SparseLogistic
 
 warnings.simplefilter("ignore")
 with diml.init() as job:
-    for model in (Lasso(alpha=0.1, job=job), ElasticNet(alpha=0.1, job=job),
+    # What Lasso is besides ElasticNet, whose `fit` it has, one process is asked (tests/unit).
+    for model in (ElasticNet(alpha=0.1, job=job),
                   SparseLogistic(alpha=0.01, job=job), LassoCV(n_alphas=5, job=job)):
         check_estimator(model)
         if job.rank == 0:
@@ -80,7 +81,7 @@ with diml.init() as job:
 def test_scikit_learn_s_checks_pass_on_two_ranks() -> None:
     pytest.importorskip("sklearn")
     done = run_mpi(2, CHECKS, timeout_s=200).expect(0)
-    assert done.stdout.count("PASSED") == 4, done.stdout
+    assert done.stdout.count("PASSED") == 3, done.stdout
 
 
 CUT = """
