@@ -16,29 +16,33 @@ def drill(
     return run_mpi(processes, [*job, "--spares", str(spares), *flags, *more], timeout_s=120)
 
 
-def assert_recovered(finished: Finished, deaths: int) -> None:
+def assert_recovered(finished: Finished, deaths: int, unfired: int = 0) -> None:
     finished.expect(0)
     assert "identical to the run without failures: yes" in finished.stdout, finished.report()
     assert f"{deaths} deaths" in finished.stdout, finished.report()
-    assert "did not fire" not in finished.stdout, finished.report()
+    assert finished.stdout.count("did not fire: ") == unfired, finished.report()
 
 
 # The local program: max, broadcasts from ranks 0, 1, 2, (3), sum, checkpoint.
-# Several deaths a run, so that few jobs have to be started.
+# Several deaths a run, so that few jobs have to be started. A rank that is to die in the repair of
+# another's death may not have left the collective before it: of two drills with a bar one strikes.
 RECOVERED = {
     "neighbours on the ring at once": ("1,1,1,0", "2,1,1,0", "4,2,0,0", "0,2,0,0"),
     "replacements": ("0,0,2,0", "0,0,2,1", "1,1,4,0", "1,1,2,1"),
     "inside and after": ("3,0,0,0,inside", "1,1,0,0,inside", "4,2,6,0,after"),
     "around a checkpoint": ("2,0,7,0", "2,1,7,1,checkpoint", "3,2,7,0,checkpoint"),
     "in the load, before a checkpoint": ("2,0,0,0", "2,0,0,1,load", "3,0,3,0"),
-    "survivor and newcomer in one repair": ("1,1,1,0", "3,1,1,0,repair", "1,0,0,1,repair"),
+    "survivor and newcomer in one repair": (
+        *("1,1,1,0", "3,1,0,0,repair|3,1,1,0,repair", "1,0,0,1,repair"),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", RECOVERED)
 def test_recovered(name: str) -> None:
-    drills = RECOVERED[name]
-    assert_recovered(drill(5 + 4, 4, *drills), len(drills))
+    deaths = RECOVERED[name]
+    drills = "|".join(deaths).split("|")
+    assert_recovered(drill(5 + 4, 4, *drills), len(deaths), len(drills) - len(deaths))
 
 
 def test_two_die_at_once_and_no_spare_is_left() -> None:
@@ -61,7 +65,10 @@ def test_all_but_one_rank_die() -> None:
 
 
 def test_three_neighbours_are_one_too_many_for_two_replicas() -> None:
-    finished = drill(6 + 3, 3, "1,1,1,0", "2,1,1,0", "3,1,1,0").expect(1)
+    drills = [f"{rank},1,1,0" for rank in (1, 2, 3)]
+    # Whoever has not come there when the first one dies does so in the repair, before it is done.
+    drills += [f"{rank},1,0,0,repair" for rank in (1, 2, 3)]
+    finished = drill(6 + 3, 3, *drills).expect(1)
     assert "the local state of rank 1 (version 1) is lost" in finished.stderr
     assert "all 2 ranks that held its replicas have died" in finished.stderr
     assert len(finished.stderr.strip().splitlines()) == 1, finished.report()
@@ -70,10 +77,8 @@ def test_three_neighbours_are_one_too_many_for_two_replicas() -> None:
 
 def test_everyone_is_lost_before_the_replacements_have_loaded() -> None:
     # Two ranks: the one survivor dies before the newcomer has fetched the model.
-    finished = drill(
-        2 + 2, 2, "0,1,1,0", "1,1,1,0,repair", program="model", more=("--replicas", "1")
-    )
-    finished.expect(1)
+    drills = ("0,1,1,0", "1,1,0,0,repair", "1,1,1,0,repair")
+    finished = drill(2 + 2, 2, *drills, program="model", more=("--replicas", "1")).expect(1)
     assert "gone" in finished.stderr
     assert "identical" not in finished.stdout
 
