@@ -19,6 +19,7 @@ from diml.data.design_text import check_columns, read_libsvm_rows
 from diml.errors import Misuse
 
 Floats = NDArray[np.float64]
+_VALUE_MAX = float(np.finfo(np.float64).max) ** 0.5 / 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,10 @@ def load(path: Path, intercept: bool, like: Examples | None = None) -> Examples:
         raise Misuse(f"{path}: label {foreign[0]:g}, where there are {low:g} and {high:g} only")
     cols = int(rows.cols.max()) + 1 if len(rows.cols) else 0
     check_columns(path, cols)
+    largest = float(np.abs(rows.data).max(initial=0.0))
+    # A gradient is a sum over all rows, and its square is taken.
+    if largest * len(rows.labels) > _VALUE_MAX:
+        raise Misuse(f"{path}: a value is too large: {largest:g}")
     parts = (rows.data, rows.cols, rows.indptr)
     X = scipy.sparse.csr_matrix(parts, shape=(len(rows.labels), cols))
     if intercept:

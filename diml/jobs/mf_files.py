@@ -14,6 +14,7 @@ finite matrices of one width, or Misuse names the file (and the line).
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -80,9 +81,10 @@ def read_factors(name: str) -> Factors:
     for side, factor in (("L", left), ("R", right)):
         if factor.ndim != 2 or not factor.size or factor.dtype.kind not in "fiu":
             raise Misuse(f"{name}: {side} is not a matrix of numbers")
-        if not np.isfinite(factor).all():
-            row = int(np.flatnonzero(~np.isfinite(factor).all(axis=1))[0])
-            raise Misuse(f"{name}: row {row} of {side} has a number that is not finite")
+        bad = ~(np.abs(factor) <= np.finfo(np.float32).max).all(axis=1)
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise Misuse(f"{name}: row {row} of {side} has a number that is not finite in float32")
     if left.shape[1] != right.shape[1]:
         raise Misuse(
             f"{name}: L has {left.shape[1]} columns, R has {right.shape[1]}: not of one model"
@@ -123,7 +125,8 @@ def _write_text(path: Path, chunks: Chunks) -> None:
 
 def _read_text(path: Path) -> npt.NDArray[Any]:
     try:
-        with open(path, encoding="ascii") as file:
+        with open(path, encoding="ascii") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an empty file: the matrix will be refused
             rows = np.loadtxt(file, np.float32, comments=None, ndmin=2)
     except OSError as error:
         raise Misuse(f"{path}: cannot read it: {error.strerror or error}") from None

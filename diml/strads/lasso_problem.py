@@ -134,6 +134,9 @@ class Standard:
 
     def __init__(self, held: Columns, y: Floats, intercept: bool, standardise: bool) -> None:
         self.held = held
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not np.isfinite(y @ y):
+                raise Misuse("y contains NaN or infinity, or values whose squares are infinite")
         self.mean, self.square, self.first = held.moments(intercept, y)
         if not np.isfinite(self.square).all():
             raise Misuse("X contains NaN or infinity, or values whose squares are infinite")

@@ -180,3 +180,8 @@ def test_blocks_that_are_cut_down_come_to_the_same_answer(sparse: bool, loss: st
     for one, other in zip(whole.solutions, cut.solutions, strict=True):
         assert one.converged and other.converged
         assert other.objective == pytest.approx(one.objective, abs=1e-6 * max(1.0, float(y @ y)))
+
+
+def test_a_response_whose_squares_are_infinite_is_refused() -> None:
+    with pytest.raises(Misuse, match="y contains NaN or infinity"):
+        solve(np.eye(3), np.array([1.0, 1e200, 2.0]), Grid(ratios=(0.1,)))

@@ -73,3 +73,16 @@ def test_other_contents_are_refused(tmp_path: Path) -> None:
     for name in ("a.npz", "b.npz", "c.npz", "d.h5"):
         with pytest.raises(Misuse, match=name):
             read_factors(str(tmp_path / name))
+
+
+def test_numbers_beyond_float32_and_empty_files_are_refused(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    np.savez(tmp_path / "m.npz", L=np.full((2, 2), [[1.0, 2.0], [1.0, -1e300]]), R=np.ones((3, 2)))
+    with pytest.raises(Misuse, match="row 1 of L has a number that is not finite in float32"):
+        read_factors(str(tmp_path / "m.npz"))
+    for side in "LR":
+        (tmp_path / f"m.{side}").touch()
+    with pytest.raises(Misuse, match="L is not a matrix"):
+        read_factors(str(tmp_path / "m"))
+    assert not recwarn.list

@@ -62,7 +62,12 @@ def test_every_row_is_in_one_minibatch_of_an_epoch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("1 1:2\n1 2:1\n", "1 different labels"), ("0 1:1\n1 x:2\n", ":2:"), ("", "no data")],
+    [
+        ("1 1:1e200\n0 2:1\n", "a value is too large: 1e\\+200"),
+        ("1 1:2\n1 2:1\n", "1 different labels"),
+        ("0 1:1\n1 x:2\n", ":2:"),
+        ("", "no data"),
+    ],
 )
 def test_bad_examples_are_refused(text: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.svm"
