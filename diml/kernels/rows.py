@@ -83,17 +83,6 @@ def any_outside(ids: Ids, rows: int) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def same_ids(one: Ids, other: Ids) -> bool:
-    """Whether two lists are equal."""
-    if one.shape[0] != other.shape[0]:
-        return False
-    apart = 0
-    for i in range(one.shape[0]):
-        apart |= one[i] ^ other[i]
-    return apart == 0
-
-
-@njit(cache=True, nogil=True)
 def first_unsorted(ids: Ids) -> int:
     """Index of the first id that is not greater than the one before it, or -1."""
     for i in range(1, ids.shape[0]):

@@ -19,7 +19,7 @@ from diml.ps.checks import checked_ids, checked_updates
 from diml.ps.consistency import Consistency
 from diml.ps.kv import KeyValues
 from diml.ps.private import ThreadCache
-from diml.ps.quick import QuickReads
+from diml.ps.quick import Quick
 from diml.ps.rules import rule_of
 from diml.ps.saves import Resumed, Saves
 from diml.ps.session import Session
@@ -38,7 +38,7 @@ class Table:
     def __init__(self, server: ParameterServer, session: Session, spec: TableSpec) -> None:
         self._server, self._session, self._spec = server, session, spec
         self._reading = f"reading table {spec.name!r}"
-        self._quick = QuickReads.of(session.core, spec) if session.has_wire else None
+        self._quick = Quick.of(session.core, spec) if session.has_wire else None
 
     @property
     def name(self) -> str:
@@ -92,10 +92,17 @@ class Table:
         if self._spec.sparse:
             self.inc_sparse(ids, np.asarray(deltas))
             return
-        checked = checked_ids(self._spec, ids)
-        array = checked_updates(self._spec, checked, deltas, self._server.reject_nonfinite)
+        spec, quick = self._spec, self._quick
+        if quick is not None and not self._server.reject_nonfinite:
+            segment = quick.segment(ids, deltas)
+            if segment is not None:
+                with self._session as session:
+                    session.core.update_framed(spec, segment)
+                return
+        checked = checked_ids(spec, ids)
+        array = checked_updates(spec, checked, deltas, self._server.reject_nonfinite)
         with self._session as session:
-            session.core.update(self._spec, checked, array)
+            session.core.update(spec, checked, array)
 
     def get_sparse(self, ids: ArrayLike) -> sp.csr_array:
         """As `get`, of a table made with `sparse=True`: a SciPy matrix (len(ids), cols).

@@ -15,6 +15,8 @@ from diml.errors import Misuse
 
 MODELS = ("bsp", "ssp", "essp", "asp")
 _BOUNDED = ("ssp", "essp")
+# More than any clock.
+_ANY_LAG = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,14 @@ class Consistency:
             return None
         return 1 if self.buffered else self.staleness + 2
 
+    @property
+    def lag_clocks(self) -> int:
+        """Clocks by which a read may be ahead of the slowest worker."""
+        return _ANY_LAG if self.model == "asp" else self.staleness
+
     def readable(self, clock: int, slowest: int) -> bool:
         """Whether a read at `clock` may be answered when the slowest worker stands at `slowest`."""
-        return self.model == "asp" or slowest >= clock - self.staleness
+        return slowest >= clock - self.lag_clocks
 
 
 def parse_consistency(text: str | None, staleness: int) -> Consistency:

@@ -61,17 +61,14 @@ HEADER_BYTES = 64
 # magic, kind, dtype, flags, format, worker, clock, mark, ids, rows, n, width, table, shard, two
 # bytes for `diml.ps.filters`, request
 _HEADER = struct.Struct("<4sBBBBiqqqqIIIHHI")
-_MAGIC = b"DMPS"
+MAGIC = b"DMPS"
 # More than any n.
 _END = 2**32
-_FORMAT = 1
+FORMAT = 1
 DTYPES = tuple(np.dtype(name) for name in ("uint8", "float32", "float64", "int32", "int64"))
 _INT64 = np.dtype(np.int64)
-# (magic, kind, code of the dtype, flags, format, worker, clock, mark, ids, rows, n, width, table,
-# shard, filters, request) of a header, for those who read a message without making one of it.
-read_header: Callable[..., tuple[Any, ...]] = _HEADER.unpack_from
+_unpack: Callable[..., tuple[Any, ...]] = _HEADER.unpack_from
 _pack: Callable[..., None] = _HEADER.pack_into
-PLAIN = (_MAGIC, _FORMAT)
 # Rows of a read that goes the short way; where there are more, what it spares is nothing.
 QUICK_BYTES = 1 << 16
 CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
@@ -111,7 +108,7 @@ class Kind(IntEnum):
 
 
 # Access by name costs as much as what is done with a message's kind.
-_GET, _VALUES = int(Kind.GET), int(Kind.VALUES)
+_GET = int(Kind.GET)
 _KINDS = {int(kind): kind for kind in Kind}
 
 
@@ -217,19 +214,8 @@ def frame(ids: int, rows: int, width: int, dtype: np.dtype[Any]) -> tuple[Bytes,
 def write_get(buffer: Bytes, worker: int, clock: int, ids: int, table: int, request: int) -> None:
     """The header of a GET into its frame, whose ids are there already."""
     _pack(
-        buffer, 0, _MAGIC, _GET, 0, 0, _FORMAT, worker, clock, 0, ids, 0, 0, 0, table, 0, 0, request
+        buffer, 0, MAGIC, _GET, 0, 0, FORMAT, worker, clock, 0, ids, 0, 0, 0, table, 0, 0, request
     )
-
-
-def write_values(
-    buffer: Bytes, worker: int, clock: int, n: int, rows: Rows, mark: int, request: int
-) -> None:
-    """The header of a VALUES into its frame, of which `rows` are a view."""
-    count, width = rows.shape
-    _pack(
-        buffer, 0, _MAGIC, _VALUES, CODES[rows.dtype], 0, _FORMAT, worker, clock, mark, 0, count,
-        n, width, 0, 0, 0, request,
-    )  # fmt: skip
 
 
 def whole(message: Message) -> Message:
@@ -257,7 +243,7 @@ def encode(message: Message) -> Bytes:
             np.ndarray((rows, width), dtype, buffer, start)[:] = values
     assert len(buffer) == HEADER_BYTES + 8 * count + values.nbytes, str(message)
     _pack(
-        buffer, 0, _MAGIC, kind, CODES[dtype], flags, _FORMAT, worker, clock, mark, count, rows,
+        buffer, 0, MAGIC, kind, CODES[dtype], flags, FORMAT, worker, clock, mark, count, rows,
         n, width, table, shard, 0, request,
     )  # fmt: skip
     return buffer
@@ -271,9 +257,9 @@ def decode(buffer: Bytes) -> Message:
     if len(buffer) < HEADER_BYTES:
         raise CorruptState(f"a message of {len(buffer)} bytes has no room for its header")
     (magic, kind, code, flags, version, worker, clock, mark, ids, rows, n, width, table, shard, _,
-     request) = read_header(buffer)  # fmt: skip
-    if magic != _MAGIC or version != _FORMAT:
-        raise CorruptState(f"a message begins with {magic!r} {version}, not {_MAGIC!r} {_FORMAT}")
+     request) = _unpack(buffer)  # fmt: skip
+    if magic != MAGIC or version != FORMAT:
+        raise CorruptState(f"a message begins with {magic!r} {version}, not {MAGIC!r} {FORMAT}")
     if code >= len(DTYPES) or ids < 0 or rows < 0:
         raise CorruptState(f"a message has dtype code {code}, {ids} ids and {rows} rows")
     dtype, start = DTYPES[code], HEADER_BYTES + 8 * ids

@@ -283,9 +283,9 @@ class Node:
         port, core = self._port, self._core
         since_flush = 0
         while True:
-            found = port.receive_bytes(0.0) if since_flush < _FLUSH_AFTER else None
-            if found is None and core.may_linger:
-                found = port.receive_bytes(_LINGER_S)
+            found = None
+            if since_flush < _FLUSH_AFTER:
+                found = port.receive_bytes(_LINGER_S if core.may_linger else 0.0)
             if found is None:
                 since_flush = 0
                 sends = core.flush()

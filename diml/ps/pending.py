@@ -49,7 +49,11 @@ class Pending:
         buffer, its_ids, its_values = frame(len(ids), len(ids), self._cols, self._dtype)
         its_ids[:] = ids
         its_values[:] = values
-        self._segments.append(Segment(its_ids, its_values, buffer))
+        self.keep(Segment(its_ids, its_values, buffer))
+
+    def keep(self, segment: Segment) -> None:
+        """Remember an update that is in its frame already."""
+        self._segments.append(segment)
         self._merged = False
         if len(self._segments) > _SEGMENTS_MAX:
             self.merge()
@@ -123,6 +127,11 @@ class Writing:
         self.pending.add(ids, values)
         if self.cache is not None:
             self.cache.add(ids, values)
+
+    def keep(self, segment: Segment) -> None:
+        """As `add` of a table that has no cache."""
+        self.open = True
+        self.pending.keep(segment)
 
     def pushed(self, message: Message, unapplied: list[Message]) -> None:
         """Take pushed rows into the cache; `unapplied` are own updates that they lack."""

@@ -25,8 +25,10 @@ class Wire(Protocol):
     def send_bytes(self, to: Address, buffer: Bytes) -> None:
         """Send one message. Raises PeerFailed."""
 
-    def receive_bytes(self, timeout_s: float) -> tuple[Address, Bytes] | None:
-        """The next message, or None after so long. Raises PeerFailed."""
+    def receive_bytes(
+        self, timeout_s: float, room: Bytes | None = None
+    ) -> tuple[Address, Bytes] | None:
+        """The next message, or None after so long; in `room`, where it fits. Raises PeerFailed."""
 
     def opened(self, sender: Address, data: Bytes) -> Message:
         """What the bytes say."""

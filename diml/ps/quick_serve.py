@@ -9,32 +9,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from diml.ps.message import HEADER_BYTES, PLAIN, Bytes, Kind, frame, read_header, write_values
+from diml.ps.message import CODES, HEADER_BYTES, Bytes
 from diml.ps.server_core import ServerCore
-from diml.ps.shard import N
-
-_GET, _INT64 = int(Kind.GET), np.dtype(np.int64)
+from diml.ps.words import answer_read, table_asked
 
 
 def quick_answer(server: ServerCore | None, data: Bytes) -> Bytes | None:
     """The bytes of the answer to a message, or None if that takes the long way."""
-    if len(data) < HEADER_BYTES or server is None or not server.answers_at_once:
+    if server is None or (key := table_asked(data)) < 0 or not server.answers_at_once:
         return None
-    (magic, kind, _, flags, version, worker, clock, _, count, rows, _, width, key, _, filters,
-     request) = read_header(data)  # fmt: skip
-    if kind != _GET or flags or filters or not count or (magic, version) != PLAIN:
+    table = server.shard.tables.get(key)
+    count = len(data) - HEADER_BYTES >> 3
+    if table is None or count > table.quick_rows:
         return None
-    shard = server.shard
-    table = shard.tables.get(key)
-    if table is None or count > table.quick_rows or rows or width:
+    values = table.values
+    buffer = np.empty(HEADER_BYTES + count * values.shape[1] * values.itemsize, np.uint8)
+    worker = answer_read(
+        data, server.shard.ledger, server.lag_clocks, values, table.low, CODES[values.dtype], buffer
+    )
+    if worker < 0:
         return None
-    closed = shard.closed
-    if not server.readable(clock, closed) or len(data) != HEADER_BYTES + 8 * count:
-        return None
-    ids = np.ndarray(count, _INT64, data, HEADER_BYTES)
-    buffer, _, values = frame(0, count, table.spec.cols, table.spec.numpy_dtype)
-    table.gather(ids, values)
     server.acknowledged_by_answer(worker)
-    its_clock, its_n = shard.ledger[worker, : N + 1].tolist()
-    write_values(buffer, worker, closed, its_n, values, its_clock, request)
     return buffer

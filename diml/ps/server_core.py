@@ -324,6 +324,12 @@ class ServerCore:
         before = self._staged or self._waiting or self._parked or self._replies or self._closing
         return not (before or self.shard.push)
 
+    @property
+    def lag_clocks(self) -> int:
+        """Clocks by which a read may be ahead of the slowest worker."""
+        assert self._consistency is not None, "a read before OPEN"
+        return self._consistency.lag_clocks
+
     def acknowledged_by_answer(self, worker: int) -> None:
         """An answer to this worker says what an acknowledgement would."""
         self._to_acknowledge.discard(worker)

@@ -17,7 +17,7 @@ from diml.errors import DeadlineExceeded, Misuse, PeerFailed
 from diml.ps.client_core import ClientCore
 from diml.ps.message import Kind, Rows, Send, text_of
 from diml.ps.port import Port
-from diml.ps.quick import QuickReads
+from diml.ps.quick import Quick
 
 _WHO_TIMEOUT_S = 5.0
 # An answer that takes longer is not waited for in the short way.
@@ -85,7 +85,7 @@ class Session:
         if self._drill is not None:
             self._drill(self.core.clock, self._calls, "inside")
 
-    def read(self, quick: QuickReads, ids: ArrayLike, what: str) -> tuple[Rows, int] | None:
+    def read(self, quick: Quick, ids: ArrayLike, what: str) -> tuple[Rows, int] | None:
         """Rows and their staleness by the short way, as far as it leads: if another message comes,
         or none soon, or somebody has died, by the long way from there. None if there is nothing
         to ask for. Raises DeadlineExceeded and Misuse."""
@@ -98,7 +98,7 @@ class Session:
         try:
             wire.send_bytes(quick.server, question)
             self.strike_inside()
-            while (arrived := wire.receive_bytes(_SOON_S)) is not None:
+            while (arrived := wire.receive_bytes(_SOON_S, quick.room)) is not None:
                 found = quick.answer(arrived[1])
                 if found is not None:
                     return found

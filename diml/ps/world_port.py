@@ -12,8 +12,9 @@ import time
 import numpy as np
 
 from diml.ps.filters import Filters
-from diml.ps.message import HEADER_BYTES, Address, Bytes, Fill, Message, Send
+from diml.ps.message import HEADER_BYTES, QUICK_BYTES, Address, Bytes, Fill, Message, Send
 from diml.ps.pieces import announced, announcement, begun, cuts, is_announcement, span
+from diml.world.direct import NOTHING, Direct
 from diml.world.link import ANY, LEAVE_TAG, Link
 from diml.world.link import Message as Received
 from diml.world.membership import Role
@@ -31,6 +32,8 @@ _IDLE_AFTER_S = 10e-3
 # From then on a sleep is this part of the time that has passed.
 _IDLE_PART = 0.04
 _IDLE_NAP_S, _IDLE_NAP_MAX_S = 1e-3, 4e-3
+# Longer messages come to memory of their own.
+_ROOM_MAX = HEADER_BYTES + 2 * QUICK_BYTES
 
 
 class WorldPort:
@@ -40,6 +43,10 @@ class WorldPort:
         self._world = world
         self.filters = Filters()
         self._link: Link | None = None
+        self._direct: Direct
+        # Where the next message comes to, if it fits; its length is that of the last one that did
+        # not.
+        self._room = np.empty(HEADER_BYTES, np.uint8)
         self._ranks: dict[Address, int] = {}
         self._places: list[Address] = []
         self._crowded = True
@@ -62,7 +69,7 @@ class WorldPort:
                 for number in range(count)
             }
             self._places = sorted(self._ranks, key=self._ranks.__getitem__)
-            self._link = link
+            self._link, self._direct = link, Direct(link)
             self._crowded = self._world.host.crowded
             self.filters.restart()
         return link
@@ -76,8 +83,7 @@ class WorldPort:
             if message.fill is not None and self.filters.none_to(rank):
                 self._pour(link, message, message.fill, rank)
                 continue
-            buffer = self.filters.pack(message, rank)
-            link.isend(buffer, rank, PS_TAG)
+            self._direct.send(self.filters.pack(message, rank), rank, PS_TAG)
 
     @property
     def wire(self) -> WorldPort | None:
@@ -86,11 +92,13 @@ class WorldPort:
 
     def send_bytes(self, to: Address, buffer: Bytes) -> None:
         """Send a message that needs no filters. Raises PeerFailed."""
-        link, filters = self._current(), self.filters
+        filters = self.filters
+        self._current()
         self._idle_s = 0.0
-        filters.plain_bytes += len(buffer)
-        filters.wire_bytes += len(buffer)
-        link.isend(buffer, self._ranks[to], PS_TAG)
+        size = len(buffer)
+        filters.plain_bytes += size
+        filters.wire_bytes += size
+        self._direct.send(buffer, self._ranks[to], PS_TAG)
 
     def _pour(self, link: Link, message: Message, fill: Fill, rank: int) -> None:
         """Send rows piece by piece, each as soon as it is gathered."""
@@ -119,23 +127,57 @@ class WorldPort:
         found = self.receive_bytes(timeout_s)
         return None if found is None else (found[0], self.opened(*found))
 
-    def receive_bytes(self, timeout_s: float) -> tuple[Address, Bytes] | None:
-        """As `receive`, the message as it came: see `opened`."""
-        link = self._current()
-        found = link.poll(ANY, PS_TAG)
-        if found is None and timeout_s > 0:
-            found = self._wait(link, timeout_s)
-        if found is None:
-            return None
+    def receive_bytes(
+        self, timeout_s: float, room: Bytes | None = None
+    ) -> tuple[Address, Bytes] | None:
+        """As `receive`, the message as it came, in `room` if it fits there. Without `room` the
+        bytes are the caller's until the next message is received: see `opened`."""
+        link, direct = self._current(), self._direct
+        into = self._room if room is None else room
+        awake_s = _AWAKE_S - self._idle_s
+        awake_s = awake_s if awake_s < timeout_s else timeout_s
+        count = direct.receive(into, PS_TAG, awake_s, self._crowded)
+        if count == len(into):
+            data, source = into, direct.source
+        elif count != NOTHING:
+            source = direct.source
+            data = into[:count] if count < len(into) else self._rest(count)
+        else:
+            found = self._wait_on(link, timeout_s, awake_s) if timeout_s > 0 else None
+            if found is None:
+                return None
+            data, source = found.data, found.source
         self._idle_s = 0.0
-        data, source = found.data, found.source
-        if is_announcement(data):
+        if len(data) == HEADER_BYTES and is_announcement(data):
             data = self._in_pieces(link, data, source)
         return self._places[source], data
 
+    def _rest(self, count: int) -> Bytes:
+        """A message that was too long for where it should have come to."""
+        if count <= _ROOM_MAX:
+            self._room = np.empty(count, np.uint8)
+        return self._direct.rest(count)
+
+    def _wait_on(self, link: Link, timeout_s: float, waited_s: float) -> Received | None:
+        """Go on with a wait that has taken so long already."""
+        waited_s = max(0.0, waited_s)
+        self._idle_s += waited_s
+        return self._wait(link, timeout_s - waited_s) if timeout_s > waited_s else None
+
     def opened(self, sender: Address, data: Bytes) -> Message:
-        """What the bytes of a message say; to be called once for each."""
-        return self.filters.unpack(data, self._ranks[sender])
+        """What the bytes of a message say; to be called once for each, whose bytes are the
+        message's from then on."""
+        return self.filters.unpack(self._own(data), self._ranks[sender])
+
+    def _own(self, data: Bytes) -> Bytes:
+        """A message's bytes, which the next message no longer takes the place of."""
+        room = self._room
+        if data is not room and data.base is not room:
+            return data
+        if 2 * len(data) < len(room):
+            return data.copy()
+        self._room = np.empty(len(room), np.uint8)
+        return data
 
     def _wait(self, link: Link, timeout_s: float) -> Received | None:
         begun, before_s = time.monotonic(), self._idle_s

@@ -230,6 +230,11 @@ class Link:
             self._sendings.append(sending)
         return sending
 
+    def keep(self, sending: Sending) -> None:
+        """Keep alive what somebody else has started to send on this link (`diml.world.direct`)."""
+        self.still_sending()
+        self._sendings.append(sending)
+
     def start_exchange(
         self, send: Array, dest: int, recv: Array, source: int, tag: int
     ) -> Receiving:

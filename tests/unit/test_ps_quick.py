@@ -48,7 +48,9 @@ class Wired:
         sends += self.node.flush()
         self.arrived += [self._filters.pack(send.message, 0).copy() for send in sends]
 
-    def receive_bytes(self, timeout_s: float) -> tuple[Address, Bytes] | None:
+    def receive_bytes(
+        self, timeout_s: float, room: Bytes | None = None
+    ) -> tuple[Address, Bytes] | None:
         if self.dies:
             raise PeerFailed("somebody has died")
         if self.is_late:
