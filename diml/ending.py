@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import errno
-import gc
 import os
 import sys
 import traceback
@@ -89,20 +88,8 @@ def watch_exit(current: Callable[[], _Leaving | None]) -> None:
         _leave(current(), kind, error, trace)
         before(kind, error, trace)
 
-    def ended() -> None:
-        _leave(current(), None, None, None)
-        end_sooner()
-
     sys.excepthook = failed
-    atexit.register(ended)
-
-
-def end_sooner() -> None:
-    """Let the interpreter end without looking for garbage in all that the process has imported.
-
-    With numba that took an eighth of a second of each rank. Open files are closed all the same.
-    """
-    gc.freeze()
+    atexit.register(lambda: _leave(current(), None, None, None))
 
 
 def _leave(

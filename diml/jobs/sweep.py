@@ -299,4 +299,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_job(main)
+    run_job(main, hosts_programs=True)
