@@ -108,8 +108,9 @@ class Membership:
         role, index = self.place_of(uid)
         if role is Role.WORKER:
             return self.workers[index].origin
-        first = len(self.workers) + len(self.lost)
-        return first + index + (len(self.servers) if role is Role.SPARE else 0)
+        if role is Role.SPARE:
+            return uid  # not its place among the spares, which another one takes when it is gone
+        return len(self.workers) + len(self.lost) + index
 
     def incarnation_of(self, uid: int) -> int:
         """Incarnation of the seat that a process holds; 0 for a spare."""

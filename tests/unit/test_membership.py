@@ -52,6 +52,13 @@ def test_a_job_that_shrinks_gives_up_seats_without_a_spare() -> None:
         again.refilled(alive=set(), shrink=True)
 
 
+def test_a_drill_of_a_spare_means_that_one_and_not_who_comes_after_it() -> None:
+    membership = Membership.start(processes=5, servers=1, spares=2)
+    after = membership.refilled(alive={0, 1, 2, 4})  # the spare with uid 3 died
+    assert after.spares == (4,)
+    assert after.drill_number(4) == 4
+
+
 def test_a_server_is_not_given_up() -> None:
     membership = Membership.start(processes=4, servers=1, spares=0)
     with pytest.raises(NoSpareLeft, match=r"^server 0, worker 1$"):
