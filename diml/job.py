@@ -327,7 +327,7 @@ class Job:
         """Leave in good order; until all have, this rank still helps the others to recover."""
         try:
             self._retrying(self._last_steps)
-        except DimlError as error:
+        except (DimlError, KeyboardInterrupt) as error:
             self._fail(error)
         for name in _COLLECTIVES:
             setattr(self, name, _refuse)

@@ -6,8 +6,8 @@ Must not know what the calls do.
 
 Invariants: a rank inside a DiML call is never fenced (if all are inside and nothing moves, they
 have called different things, which is a mismatch); time is counted in the watcher's own ticks,
-so that a suspended job is not taken for a late one. The board's file has no name once all of the
-host have opened it, so that nothing is left behind.
+so that a suspended job is not taken for a late one. The board's memory has no name, so that nothing
+is left behind, whoever dies when.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import struct
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 _RECORD = struct.Struct("<qqqqq")  # heartbeat, serial, inside, busy ticks left, length of the site
 _SITE_BYTES = 216
@@ -105,24 +104,17 @@ class Board:
         weakref.finalize(self, os.close, descriptor)
 
     @classmethod
-    def create(cls, path: Path, slots: int) -> Board:
-        """Make or open the board; everyone on the host gives the same path and size."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def create(cls, slots: int = 1) -> Board:
+        """A new board, without a name: nobody else sees it who is not told of its descriptor."""
+        descriptor = os.memfd_create("diml-board", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, slots * _STRIDE)
         return cls(descriptor, slots)
 
     @classmethod
-    def open(cls, path: Path) -> Board:
-        """Open a board that is there. Raises OSError if it cannot be reached."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        return cls(descriptor, os.fstat(descriptor).st_size // _STRIDE)
-
-    @classmethod
-    def private(cls) -> Board:
-        """A board that nobody else sees."""
-        descriptor = os.memfd_create("diml-board", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, _STRIDE)
-        return cls(descriptor, 1)
+    def open(cls, pid: int, descriptor: int) -> Board:
+        """A board of another process. Raises OSError if it cannot be reached."""
+        mine = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+        return cls(mine, os.fstat(mine).st_size // _STRIDE)
 
     def publish(self, slot: int, heartbeat: int, calls: Calls) -> None:
         """Write this process's record."""

@@ -1,15 +1,13 @@
 """The machine that a process is on: which others share it, and the board they share.
 
-Owns the making and the finding of the board. Must not know roles. The board's file has no name
-once everyone of the host has opened it, so nothing is left behind; a process that is spawned
-later reaches it through the descriptor of one that has it.
+Owns the making and the finding of the board. Must not know roles. The board has no name, so nothing
+is left behind: a process reaches it through the descriptor of one that has it.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from diml.world.calls import Board
 from diml.world.launch import host_identity
@@ -80,14 +78,17 @@ def first_host(full: Link, run: str) -> Host:
     """Make and open the boards of all hosts. Collective over `full`."""
     me = this_process(full.rank)
     here = [p for p in full.allgather_objects(me) if p.host == me.host]
-    memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path("/tmp")
-    path = memory / f"diml-{run}-{here[0].uid}"
-    board = Board.create(path, len(here) + _SPARE_SLOTS)
-    full.barrier()
-    if here[0].uid == me.uid:
-        path.unlink()
     slot = [p.uid for p in here].index(me.uid)
-    me = replace(me, slot=slot, board_descriptor=board.descriptor)
+    board = Board.create(len(here) + _SPARE_SLOTS) if slot == 0 else None
+    told = full.allgather_objects(None if board is None else board.descriptor)
+    if board is None:
+        board = _opened(here[0].pid, told[here[0].uid])
+    if board is None:
+        # Nobody sees what it does, and nobody takes it for late.
+        board = Board.create()
+    else:
+        me = replace(me, slot=slot, board_descriptor=board.descriptor)
+    # The first one has its board open until here, whatever it does next.
     processes: list[Process] = full.allgather_objects(me)
     return Host(run, me, board, {p.uid: p for p in processes})
 
@@ -99,16 +100,18 @@ def later_host(uid: int, run: str, processes: dict[int, Process]) -> Host:
     slot = max((p.slot for p in here), default=-1) + 1
     board = _found_board(here)
     if board is None or slot >= board.slots:
-        return Host(run, me, Board.private(), {**processes, uid: me})
+        return Host(run, me, Board.create(), {**processes, uid: me})
     me = replace(me, slot=slot, board_descriptor=board.descriptor)
     return Host(run, me, board, {**processes, uid: me})
 
 
 def _found_board(here: list[Process]) -> Board | None:
-    for process in here:
-        path = Path(f"/proc/{process.pid}/fd/{process.board_descriptor}")
-        try:
-            return Board.open(path)
-        except OSError:
-            continue
-    return None
+    boards = (_opened(process.pid, process.board_descriptor) for process in here)
+    return next((board for board in boards if board is not None), None)
+
+
+def _opened(pid: int, descriptor: int) -> Board | None:
+    try:
+        return Board.open(pid, descriptor)
+    except OSError:
+        return None

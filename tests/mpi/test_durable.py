@@ -273,3 +273,29 @@ def test_a_job_that_gives_up_leaves_with_75_only_if_it_can_be_resumed(tmp_path: 
         running.wait(timeout_s=90).expect(75)
     assert first_version(finish(directory, DIML_RESUME="must")) > 0
     finish(None, 1, **lost)
+
+
+# Told to stop, while the disk of rank 1 takes nothing any more.
+HUNG_DISK = """
+import os, signal, time
+import numpy as np
+import diml
+import diml.checkpoint.disk as disk
+
+with diml.init() as job:
+    version, model, _ = job.load_checkpoint()
+    if job.rank == 1 and job.incarnation == 0:
+        disk.write_shard = lambda *about: time.sleep(1000)
+    for step in range(version, 10_000):
+        job.allreduce(np.ones(3))
+        if step == 20 and job.rank == 0:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        job.checkpoint({"step": step}, {"rank": job.rank})
+"""
+
+
+def test_a_disk_that_hangs_is_late_when_the_job_is_told_to_stop(tmp_path: Path) -> None:
+    kept = {"DIML_CHECKPOINT_DIR": str(tmp_path), "DIML_CHECKPOINT_EVERY": "1000"}
+    env = {"DIML_DEADLINE": "4", "DIML_FROZEN_DEADLINE": "3", "DIML_SPARES": "1", **kept}
+    done = run_mpi(4, HUNG_DISK, env=env, timeout_s=90).expect(75)
+    assert "stopped in good order" in done.stderr

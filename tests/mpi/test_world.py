@@ -132,6 +132,22 @@ def test_an_interrupt_of_a_server_or_a_spare_ends_all(rank: int) -> None:
         assert job.wait(timeout_s=20).expect(130).stderr.count("Traceback") == 0
 
 
+def test_an_interrupt_of_a_worker_that_waits_to_leave_ends_all() -> None:
+    program = """
+    import time
+    import diml
+    with diml.init() as job:
+        if job.rank == 1:
+            time.sleep(4)
+        else:
+            print("leaving", flush=True)
+    """
+    with start_mpi(2, program) as job:
+        job.wait_for("leaving", timeout_s=40)
+        assert job.kill(job.ranks()[0].pid, signal.SIGINT)
+        assert job.wait(timeout_s=30).expect(130).stderr.count("Traceback") == 0
+
+
 def test_a_rank_in_an_endless_loop_is_killed_and_replaced(tmp_path: Path) -> None:
     log = tmp_path / "events"
     env = {"DIML_DEADLINE": "3", "DIML_FROZEN_DEADLINE": "3"}

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+import pytest
+
+from diml.errors import PeerFailed
 from diml.world.calls import Board, Calls, LateJudge, Standing
+from diml.world.host import first_host
+
+if TYPE_CHECKING:
+    from diml.world.link import Link
 
 
 def _standing(serial: int, inside: bool, busy: bool = False) -> Standing:
@@ -41,10 +50,9 @@ def test_a_lone_rank_is_never_stuck() -> None:
     assert [judge.tick({0: _standing(1, True)}) for _ in range(5)] == [([], False)] * 5
 
 
-def test_the_board_shows_what_others_published(tmp_path: Path) -> None:
-    mine = Board.create(tmp_path / "board", slots=3)
-    other = Board.open(tmp_path / "board")
-    (tmp_path / "board").unlink()
+def test_the_board_shows_what_others_published() -> None:
+    mine = Board.create(slots=3)
+    other = Board.open(os.getpid(), mine.descriptor)
     calls = Calls()
     calls.begin("train.py:12 allreduce")
     other.publish(2, heartbeat=7, calls=calls)
@@ -57,3 +65,24 @@ def test_the_board_shows_what_others_published(tmp_path: Path) -> None:
     assert not mine.read(2).inside
     assert mine.read(2).site.startswith("é" * 100)
     assert mine.read(1) == Standing(0, 0, False, False, "")
+
+
+class _Lost:
+    """The links of a job of one process that is lost in its second collective at the start."""
+
+    rank, calls = 0, 0
+
+    def allgather_objects(self, value: Any) -> list[Any]:
+        self.calls += 1
+        if self.calls == 2:
+            raise PeerFailed("lost")
+        return [value]
+
+    def barrier(self) -> None:
+        raise PeerFailed("lost")
+
+
+def test_a_start_that_is_cut_short_leaves_nothing_in_memory() -> None:
+    with pytest.raises(PeerFailed):
+        first_host(cast("Link", _Lost()), "cut-short")
+    assert not list(Path("/dev/shm").glob("diml-cut-short*"))

@@ -22,7 +22,7 @@ def test_an_error_in_a_tick_does_not_lift_the_limits(capfd: pytest.CaptureFixtur
         threading.Event().wait()  # it would end the process next
 
     watch = Watch(
-        host=Host("run", me, Board.private(), {0: me}),
+        host=Host("run", me, Board.create(), {0: me}),
         calls=Calls(),
         working=lambda: frozenset(),
         needed=lambda: frozenset(),
