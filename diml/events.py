@@ -56,6 +56,7 @@ import os
 import platform
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -119,6 +120,8 @@ class EventLog:
 
         `sinks` get every event of this process as well, as it stands in the log.
         """
+        # The watchdog's thread writes as well; a number that is closed is soon another file's.
+        self._lock = threading.RLock()
         self._sinks = (*sinks, *_watchers)
         self._descriptor: int | None = None
         if path is not None:
@@ -155,17 +158,22 @@ class EventLog:
         if self._descriptor is None:
             return
         line = json.dumps(event, separators=(",", ":"), allow_nan=False)
-        try:
-            os.write(self._descriptor, line.encode() + b"\n")
-        except OSError as error:
-            self.close()
-            print(f"diml: the event log ends here: {error.strerror}", file=sys.stderr, flush=True)
+        with self._lock:
+            if self._descriptor is None:
+                return
+            try:
+                os.write(self._descriptor, line.encode() + b"\n")
+            except OSError as error:
+                self.close()
+                words = f"diml: the event log ends here: {error.strerror}"
+                print(words, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Close the file; later events are dropped."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Close the file; later events are dropped, those of other threads too."""
+        with self._lock:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,20 @@ def test_without_a_path_nothing_is_written(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Misuse, match=r"event log .*no/run.jsonl: No such file or directory"):
         EventLog(tmp_path / "no" / "run.jsonl", run="r", uid=0)
+
+
+def test_a_log_that_another_thread_closes_meanwhile_drops_the_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog(tmp_path / "run.jsonl", run="r", uid=0)
+
+    def dumps(event: object, **how: Any) -> str:
+        log.close()
+        return "{}"
+
+    monkeypatch.setattr(json, "dumps", dumps)
+    log("start")
+    assert (tmp_path / "run.jsonl").read_bytes() == b""
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
