@@ -136,12 +136,12 @@ def _variant(job: str, chance: random.Random) -> tuple[str, int, tuple[str, ...]
             (
                 "--policy working-set",
                 "--x DATA/x.svm --loss logistic --path 20",
-                "--policy cyclic --max_iter 300",
-                "--policy priority+dependency --max_iter 300 --schedule_size 16",
-                "--policy priority --max_iter 200 --data replicated --pipeline 2",
+                "--policy cyclic --max_iter 120",
+                "--policy priority+dependency --max_iter 120 --schedule_size 16",
+                "--policy priority+dependency --max_iter 200 --data replicated --pipeline 1",
             )
         )
-        made = policy if "--x" in policy else f"--generate neighbours --path 12 {policy}"
+        made = policy if "--x" in policy else f"--generate neighbours --path 6 {policy}"
         made += " --lambda_ratio 0.05 --checkpoint_work 60000"
         return f"{made} --path_output FOLDER/out.npz", 0, ("out.npz",)
     if job == "lasso tall":
