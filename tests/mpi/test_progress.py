@@ -136,7 +136,7 @@ JOBS = {
     "kmeans": ["--generate", "400", "--k", "5", "--tolerance", "0", "--num_iterations", "9"],
     "lbfgs": ["--method", "lbfgs", "--l2", "1e-3"],
     "sgd": ["--method", "sync-sgd", "--batch_size", "25", "--num_epochs", "4"],
-    "mf": ["--generate", "--num_iterations", "6", "--update", "adagrad"],
+    "mf": ["--generate", "400x300x20000", "--num_iterations", "6", "--update", "adagrad"],
 }
 
 

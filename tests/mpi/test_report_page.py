@@ -21,7 +21,8 @@ SCREENS = [(1000, False), (360, False), (360, True)]
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Matrix factorization on two workers and a server; worker 1 is killed, a spare takes over."""
     path = tmp_path_factory.mktemp("report") / "run.jsonl"
-    words = ["--generate", "--K", "4", "--num_iterations", "8", "--update", "adagrad"]
+    words = ["--generate", "2000x1500x300000", "--K", "4", "--num_iterations", "8"]
+    words += ["--update", "adagrad"]
     words += ["--servers", "1", "--spares", "1", "--drill", "1,6,0,0", "--events", path, "--quiet"]
     run_mpi(4, ["-m", "diml.jobs.mf"], args=words, timeout_s=150).expect(0)
     return path
