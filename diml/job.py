@@ -275,7 +275,11 @@ class Job:
         self._world.event(what, **fields)
 
     def busy(self, seconds: float) -> None:
-        """Say that this rank will not call DiML for so long, and is neither late nor hung."""
+        """Say that this rank will not call DiML for so long, and is neither late nor hung.
+
+        The watchdogs of its host hear of it. Where all workers of another host wait for it longer
+        than `--deadline`, that is to be set longer.
+        """
         self._world.busy(seconds)
 
     def gather_once(self, array: NDArray[Any]) -> NDArray[Any] | None:

@@ -145,8 +145,11 @@ class LateJudge:
         self._seen: dict[int, tuple[int, bool]] = {}
         self._ticks: dict[int, int] = {}
 
-    def tick(self, standings: dict[int, Standing]) -> tuple[list[int], bool]:
-        """The uids that are late now; and whether all wait in calls that have all outlived it."""
+    def tick(
+        self, standings: dict[int, Standing], elsewhere: bool = False
+    ) -> tuple[list[int], bool]:
+        """The uids that are late now; and whether all wait in calls that have all outlived it, for
+        one another or for those whom nobody here can see (`elsewhere`: there are such)."""
         for uid, standing in standings.items():
             state = (standing.serial, standing.inside)
             if self._seen.get(uid) != state or standing.busy:
@@ -161,4 +164,5 @@ class LateJudge:
         if not waiting:
             return [], False
         late = sorted(overdue - waiting)
-        return late, not late and waiting == set(standings) and len(waiting) > 1
+        others = elsewhere or len(waiting) > 1
+        return late, not late and waiting == set(standings) and others

@@ -41,7 +41,8 @@ class Watch:
         calls: this process's own calls.
         working: the uids that are workers at the moment.
         needed: those whose death has to be repaired and is not being repaired: workers, servers.
-        stuck: called when all workers of the host wait in calls past the deadline.
+        stuck: called when all workers of the host wait in calls past the deadline, one alone too if
+            there are workers elsewhere.
         beat: told at every tick whether this process is in a call.
         report: told the uid and the reason of everyone killed here.
         abort: ends the whole job with a status.
@@ -201,7 +202,7 @@ class Watchdog:
         working = self._watch.working()
         here = [p for p in (self._watch.host.me, *self._others.values()) if p.uid in working]
         standings = {p.uid: self._watch.host.board.read(max(0, p.slot)) for p in here}
-        late, stuck = self._judge.tick(standings)
+        late, stuck = self._judge.tick(standings, elsewhere=len(working) > len(here))
         for uid in late:
             if uid in self._others:
                 site = standings[uid].site or "the start"

@@ -148,6 +148,26 @@ def test_an_interrupt_of_a_worker_that_waits_to_leave_ends_all() -> None:
         assert job.wait(timeout_s=30).expect(130).stderr.count("Traceback") == 0
 
 
+def test_a_rank_in_an_endless_loop_on_a_host_of_its_own_ends_the_job() -> None:
+    # Nobody can see it, let alone kill it.
+    program = """
+    import os, time
+    import diml.world.host as host
+    host.host_identity = lambda: "host " + os.environ["OMPI_COMM_WORLD_RANK"]
+    import numpy as np
+    import diml
+    with diml.init() as job:
+        job.allreduce(np.ones(2))
+        while job.rank == 1:
+            time.sleep(1)
+        job.allreduce(np.ones(2))
+    """
+    env = {"DIML_DEADLINE": "3", "DIML_FROZEN_DEADLINE": "2"}
+    done = run_mpi(3, program, env=env, timeout_s=60)
+    assert done.returncode == 1, done.report()
+    assert "waited 3 s for everyone's arrival at the repair; giving up" in done.stderr
+
+
 def test_a_rank_in_an_endless_loop_is_killed_and_replaced(tmp_path: Path) -> None:
     log = tmp_path / "events"
     env = {"DIML_DEADLINE": "3", "DIML_FROZEN_DEADLINE": "3"}

@@ -50,6 +50,14 @@ def test_a_lone_rank_is_never_stuck() -> None:
     assert [judge.tick({0: _standing(1, True)}) for _ in range(5)] == [([], False)] * 5
 
 
+def test_a_rank_alone_on_its_host_is_stuck_if_others_it_cannot_see_keep_it_waiting() -> None:
+    judge = LateJudge(deadline_ticks=2)
+    waiting, computing = {0: _standing(1, True)}, {0: _standing(2, False)}
+    said = [judge.tick(waiting, elsewhere=True) for _ in range(3)]
+    assert said == [([], False), ([], False), ([], True)]
+    assert [judge.tick(computing, elsewhere=True) for _ in range(5)] == [([], False)] * 5
+
+
 def test_the_board_shows_what_others_published() -> None:
     mine = Board.create(slots=3)
     other = Board.open(os.getpid(), mine.descriptor)
