@@ -21,11 +21,12 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from diml.data.blockfile import PLACE_BYTES, BlockFile, Facts, Writer, read_into, write
+from diml.data.blockfile import PLACE_BYTES, BlockFile, Facts, Writer
 from diml.data.files import files_of
 from diml.data.grid import count_cells, count_ids, deal, settle
 from diml.data.offsets import Offsets
 from diml.data.partition import balanced
+from diml.data.spool import Buckets, Chunk, Ids32, Spool
 from diml.data.triplets import Triplets, read_chunks, read_triplets
 from diml.errors import Misuse
 
@@ -43,10 +44,7 @@ _CELLS_MAX = 1 << 22
 _BOOKS_BYTES = 64
 _DEFAULT_MEMORY = 256 << 20
 
-Ids32 = npt.NDArray[np.int32]
 Ids64 = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-Chunk = tuple[Ids32, Ids32, Floats]
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,9 @@ def convert(order: Order, chunks: Iterable[Triplets] | None = None) -> BlockFile
     """
     try:
         with _beside(order, "spool") as file, _beside(order, "buckets") as dealt:
-            spool = _Spool(file)
+            spool = Spool(file)
             survey = _survey(order, spool, _parsed(order) if chunks is None else chunks)
-            buckets = _Buckets(dealt, survey.facts.entries)
+            buckets = Buckets(dealt, survey.facts.entries)
             writer = Writer(order.target, survey.facts)
             try:
                 _write_all(order, spool, buckets, survey, writer)
@@ -110,51 +108,6 @@ def _beside(order: Order, what: str) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-class _Spool:
-    """Chunks of entries in a file, in the order in which they came."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._counts: list[int] = []
-
-    def append(self, chunk: Chunk) -> None:
-        for array in chunk:
-            self._file.write(array.data)
-        self._counts.append(len(chunk[0]))
-
-    def chunks(self) -> Iterator[Chunk]:
-        self._file.seek(0)
-        for count in self._counts:
-            yield (
-                np.frombuffer(self._file.read(4 * count), np.int32),
-                np.frombuffer(self._file.read(4 * count), np.int32),
-                np.frombuffer(self._file.read(4 * count), np.float32),
-            )
-
-
-class _Buckets:
-    """Entries by their final number, in a file: all rows, all columns, all values."""
-
-    def __init__(self, file: IO[bytes], entries: int) -> None:
-        self._file, self._entries = file.fileno(), entries
-
-    def put(self, first: int, chunk: Chunk) -> None:
-        """Write entries from number `first` on."""
-        for place, array in enumerate(chunk):
-            write(self._file, array.view(np.uint8).data, self._offset(place, first))
-
-    def get(self, first: int, count: int) -> Chunk:
-        """Read entries back."""
-        ids = np.empty(count, np.int32), np.empty(count, np.int32)
-        chunk = (*ids, np.empty(count, np.float32))
-        for place, array in enumerate(chunk):
-            read_into(self._file, array, self._offset(place, first))
-        return chunk
-
-    def _offset(self, place: int, first: int) -> int:
-        return 4 * (place * self._entries + first)
 
 
 class _Counter:
@@ -201,7 +154,7 @@ def _parsed(order: Order) -> Iterator[Triplets]:
         yield from read_chunks(path, most=_MOST, offsets=order.offsets, **how)
 
 
-def _survey(order: Order, spool: _Spool, chunks: Iterable[Triplets]) -> _Survey:
+def _survey(order: Order, spool: Spool, chunks: Iterable[Triplets]) -> _Survey:
     """See everything once: training entries go to the spool, held-out ones are kept."""
     rows, cols = _Counter(), _Counter()
     random = np.random.Generator(np.random.Philox(key=[order.seed % 2**64, 1]))
@@ -263,7 +216,7 @@ def _groups(entries: int, others: int, least: int, most: int) -> int:
 
 
 def _write_all(
-    order: Order, spool: _Spool, buckets: _Buckets, survey: _Survey, writer: Writer
+    order: Order, spool: Spool, buckets: Buckets, survey: _Survey, writer: Writer
 ) -> None:
     """Fill every dataset of the file."""
     facts = survey.facts
@@ -312,7 +265,7 @@ def _write_all(
 
 
 def _settle_bucket(
-    buckets: _Buckets,
+    buckets: Buckets,
     writer: Writer,
     cells: tuple[int, int],
     ends: Ids64,
@@ -347,7 +300,7 @@ def _dealt(chunk: Chunk, buckets: Ids32, count: int) -> tuple[Chunk, Ids64]:
     return out, ends
 
 
-def _append(buckets: _Buckets, dealt: tuple[Chunk, Ids64], starts: Ids64) -> None:
+def _append(buckets: Buckets, dealt: tuple[Chunk, Ids64], starts: Ids64) -> None:
     """Write each bucket's part of a chunk where the bucket goes on; moves `starts`."""
     chunk, ends = dealt
     for bucket in np.flatnonzero(np.diff(ends)).tolist():
