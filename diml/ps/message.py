@@ -24,7 +24,7 @@ TABLE      server -> replica  -, JSON                      shard
 ROWS       server -> replica  ids, new values              shard, table, clock (the rule's steps)
 RULE       server -> replica  ids, new state of the rule   shard, table
 KEEP       server -> replica  -, a worker's own state      shard, worker, clock
-COMMIT     server -> replica  ledger (clock, n by worker)  shard, mark (version)
+COMMIT     server -> replica  ledger (clock, n by worker)  shard, mark (version), flags (HELD)
 COMMITTED  replica -> server                               shard, mark (version)
 PASSED     server -> replica  ids, rows to apply           shard, table
 WHO        worker -> server                                request
@@ -107,6 +107,8 @@ class Kind(IntEnum):
     PASSED = 27
 
 
+# What tells a replica of a commit; COMMIT is the last of them.
+OF_COMMIT = frozenset({Kind.TABLE, Kind.ROWS, Kind.RULE, Kind.KEEP, Kind.PASSED, Kind.COMMIT})
 # Access by name costs as much as what is done with a message's kind.
 _GET = int(Kind.GET)
 _KINDS = {int(kind): kind for kind in Kind}
@@ -114,14 +116,16 @@ _KINDS = {int(kind): kind for kind in Kind}
 
 class Flag:
     """LAST: nothing more comes for this clock. EXACT: a GET that allows no staleness. ACK: an
-    UPDATE whose sender waits for its acknowledgement. STOP: the job was told to stop. (Plain
-    numbers: an IntFlag costs a microsecond an operation.)"""
+    UPDATE whose sender waits for its acknowledgement. STOP: the job was told to stop. HELD: a
+    COMMIT that its receiver holds already, so that nobody waits for a COMMITTED. (Plain numbers: an
+    IntFlag costs a microsecond an operation.)"""
 
     NONE = 0
     LAST = 1
     EXACT = 2
     ACK = 4
     STOP = 8
+    HELD = 16
 
 
 NO_IDS: Ids = np.empty(0, np.int64)

@@ -338,6 +338,8 @@ class Node:
         """Bring every shard back to its holders; collective over `full`. Raises PeerFailed, and
         GaveUp (on everyone) if rows have no holder left."""
         world, link = self._world, self._world.full
+        for sender, message in self._port.held():
+            self._core.handle(sender, message)
         place = self._place()
         reports = link.allgather_objects(self._core.report(place, self._client_core))
         if sum(report.place.role == "worker" for report in reports) != self._workers:

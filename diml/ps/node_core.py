@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
-from diml.ps.message import Address, Bytes, Kind, Message, Send
+from diml.ps.message import OF_COMMIT, Address, Bytes, Flag, Kind, Message, Send
 from diml.ps.quick_serve import quick_answer
 from diml.ps.recovery import Holding, Plan, Report, placement
 from diml.ps.saving import Storage
@@ -22,7 +22,6 @@ from diml.ps.shard import CLOCK, N, Shard, Tree
 
 # Access by name, or to a set, costs as much as what is done with a message's kind.
 _UPDATE, _GET = Kind.UPDATE, Kind.GET
-_OF_REPLICA = frozenset({Kind.TABLE, Kind.ROWS, Kind.RULE, Kind.KEEP, Kind.PASSED, Kind.COMMIT})
 
 
 class NodeCore:
@@ -81,7 +80,7 @@ class NodeCore:
         kind = message.kind
         if (kind is _UPDATE or kind is _GET) and self.server is not None:
             return self.server.handle(message)
-        if kind in _OF_REPLICA:
+        if kind in OF_COMMIT:
             return self._replicate(sender, message)
         if kind is Kind.MIRROR:
             assert self._storage is not None, f"{self.place} got {message}"
@@ -129,6 +128,8 @@ class NodeCore:
             return []
         self._arrived.setdefault(message.shard, []).append(parts)
         del self._parts[message.shard]
+        if message.flags & Flag.HELD:
+            return []
         done = Message(Kind.COMMITTED, shard=message.shard, mark=message.mark)
         return [Send(sender, done)]
 

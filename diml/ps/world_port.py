@@ -8,11 +8,26 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 
 import numpy as np
 
 from diml.ps.filters import Filters
-from diml.ps.message import HEADER_BYTES, QUICK_BYTES, Address, Bytes, Fill, Message, Send
+from diml.ps.message import (
+    HEADER_BYTES,
+    OF_COMMIT,
+    QUICK_BYTES,
+    Address,
+    Bytes,
+    Fill,
+    Flag,
+    Kind,
+    Message,
+    Send,
+    encode,
+    flagged,
+)
+from diml.ps.neighbours import Neighbours, is_note
 from diml.ps.pieces import announced, announcement, begun, cuts, is_announcement, span
 from diml.world.direct import NOTHING, Direct
 from diml.world.link import ANY, LEAVE_TAG, Link
@@ -31,6 +46,8 @@ _NAP_S = 50e-6
 _IDLE_AFTER_S = 10e-3
 # From then on a sleep is this part of the time that has passed.
 _IDLE_PART = 0.04
+# How long a process sleeps for which nobody waits.
+_STANDBY_NAP_S = 300e-6
 _IDLE_NAP_S, _IDLE_NAP_MAX_S = 1e-3, 4e-3
 # Longer messages come to memory of their own.
 _ROOM_MAX = HEADER_BYTES + 2 * QUICK_BYTES
@@ -50,6 +67,10 @@ class WorldPort:
         self._ranks: dict[Address, int] = {}
         self._places: list[Address] = []
         self._crowded = True
+        self._neighbours = Neighbours()
+        # What came by another way than as a message, and what came after it.
+        self._arrived: deque[tuple[Address, Bytes]] = deque()
+        self._commit: list[Message] = []
         # How long nothing has come or been sent, as of the end of the last wait.
         self._idle_s = 0.0
 
@@ -72,6 +93,9 @@ class WorldPort:
             self._link, self._direct = link, Direct(link)
             self._crowded = self._world.host.crowded
             self.filters.restart()
+            self._neighbours = Neighbours()
+            self._arrived.clear()
+            self._commit = []
         return link
 
     def post(self, sends: list[Send]) -> None:
@@ -80,10 +104,31 @@ class WorldPort:
         self._idle_s = 0.0
         for to, message in sends:
             rank = self._ranks[to]
+            if message.kind in OF_COMMIT:
+                self._commit.append(message)
+                if message.kind is Kind.COMMIT:
+                    parts, self._commit = self._commit, []
+                    self._replicate(link, parts, to)
+                continue
             if message.fill is not None and self.filters.none_to(rank):
                 self._pour(link, message, message.fill, rank)
                 continue
             self._direct.send(self.filters.pack(message, rank), rank, PS_TAG)
+
+    def _replicate(self, link: Link, parts: list[Message], to: Address) -> None:
+        """Tell a replica of a commit: where it sees this process's memory it holds the commit at
+        once, and its answer is given here in its place."""
+        rank, commit = self._ranks[to], parts[-1]
+        if self._neighbours.sees(rank):
+            held = [*parts[:-1], flagged(commit, Flag.HELD)]
+            if self._neighbours.hand_over([self.filters.pack(m, rank) for m in held], rank):
+                done = Message(Kind.COMMITTED, shard=commit.shard, mark=commit.mark)
+                self._arrived.append((to, encode(done)))
+                return
+        elif (note := self._neighbours.offer(rank)) is not None:
+            link.isend(note, rank, PS_TAG)
+        for part in parts:
+            link.isend(self.filters.pack(part, rank), rank, PS_TAG)
 
     @property
     def wire(self) -> WorldPort | None:
@@ -133,8 +178,10 @@ class WorldPort:
         """As `receive`, the message as it came, in `room` if it fits there. Without `room` the
         bytes are the caller's until the next message is received: see `opened`."""
         link, direct = self._current(), self._direct
+        if self._handed():
+            return self._arrived.popleft()
         into = self._room if room is None else room
-        awake_s = _AWAKE_S - self._idle_s
+        awake_s = 0.0 if self._standing_by else _AWAKE_S - self._idle_s
         awake_s = awake_s if awake_s < timeout_s else timeout_s
         count = direct.receive(into, PS_TAG, awake_s, self._crowded)
         if count == len(into):
@@ -145,18 +192,43 @@ class WorldPort:
         else:
             found = self._wait_on(link, timeout_s, awake_s) if timeout_s > 0 else None
             if found is None:
-                return None
+                return self._arrived.popleft() if self._arrived else None
             data, source = found.data, found.source
         self._idle_s = 0.0
-        if len(data) == HEADER_BYTES and is_announcement(data):
-            data = self._in_pieces(link, data, source)
+        if len(data) == HEADER_BYTES:
+            if is_announcement(data):
+                data = self._in_pieces(link, data, source)
+            elif is_note(data):
+                answer = self._neighbours.heard(data, source)
+                if answer is not None:
+                    link.isend(answer, source, PS_TAG)
+                return None
+        if self._handed():
+            # What was handed over before this was sent comes before it.
+            self._arrived.append((self._places[source], self._own(data)))
+            return self._arrived.popleft()
         return self._places[source], data
+
+    def _handed(self) -> bool:
+        """Whether anything is there that did not come as a message."""
+        if self._neighbours.borrowing:
+            self._arrived += [(self._places[rank], data) for rank, data in self._neighbours.take()]
+        return bool(self._arrived)
+
+    def held(self) -> list[tuple[Address, Message]]:
+        """The commits that this process holds and has not looked at, to be taken up before a
+        repair asks what it has: their senders may be dead, but whoever was told that they are
+        safe relies on it."""
+        self._handed()
+        arrived, self._arrived = self._arrived, deque()
+        opened = [(sender, self.opened(sender, data)) for sender, data in arrived]
+        return [(sender, message) for sender, message in opened if message.kind in OF_COMMIT]
 
     def _rest(self, count: int) -> Bytes:
         """A message that was too long for where it should have come to."""
         if count <= _ROOM_MAX:
             self._room = np.empty(count, np.uint8)
-        return self._direct.rest(count)
+        return self._direct.rest(self._neighbours.room(count))
 
     def _wait_on(self, link: Link, timeout_s: float, waited_s: float) -> Received | None:
         """Go on with a wait that has taken so long already."""
@@ -184,17 +256,25 @@ class WorldPort:
         while True:
             waited_s = time.monotonic() - begun
             self._idle_s = idle_s = before_s + waited_s
-            if waited_s >= timeout_s:
+            if waited_s >= timeout_s or self._handed():
                 return None
-            if link.still_sending() or idle_s < _AWAKE_S:
+            if self._standing_by and idle_s < _IDLE_AFTER_S:
+                time.sleep(_STANDBY_NAP_S)
+            elif link.still_sending() or idle_s < _AWAKE_S:
                 self.make_room()
             elif idle_s < _IDLE_AFTER_S:
                 time.sleep(_NAP_S)
             else:
                 time.sleep(min(max(_IDLE_NAP_S, _IDLE_PART * idle_s), _IDLE_NAP_MAX_S))
-            found = link.poll(ANY, PS_TAG)
+            found = link.poll(ANY, PS_TAG, self._neighbours.room)
             if found is not None:
                 return found
+
+    @property
+    def _standing_by(self) -> bool:
+        """Whether nobody waits for this process: it keeps a copy, and holds what it was handed
+        over before it looks."""
+        return self._neighbours.borrowing and self._world.role is Role.SPARE
 
     def make_room(self) -> None:
         """Let others have the core for a moment, where there are fewer cores than processes: what

@@ -20,7 +20,7 @@ from mpi4py import MPI
 from numba import njit, types
 from numpy.typing import NDArray
 
-from diml.world.link import ANY, Bytes, Link
+from diml.world.link import ANY, Bytes, Link, keep_unfilled
 from diml.world.transfer import Sending, translated
 
 # Where MPI reads and writes, in words of 64 bits: handles, what MPI answers, and at the end what it
@@ -169,14 +169,14 @@ class Direct:
         """Who has sent what was received last."""
         return self._status.item(_SOURCE_AT)
 
-    def rest(self, count: int) -> Bytes:
-        """The message that was too long."""
-        data = np.empty(count, np.uint8)
+    def rest(self, into: Bytes) -> Bytes:
+        """The message that was too long, in memory of its size."""
         try:
-            MPI.Message.fromhandle(self._words.item(_MESSAGE)).Recv([data, MPI.BYTE])
+            MPI.Message.fromhandle(self._words.item(_MESSAGE)).Recv([into, MPI.BYTE])
         except MPI.Exception as error:
+            keep_unfilled(into)
             raise translated(error) from None
-        return data
+        return into
 
     def _fail(self) -> None:
         raise translated(MPI.Exception(self._words.item(_ERROR)))

@@ -278,18 +278,28 @@ class Link:
             self._sendings.popleft()
         return bool(self._sendings)
 
-    def poll(self, source: int = ANY, tag: int = MPI.ANY_TAG) -> Message | None:
-        """The next waiting message, or None."""
+    def poll(
+        self,
+        source: int = ANY,
+        tag: int = MPI.ANY_TAG,
+        room: Callable[[int], Bytes] | None = None,
+    ) -> Message | None:
+        """The next waiting message, or None; `room` gives the memory for so many bytes."""
         status = self._status
         try:
             handle = self.comm.Improbe(source, tag, status)
             if handle is None:
                 return None
-            data = np.empty(status.Get_count(_BYTE), np.uint8)
-            handle.Recv([data, _BYTE])
-            return Message(data, status.Get_source(), status.Get_tag())
+            count = status.Get_count(_BYTE)
+            data = np.empty(count, np.uint8) if room is None else room(count)
         except MPI.Exception as error:
             raise translated(error) from None
+        try:
+            handle.Recv([data, _BYTE])
+        except MPI.Exception as error:
+            keep_unfilled(data)
+            raise translated(error) from None
+        return Message(data, status.Get_source(), status.Get_tag())
 
     def receive_pieces(self, pieces: Sequence[Bytes], source: int, tag: int, share: bool) -> None:
         """Take one message into each of these arrays, of exactly its size, in their order. Looks
@@ -374,6 +384,13 @@ class Link:
 
 
 _GRAVEYARD: list[Sending | Receiving] = []
+_UNFILLED: list[Bytes] = []
+
+
+def keep_unfilled(data: Bytes) -> None:
+    """Keep memory whose message has failed for as long as the process lives: MPI may still write
+    to it."""
+    _UNFILLED.append(data)
 
 
 def _pieces(*arrays: Array) -> list[tuple[Array, ...]]:

@@ -19,6 +19,7 @@ from diml.checkpoint.codec import encode as encode_tree
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import Consistency
 from diml.ps.message import (
+    OF_COMMIT,
     Address,
     Bytes,
     Kind,
@@ -36,6 +37,7 @@ from diml.ps.saving import Nowhere
 from diml.ps.shard import Shard
 from diml.ps.snapshot import Snapshot, Tree
 from diml.ps.tables import TableSpec
+from tests.sim.ps_neighbours import Shared
 
 Steps = Generator[None, None, None]
 
@@ -163,8 +165,11 @@ class Cluster:
         consistency: Consistency,
         on_wire: bool,
         cache_rows: int | None,
+        neighbours: bool,
     ) -> None:
         self.rng = rng
+        # Whether all are on one host.
+        self.shared = Shared() if neighbours else None
         self.workers, self.servers, self.replicas = workers, servers, replicas
         self.consistency = consistency
         self.on_wire = on_wire
@@ -191,9 +196,54 @@ class Cluster:
     def post(self, sender: Address, sends: list[Send]) -> None:
         for send in sends:
             message = whole(send.message)
+            if self.shared is not None and message.kind in OF_COMMIT:
+                self._replicate(self.shared, sender, send.to, message)
+                continue
             if self.on_wire:
                 message = decode(encode(message).copy())
             self.channels.setdefault((sender, send.to), deque()).append(message)
+
+    def _replicate(self, shared: Shared, sender: Address, to: Address, part: Message) -> None:
+        """A part of a commit: once it is whole the replica has it, or is sent it."""
+        rest = shared.replicate(self.seats[sender].uid, self.seats[to].uid, part)
+        if rest is None:
+            return
+        if not rest:
+            done = Message(Kind.COMMITTED, shard=part.shard, mark=part.mark)
+            self.channels.setdefault((to, sender), deque()).append(done)
+        for message in rest:
+            self.channels.setdefault((sender, to), deque()).append(message)
+
+    def look(self, to: Address, giver: int) -> None:
+        """Have a process look at what a neighbour has given it."""
+        if self.shared is None:
+            return
+        node = self.seats[to].node
+        places = [place for place, process in self.seats.items() if process.uid == giver]
+        # A giver that has died has no place any more; nobody answers it.
+        sender = places[0] if places else to
+        self.shared.take(
+            self.seats[to].uid, giver, lambda part: self.post(to, node.handle(sender, part))
+        )
+
+    def look_somewhere(self) -> bool:
+        """Have some process look; whether there was anything to see."""
+        waiting = self.shared.waiting() if self.shared is not None else []
+        if not waiting:
+            return False
+        giver, uid = self.rng.choice(waiting)
+        (place,) = [place for place, process in self.seats.items() if process.uid == uid]
+        self.look(place, giver)
+        return True
+
+    def hold(self) -> None:
+        """At the beginning of a repair: all take up what they were given."""
+        if self.shared is None:
+            return
+        uids = {process.uid: place for place, process in self.seats.items()}
+        for giver, uid in self.shared.waiting():
+            if uid in uids:
+                self.look(uids[uid], giver)
 
     def deliver(self, pair: tuple[Address, Address]) -> None:
         channel = self.channels[pair]
@@ -208,6 +258,10 @@ class Cluster:
             assert process.worker is not None
             process.worker.core.handle(sender.number, message)
         else:
+            # What was handed over before a message was sent comes before it.
+            self.look(to, self.seats[sender].uid)
+            if self.shared is not None and message.kind is Kind.UPDATE:
+                message = self.shared.received(process.uid, message)
             self.post(to, process.node.handle(sender, message))
 
     def _say(self, line: str) -> None:
@@ -256,6 +310,9 @@ class Cluster:
             raise Died
 
     def _repair(self, newcomer: Callable[[int], Worker], chance: float) -> None:
+        self.hold()
+        if self.shared is not None:
+            self.shared.end()
         places = sorted(self.seats)
         reports = [self._report(place) for place in places]
         plan = make_plan(reports, self.replicas)

@@ -51,6 +51,7 @@ class Shape:
     cache_rows: int | None
     sparse: bool
     durable: bool
+    neighbours: bool
 
 
 def shape_of(rng: random.Random) -> Shape:
@@ -73,6 +74,7 @@ def shape_of(rng: random.Random) -> Shape:
         cache_rows=rng.choice((None, None, 0, 3)),
         sparse=rng.random() < 0.3,
         durable=rng.random() < 0.3,
+        neighbours=rng.random() < 0.5,
     )
 
 
@@ -100,6 +102,7 @@ class Schedule:
         self.cluster = Cluster(
             self.rng, shape.workers, shape.servers, shape.spares, shape.replicas,
             shape.consistency, shape.on_wire, shape.cache_rows,
+            shape.neighbours,
         )  # fmt: skip
         self.count = TableSpec(
             "count", shape.rows, shape.workers, "int32", seed=seed, sparse=shape.sparse
@@ -260,6 +263,8 @@ class Schedule:
         moves = cluster.channels
         if moves and rng.random() < 0.7:
             cluster.deliver(rng.choice(list(moves)))
+            return True
+        if rng.random() < 0.2 and cluster.look_somewhere():
             return True
         flushes = [
             place for place, process in cluster.seats.items()

@@ -12,7 +12,7 @@ from diml.ps.message import NO_IDS, NO_ROWS, Address, Kind, Message, Send, updat
 from diml.ps.recovery import Plan, Report
 from diml.ps.saving import Saving, Storage
 from diml.ps.shard import Shard
-from tests.sim import ps_schedule
+from tests.sim import ps_cluster, ps_schedule
 from tests.sim.ps_schedule import POINTS, Schedule, check
 
 SCHEDULES = 600
@@ -35,8 +35,8 @@ def test_a_seed_draws_everything() -> None:
     assert first.rng.getstate() == second.rng.getstate()
 
 
-def _caught() -> bool:
-    for seed in range(400):
+def _caught(first: int = 0) -> bool:
+    for seed in range(first, first + 400):
         try:
             check(seed)
         except Exception:
@@ -67,6 +67,13 @@ def test_a_replica_that_acknowledges_and_forgets_is_caught(
         return report(self, place, client)
 
     monkeypatch.setattr(node_core.NodeCore, "report", forgetful)
+    assert _caught()
+
+
+def test_a_replica_that_forgets_what_it_was_handed_over_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ps_cluster.Cluster, "hold", lambda self: None)
     assert _caught()
 
 
@@ -128,7 +135,7 @@ def test_a_worker_that_forgets_what_another_server_lacks_is_caught(
                 retained.popleft()
 
     monkeypatch.setattr(sent.Sent, "_trim", hasty)
-    assert _caught()
+    assert _caught(400)
 
 
 def test_a_meeting_that_forgets_former_lives_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
