@@ -119,12 +119,18 @@ def throughput() -> None:
 def replication() -> None:
     """The same with and without a replica."""
     print("replication, one worker, one server, 10,000 rows of 32 float32 a clock")
-    off, on = _best(
+    off, on, *hand = _best(
         Start(3, "table", (10_000, 0), {**STANDBY, "DIML_PS_REPLICAS": "0"}),
         Start(3, "table", (10_000, 0), STANDBY),
+        *(Start(3, "replicated", (10_000, how)) for how in range(3)),
     )
+    alone, *forwarding = (run["step_us"] for run in hand)
     _line("off", f"{off['step_us']:.0f} us", "1.00", "")
     _line("on", f"{on['step_us']:.0f} us", f"{on['step_us'] / off['step_us']:.2f}", "at most 1.25")
+    _line("by hand in one loop: off", f"{alone:.0f} us", "1.00", "")
+    for how, step_us in zip(("whole", "piece by piece"), forwarding, strict=True):
+        what = f"replication by hand in one loop, forwarded {how}"
+        _line(what, f"{step_us:.0f} us", f"{step_us / alone:.2f}", "")
 
 
 def idle() -> None:

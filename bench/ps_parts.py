@@ -18,7 +18,7 @@ import numpy as np
 import diml
 from diml.world import mpi_params
 
-TABLE_ROWS, WIDTH = 100_000, 32
+TABLE_ROWS, WIDTH, PIECE_BYTES = 100_000, 32, 1 << 18
 SPARE_STARTS_S = 2.5
 
 
@@ -122,6 +122,67 @@ def table(rows: int, staleness: int) -> None:
             _say(step_us=slowest, updates_per_s=ps.workers * rows / slowest * 1e6)
 
 
+def replicated(rows: int, how: int) -> None:
+    """The same exchange by hand beside a third process: `how` is 0 if that one sleeps; if the
+    server forwards to it what it has added and waits for its answer before its own, 1 if as a
+    whole, 2 if piece by piece, each as soon as it is there."""
+    with mpi_params.eager(os.environ):
+        from mpi4py import MPI
+
+    from diml.kernels.rows import scatter_add
+
+    comm = MPI.COMM_WORLD
+    ids, values = _ids(rows), np.zeros((TABLE_ROWS, WIDTH), np.float32)
+    ask, give = np.ones(64 + 8 * rows, np.uint8), np.ones(64 + 4 * WIDTH * rows, np.uint8)
+    push, ack = np.ones(64 + (8 + 4 * WIDTH) * rows, np.uint8), np.ones(64, np.uint8)
+    deltas = np.ones((rows, WIDTH), np.float32)
+    given = give[64:].view(np.float32).reshape(rows, WIDTH)
+    pushed = push[64 + 8 * rows :].view(np.float32).reshape(rows, WIDTH)
+    step = PIECE_BYTES if how == 2 else len(push)
+    pieces = [push[low : low + step] for low in range(0, len(push), step)]
+    scatter_add(values, 0, ids, deltas)
+
+    def wait(*requests: Any) -> None:
+        # Three processes may share two cores.
+        while not MPI.Request.Testall(list(requests)):
+            os.sched_yield()
+
+    def worker() -> None:
+        wait(comm.Isend(ask, 1), comm.Irecv(give, 1))
+        np.copyto(pushed, deltas)
+        wait(*(comm.Isend(piece, 1) for piece in pieces), comm.Irecv(ack, 1))
+
+    def server() -> None:
+        wait(comm.Irecv(ask, 0))
+        np.take(values, ids, axis=0, out=given, mode="clip")
+        wait(comm.Isend(give, 0))
+        forwarded = []
+        for receiving, piece in [(comm.Irecv(piece, 0), piece) for piece in pieces]:
+            wait(receiving)
+            if how:
+                forwarded.append(comm.Isend(piece, 2))
+        scatter_add(values, 0, ids, pushed)
+        if how:
+            wait(comm.Irecv(ack, 2), *forwarded)
+        wait(comm.Isend(ack, 0))
+
+    def replica() -> None:
+        wait(*[comm.Irecv(piece, 1) for piece in pieces])
+        wait(comm.Isend(ack, 1))
+        scatter_add(values, 0, ids, pushed)
+
+    if comm.rank == 2 and not how:
+        ended = comm.Irecv(ack, 0)
+        while not ended.Test():
+            time.sleep(4e-3)
+        return
+    step_us = _least_us((worker, server, replica)[comm.rank], rows)
+    if comm.rank == 0:
+        if not how:
+            comm.Send(ack, 2)
+        _say(step_us=step_us)
+
+
 def stragglers(staleness: int, clocks: int = 60) -> None:
     """The same work under delays drawn at random: how long all workers take."""
     rng = np.random.default_rng(0)
@@ -166,7 +227,13 @@ def _say(**numbers: float) -> None:
     print(json.dumps(numbers), flush=True)
 
 
-PARTS = {"raw": raw, "table": table, "stragglers": stragglers, "compute": compute}
+PARTS = {
+    "raw": raw,
+    "table": table,
+    "replicated": replicated,
+    "stragglers": stragglers,
+    "compute": compute,
+}
 
 if __name__ == "__main__":
     PARTS[sys.argv[1]](*map(int, sys.argv[2:4]))  # type: ignore[operator]

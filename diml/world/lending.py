@@ -151,7 +151,7 @@ class Borrowed:
     @property
     def waiting(self) -> bool:
         """Whether something was handed over that has not been taken."""
-        return self._counts.item(_HANDED) != self._counts.item(_TAKEN)
+        return bool(self._counts.item(_HANDED) != self._counts.item(_TAKEN))
 
     def take(self) -> list[Bytes]:
         """What was handed over since the last time, in that order. Each block is the owner's again
