@@ -338,6 +338,8 @@ class Node:
         """Bring every shard back to its holders; collective over `full`. Raises PeerFailed, and
         GaveUp (on everyone) if rows have no holder left."""
         world, link = self._world, self._world.full
+        if world.epoch and self._core.server is not None:
+            world.drill(self._closed, 0, "repair")
         for sender, message in self._port.held():
             self._core.handle(sender, message)
         place = self._place()

@@ -125,6 +125,24 @@ def test_as_many_adjacent_servers_as_there_are_replicas_may_die_at_once(
     assert _verdicts(finished) == undisturbed, finished.report()
 
 
+def test_more_adjacent_servers_than_replicas_end_in_the_named_error() -> None:
+    # The second one dies where the first does or, if it has not come there, in the repair.
+    finished = run_mpi(
+        3 + 3 + 2,
+        PROGRAM,
+        args=["--clocks", CLOCKS],
+        env={
+            "DIML_SERVERS": "3",
+            "DIML_SPARES": "2",
+            "DIML_PS_REPLICAS": "1",
+            "DIML_DRILL": "3,12,0,0 4,12,0,0 4,11,0,0,repair",
+        },
+        timeout_s=90,
+    ).expect(1)
+    assert len(re.findall(r"lost rows count\[0:\d+\], model\[0:\d+\]", finished.stderr)) == 1
+    assert "digest" not in finished.stdout, finished.report()
+
+
 def test_lost_rows_are_named_and_never_made_anew() -> None:
     finished = run_mpi(
         3,
