@@ -20,8 +20,8 @@ from mpi4py import MPI
 from numba import njit, types
 from numpy.typing import NDArray
 
-from diml.world.link import ANY, Bytes, Link, keep_unfilled
-from diml.world.transfer import Sending, translated
+from diml.world.link import ANY, Bytes, Link
+from diml.world.transfer import Sending, keep_unfilled, translated
 
 # Where MPI reads and writes, in words of 64 bits: handles, what MPI answers, and at the end what it
 # says of a message.

@@ -23,7 +23,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from diml.errors import DimlError, PeerFailed
-from diml.world.transfer import Receiving, Sending, translated
+from diml.world.transfer import Receiving, Sending, keep_unfilled, translated
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
@@ -384,13 +384,6 @@ class Link:
 
 
 _GRAVEYARD: list[Sending | Receiving] = []
-_UNFILLED: list[Bytes] = []
-
-
-def keep_unfilled(data: Bytes) -> None:
-    """Keep memory whose message has failed for as long as the process lives: MPI may still write
-    to it."""
-    _UNFILLED.append(data)
 
 
 def _pieces(*arrays: Array) -> list[tuple[Array, ...]]:

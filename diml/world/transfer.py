@@ -94,3 +94,12 @@ class Receiving:
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
+
+
+_UNFILLED: list[object] = []
+
+
+def keep_unfilled(buffer: object) -> None:
+    """Keep memory whose message has failed as long as the process lives: MPI may still write to
+    it."""
+    _UNFILLED.append(buffer)
