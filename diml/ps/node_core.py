@@ -4,7 +4,8 @@ Owns what a process holds, from the start through repairs, whatever its role is 
 not know MPI: the driver carries messages and transfers, the simulator does the same in memory.
 Invariant: a copy changes only by a whole commit, so it always equals some version of its shard. A
 commit is acknowledged once it is here as a whole and installed when there is time: whoever asks
-for the copy finds it installed.
+for the copy finds it installed. One that was handed over in memory (`Flag.HELD`) counts as here
+before it comes to `handle`: the driver sees to it that it does so before a repair asks.
 """
 
 from __future__ import annotations
