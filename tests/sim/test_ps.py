@@ -85,7 +85,7 @@ def test_a_replica_that_drops_updates_passed_on_is_caught(monkeypatch: pytest.Mo
             install(self, part, closes, between)
 
     monkeypatch.setattr(Shard, "_install", careless)
-    assert _caught()
+    assert _caught(400)
 
 
 def test_a_server_that_does_not_apply_what_it_passes_on_is_caught(
