@@ -67,7 +67,7 @@ class Report:
         if not math.isnan(end.test_rmse):
             lines.append(f"held-out RMSE  {end.test_rmse:.4g}")
         work = f"{end.iteration} iterations of {self._updates:,} entries in {end.seconds:.2f} s"
-        lines.append(f"updates        {self.rate:.1f} M/s ({work}, {workers} workers)")
+        lines.append(f"updates        {self.rate:.3g} M/s ({work}, {workers} workers)")
         if noise and not math.isnan(end.test_rmse):
             ratio = end.test_rmse / noise
             met = "met" if ratio <= FLOOR_MARGIN else "NOT met"
