@@ -184,6 +184,8 @@ class WorldPort:
         awake_s = 0.0 if self._standing_by else _AWAKE_S - self._idle_s
         awake_s = awake_s if awake_s < timeout_s else timeout_s
         count = direct.receive(into, PS_TAG, awake_s, self._crowded)
+        # The memory of what has left meanwhile, still in the cache, is that of the next message.
+        link.still_sending()
         if count == len(into):
             data, source = into, direct.source
         elif count != NOTHING:
