@@ -260,9 +260,10 @@ class Job:
 
         Args:
             facts: the same on all workers, a fingerprint of the data set for one. A run goes on
-                only from a checkpoint with equal facts, of the same program and seed.
+                only from a checkpoint with equal facts, of the same program and seed. Where they
+                differ between workers, the next checkpoint raises Mismatch, or the end of the job.
         """
-        self._engine.durability.identify(facts)
+        self._engine.identify(facts)
         self._node.identify(facts)
 
     def log(self, text: str) -> None:

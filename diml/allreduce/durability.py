@@ -10,7 +10,7 @@ Invariant: a version is written only after it was committed on all workers.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diml.allreduce.operation import Kind, Request, signature
@@ -65,7 +65,7 @@ class Durability:
         """What remembers a signal to end in good order."""
         return self._keeper.stop if self._keeper is not None else None
 
-    def identify(self, facts: dict[str, object]) -> None:
+    def identify(self, facts: Mapping[str, object]) -> None:
         """Add facts that tell this job's checkpoints from those of others."""
         if self._keeper is not None:
             self._keeper.identify(facts)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -234,6 +234,11 @@ class Engine:
         self._long_call(
             request.site, lambda: self._driver.perform(lambda: self._core.meet(request, none))
         )
+
+    def identify(self, facts: Mapping[str, object]) -> None:
+        """Tell what job this is: durable checkpoints, and the comparison of the ranks."""
+        self._core.identify(facts)
+        self.durability.identify(facts)
 
     def repair(self, error: PeerFailed) -> None:
         """A call outside of the collectives has failed: repair the world. Raises Shrunk if it

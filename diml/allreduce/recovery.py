@@ -75,7 +75,7 @@ class Core(State):
 
     def compare(self, request: Request) -> Script[None]:
         """Compare the histories of all ranks, this request included. Raises Mismatch."""
-        trace = self.log.trace(request.signature)
+        trace = self.trace(request)
         high, negative_low, *self.rode = yield Reduce((trace, -trace, *self.riding))
         if high != -negative_low:
             yield from explain(self, request)
@@ -146,7 +146,7 @@ class Core(State):
             if self.beside.served:
                 check_clock(self, request, ahead, self.prefetched.values())
             return ahead
-        standing = Standing(place, self.log.trace(request.signature), bare)
+        standing = Standing(place, self.trace(request), bare)
         while True:
             merged = yield Reduce(standing.summary())
             decision = decide(merged)

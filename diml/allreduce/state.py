@@ -9,7 +9,9 @@ Invariant: a result is in the log of the present stage before the caller sees it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diml.allreduce.log import Log, Record, Result
@@ -86,6 +88,8 @@ class State:
         riding, rode: numbers that travel with it, and their maxima (none once a repair came).
         beside: what it knows of the parameter server of the job.
         prefetched: results that wait for this rank to come to their places.
+        facts, told: what the program has told of the job (`identify`), the same on all ranks; and
+            a hash of it.
     """
 
     def __init__(
@@ -116,6 +120,8 @@ class State:
         self.rode: list[int] = []
         self.beside = Beside()
         self.prefetched: dict[Place, Record] = {}
+        self.facts: dict[str, str] = {}
+        self.told = 0
 
     def seat(
         self,
@@ -176,6 +182,17 @@ class State:
         if not self.loaded:
             return Place(Stage.BOOT, 0, self.sequence)
         return Place(Stage.STEP, self.version, self.sequence)
+
+    def identify(self, facts: Mapping[str, object]) -> None:
+        """Note what the program tells of the job before its load."""
+        self.facts.update({name: str(value) for name, value in facts.items()})
+        words = json.dumps(self.facts, sort_keys=True).encode()
+        self.told = int.from_bytes(hashlib.blake2b(words, digest_size=7).digest(), "little")
+
+    def trace(self, request: Request) -> int:
+        """Hash of the calls since the stage began, this one included; from the load on, of the
+        facts too: before, a rank may have yet to tell them that others have told."""
+        return self.log.trace(self.told if self.loaded else 0, request.signature)
 
     def finish(self, request: Request, result: Result) -> None:
         """Record a result; from now on this rank stands behind it."""

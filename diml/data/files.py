@@ -1,12 +1,14 @@
 """The files that a name on the command line stands for: one, a directory's, or a pattern's.
 
-Owns names only; opens nothing. Invariant: the order of the files depends on their names alone.
+Owns names, and the words where one name is not the same file everywhere; opens nothing. Invariant:
+the order of the files depends on their names alone.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from diml.errors import Misuse
@@ -32,3 +34,13 @@ def files_of(name: str | os.PathLike[str]) -> list[str]:
     if not found:
         raise Misuse(f"{name}: no file there")
     return sorted(found)
+
+
+def check_same_file(name: object, shapes: Sequence[tuple[int, int]]) -> None:
+    """Raise Misuse where workers, of which these are rows and columns, see different files."""
+    for worker, (rows, columns) in enumerate(shapes):
+        if (rows, columns) != shapes[0]:
+            raise Misuse(
+                f"{name}: {rows} x {columns} to worker {worker}, {shapes[0][0]} x {shapes[0][1]} "
+                "to worker 0: put the same file on all hosts"
+            )

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diml.data import fingerprint
+from diml.data.files import check_same_file
 from diml.data.outputs import check_writable
 from diml.errors import Misuse
 from diml.jobs.account import Account
@@ -259,16 +260,6 @@ def parser() -> JobParser:
     return made
 
 
-def check_same_file(name: str, shapes: Sequence[tuple[int, int]]) -> None:
-    """Raise Misuse where workers, of which these are rows and columns, see different files."""
-    for worker, (rows, columns) in enumerate(shapes):
-        if (rows, columns) != shapes[0]:
-            raise Misuse(
-                f"{name}: {rows} x {columns} to worker {worker}, {shapes[0][0]} x {shapes[0][1]} "
-                "to worker 0: put the same file on all nodes"
-            )
-
-
 def main(arguments: Sequence[str]) -> int | None:
     """Cluster the rows of a file, or of planted clouds."""
     flags = parse(parser(), arguments)
@@ -300,7 +291,7 @@ def _cluster(job: Job, flags: argparse.Namespace) -> None:
     if rows.total < flags.k:
         raise Misuse(f"--k {flags.k}: there are only {rows.total} rows")
     told = job.allgather((rows.fingerprint(), rows.total, rows.columns))
-    check_same_file(f"{flags.datafile}", [(total, columns) for _, total, columns in told])
+    check_same_file(flags.datafile, [(total, columns) for _, total, columns in told])
     data = fingerprint.together(mine for mine, _, _ in told)
     job.identify(data=f"{rows.total}x{rows.columns} {data}", k=flags.k)
     model = train(job, rows, flags.k, flags.num_iterations, flags.tolerance)

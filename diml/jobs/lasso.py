@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 import diml
 from diml.data import design_planted, fingerprint
 from diml.data.design import read_design
+from diml.data.files import check_same_file
 from diml.data.outputs import check_writable
 from diml.errors import Misuse
 from diml.jobs.account import Account
@@ -216,13 +217,16 @@ def validated(job: diml.Job, flags: Namespace, held: Columns, y: NDArray[np.floa
 
 
 def _fingerprint(job: diml.Job, held: Columns, y: NDArray[np.float64]) -> str:
-    """Of X and y, the same on all workers and for any number of them."""
+    """Of X and y, the same on all workers and for any number of them. Raises Misuse, on all,
+    where they have read different files."""
     if isinstance(held, SparseColumns):
         mine = fingerprint.of_csr(held.indptr, held.indices, held.data, held.first)
     else:
         mine = fingerprint.of_dense(held.X.T, held.first)
     response = fingerprint.of_dense(y, held.total)
-    return fingerprint.together([*job.allgather(mine), response])
+    told = job.allgather((mine, held.rows, held.total))
+    check_same_file("the design", [(rows, total) for _, rows, total in told])
+    return fingerprint.together([*(piece for piece, _, _ in told), response])
 
 
 def _policy(flags: Namespace, variables: int, seed: int) -> Policy:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from diml.data.files import check_same_file
 from diml.errors import Misuse
-from diml.jobs.kmeans import check_same_file, dense_rows, edges, generated, read_rows
+from diml.jobs.kmeans import dense_rows, edges, generated, read_rows
 from diml.kernels.kmeans import assign_dense, assign_sparse, nearer_dense, nearer_sparse
 
 
