@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.helpers.mpi import CHECKOUT
 
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "munged", "unshare", "runuser")
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "munged", "unshare")
 NODES = ("n1", "n2")
 _QUIET_S = 4.0
 _CONFIGURATION = """\
@@ -102,7 +102,7 @@ class Cluster:
             "DIML_VENV": sys.prefix,
             "OMP_NUM_THREADS": "1",
         }
-        _munge()
+        self._munge()
         self._start([_which("slurmctld"), "-D", "-f", str(self.configuration)], "ctld")
         for name in NODES:
             self.start_node(name)
@@ -111,10 +111,26 @@ class Cluster:
             assert time.monotonic() < deadline, self.logs()
             time.sleep(0.1)
 
-    def _start(self, command: Sequence[str | None], name: str) -> subprocess.Popen[bytes]:
+    def _munge(self) -> None:
+        """Have munge answer, by a daemon of the test's own where the machine has none."""
+        if subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
+            return
+        Path("/run/munge").mkdir(exist_ok=True)
+        shutil.chown("/run/munge", "munge", "munge")
+        self._start([_which("munged"), "--foreground"], "munged", user="munge")
+        deadline = time.monotonic() + 20
+        while subprocess.run(["munge", "-n"], capture_output=True).returncode != 0:
+            assert time.monotonic() < deadline, "munge does not answer"
+            time.sleep(0.1)
+
+    def _start(
+        self, command: Sequence[str | None], name: str, user: str | None = None
+    ) -> subprocess.Popen[bytes]:
         words = [word for word in command if word is not None]
         with (self.folder / f"{name}.out").open("ab") as out:
-            process = subprocess.Popen(words, stdout=out, stderr=out, env=self.env)
+            process = subprocess.Popen(
+                words, stdout=out, stderr=out, env=self.env, user=user, group=user
+            )
         self._own.append(process)
         return process
 
@@ -239,19 +255,6 @@ def _free_ports(count: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
-
-
-def _munge() -> None:
-    """Have munge answer: the daemon is the machine's, and stays."""
-    if subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
-        return
-    Path("/run/munge").mkdir(exist_ok=True)
-    shutil.chown("/run/munge", "munge", "munge")
-    subprocess.run(["runuser", "-u", "munge", "--", str(_which("munged"))], check=True)
-    deadline = time.monotonic() + 20
-    while subprocess.run(["munge", "-n"], capture_output=True).returncode != 0:
-        assert time.monotonic() < deadline, "munge does not answer"
-        time.sleep(0.1)
 
 
 @contextlib.contextmanager
