@@ -29,7 +29,7 @@ ClusterName=ci
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 AuthType=auth/munge
-AuthInfo=cred_expire=15
+AuthInfo=cred_expire=15,socket={folder}/munge/socket
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
@@ -112,25 +112,29 @@ class Cluster:
             time.sleep(0.1)
 
     def _munge(self) -> None:
-        """Have munge answer, by a daemon of the test's own where the machine has none."""
-        if subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
-            return
-        Path("/run/munge").mkdir(exist_ok=True)
-        shutil.chown("/run/munge", "munge", "munge")
-        self._start([_which("munged"), "--foreground"], "munged", user="munge")
+        """Start a munge daemon of this cluster's own: another cluster's end does not end it."""
+        home = self.folder / "munge"
+        home.mkdir()
+        (home / "key").touch(0o600)
+        (home / "key").write_bytes(os.urandom(128))
+        files = {"key-file": "key", "log-file": "log", "pid-file": "pid", "seed-file": "seed"}
+        places = [f"--{option}={home / name}" for option, name in files.items()]
+        socket_file = home / "socket"
+        # The folder is root's alone, as all of this cluster's users are: "--force" lets that be.
+        self._start(
+            [_which("munged"), "--foreground", "--force", f"--socket={socket_file}", *places],
+            "munged",
+        )
+        ask = ["munge", "-n", "-S", str(socket_file)]
         deadline = time.monotonic() + 20
-        while subprocess.run(["munge", "-n"], capture_output=True).returncode != 0:
-            assert time.monotonic() < deadline, "munge does not answer"
+        while subprocess.run(ask, capture_output=True).returncode != 0:
+            assert time.monotonic() < deadline, f"munge does not answer\n{self.logs()}"
             time.sleep(0.1)
 
-    def _start(
-        self, command: Sequence[str | None], name: str, user: str | None = None
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, command: Sequence[str | None], name: str) -> subprocess.Popen[bytes]:
         words = [word for word in command if word is not None]
         with (self.folder / f"{name}.out").open("ab") as out:
-            process = subprocess.Popen(
-                words, stdout=out, stderr=out, env=self.env, user=user, group=user
-            )
+            process = subprocess.Popen(words, stdout=out, stderr=out, env=self.env)
         self._own.append(process)
         return process
 
