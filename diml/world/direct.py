@@ -30,9 +30,7 @@ _STATUS, _STATUS_WORDS = 8, 16
 _WORD = 8
 
 # What a call has come to, where that is no number of bytes.
-NOTHING = -1
-_FAILED = -2
-_UNDER_WAY = -3
+NOTHING, FAILED, UNDER_WAY = -1, -2, -3
 
 # A receive looks at the clock each time that it has looked so often for a message.
 _LOOKS = 8
@@ -73,8 +71,9 @@ Words = NDArray[np.int64]
 
 
 @njit(cache=True, nogil=True)
-def _send(words: Words, buffer: Bytes, dest: int, tag: int) -> int:
-    """Start to send; 0, or _FAILED, or _UNDER_WAY."""
+def send(words: Words, buffer: Bytes, dest: int, tag: int) -> int:
+    """Start to send, from compiled code; 0, or FAILED, or UNDER_WAY, for `Direct.sent` to take up
+    before the next call."""
     at = words.ctypes.data
     error = _isend(
         buffer.ctypes.data, buffer.shape[0], words[_BYTE], dest, tag, words[_COMM],
@@ -82,19 +81,20 @@ def _send(words: Words, buffer: Bytes, dest: int, tag: int) -> int:
     )  # fmt: skip
     if error != 0:
         words[_ERROR] = error
-        return _FAILED
+        return FAILED
     words[_FLAG] = 0
     # As in `Sending.done`: a send to the dead counts as done.
     error = _test(at + _WORD * _REQUEST, at + _WORD * _FLAG, at + _WORD * _STATUS)
-    return 0 if error != 0 or words[_FLAG] != 0 else _UNDER_WAY
+    return 0 if error != 0 or words[_FLAG] != 0 else UNDER_WAY
 
 
 @njit(cache=True, nogil=True)
-def _receive(
+def receive(
     words: Words, into: Bytes, source: int, tag: int, patience_s: float, share: bool
 ) -> int:
-    """Wait for a message so long. Its length, NOTHING, or _FAILED; a message that is longer than
-    `into` is left to be taken."""
+    """Wait for a message so long, from compiled code. Its length, NOTHING, or FAILED, for
+    `Direct.received` to take up before the next call; a message that is longer than `into` is left
+    to be taken."""
     at = words.ctypes.data
     until_s, looks = 0.0, 0
     while True:
@@ -106,7 +106,7 @@ def _receive(
         )  # fmt: skip
         if error != 0:
             words[_ERROR] = error
-            return _FAILED
+            return FAILED
         if words[_FLAG] != 0:
             break
         if patience_s <= 0.0:
@@ -130,27 +130,40 @@ def _receive(
         )
     if error != 0:
         words[_ERROR] = error
-        return _FAILED
+        return FAILED
     return int(count)
+
+
+@njit(cache=True, nogil=True)
+def source_of(words: Words) -> int:
+    """Who has sent what was received last."""
+    return int(words[_STATUS:].view(np.int32)[_SOURCE_AT])
 
 
 class Direct:
     """The short way of one link's messages. Not for two threads at a time.
 
     Raises (every method) as `Link` does.
+
+    Attributes:
+        words: what `send` and `receive` are to be given.
     """
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        words = self._words = np.zeros(_STATUS + _STATUS_WORDS, np.int64)
+        words = self.words = np.zeros(_STATUS + _STATUS_WORDS, np.int64)
         words[_COMM], words[_BYTE] = link.comm.handle, MPI.BYTE.handle
         self._status = words[_STATUS:].view(np.int32)
 
     def send(self, buffer: Bytes, dest: int, tag: int) -> None:
         """As `Link.isend`."""
-        result = _send(self._words, buffer, dest, tag)
-        if result == _UNDER_WAY:
-            request = MPI.Request.fromhandle(self._words.item(_REQUEST))
+        self.sent(send(self.words, buffer, dest, tag), buffer)
+
+    def sent(self, result: int, buffer: Bytes) -> None:
+        """Take up what `send` has come to; the link keeps the buffer alive while it is under
+        way."""
+        if result == UNDER_WAY:
+            request = MPI.Request.fromhandle(self.words.item(_REQUEST))
             self._link.keep(Sending(request, buffer))
         elif result:
             self._fail()
@@ -159,8 +172,11 @@ class Direct:
         """Wait for a message from anyone, without a pause (with `share`, others may have the core
         between two looks). Its length, or NOTHING; where `into` is too short for it, it has to be
         taken by `rest`."""
-        count: int = _receive(self._words, into, ANY, tag, patience_s, share)
-        if count == _FAILED:
+        return self.received(receive(self.words, into, ANY, tag, patience_s, share))
+
+    def received(self, count: int) -> int:
+        """Take up what `receive` has come to."""
+        if count == FAILED:
             self._fail()
         return count
 
@@ -172,11 +188,11 @@ class Direct:
     def rest(self, into: Bytes) -> Bytes:
         """The message that was too long, in memory of its size."""
         try:
-            MPI.Message.fromhandle(self._words.item(_MESSAGE)).Recv([into, MPI.BYTE])
+            MPI.Message.fromhandle(self.words.item(_MESSAGE)).Recv([into, MPI.BYTE])
         except MPI.Exception as error:
             keep_unfilled(into)
             raise translated(error) from None
         return into
 
     def _fail(self) -> None:
-        raise translated(MPI.Exception(self._words.item(_ERROR)))
+        raise translated(MPI.Exception(self.words.item(_ERROR)))
