@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from diml.ps.message import CODES, HEADER_BYTES, Bytes
+from diml.ps.serve_words import answer_read, table_asked
 from diml.ps.server_core import ServerCore
-from diml.ps.words import answer_read, table_asked
 
 
 def quick_answer(server: ServerCore | None, data: Bytes) -> Bytes | None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from diml.ps.message import CODES, HEADER_BYTES, Flag, Ids, Kind, Message, decode, encode
-from diml.ps.words import answer_read, ask_again, copy_update, read_answer, table_asked
+from diml.ps.serve_words import answer_read, table_asked
+from diml.ps.words import ask_again, copy_update, read_answer
 
 IDS = np.array([12, 10, 12, 17])
 TABLE, LOW = 0xFEDCBA98, 10
