@@ -2,7 +2,8 @@
 
 Owns the arithmetic of the rules. Knows arrays only. In all of them w (n, k) are the values,
 `s` (n, slots·k) their state, `ids - base` the rows, g (m, k) the gradients, t the step from 1 on,
-and `o` the numbers of the rule in the order of `diml.ps.rules`. A row stands once in `ids`.
+and `o` the numbers of the rule in the order of `diml.ps.rules`. A row stands once in `ids`;
+one that is not there raises IndexError.
 
 `l1` and `l2` are the weights of λ₁‖w‖₁ + λ₂‖w‖²/2, applied to the rows that an update touches:
 λ₂ by the gradient, λ₁ by the soft threshold, both with the step size of the update.
@@ -16,6 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from diml.kernels.rows import check_rows, place_of
 
 Rows: TypeAlias = NDArray[Any]
 Ids: TypeAlias = NDArray[np.int64]
@@ -36,8 +39,9 @@ def _shrunk(w: float, by: float) -> float:
 def sgd(w: Rows, s: Rows, base: int, ids: Ids, g: Rows, t: int, o: Options) -> None:
     """w -= η(t)·g with η(t) = x·(y+t)^(-z). o = x, y, z, l1, l2 (Petuum's step size)."""
     eta = o[0] * (o[1] + t) ** -o[2]
+    check_rows(ids, g, w.shape[1])
     for i in range(ids.shape[0]):
-        row = ids[i] - base
+        row = place_of(ids[i], base, w.shape[0])
         for k in range(w.shape[1]):
             moved = w[row, k] - eta * (g[i, k] + o[4] * w[row, k])
             w[row, k] = _shrunk(moved, eta * o[3])
@@ -46,8 +50,9 @@ def sgd(w: Rows, s: Rows, base: int, ids: Ids, g: Rows, t: int, o: Options) -> N
 @njit(cache=True, nogil=True)
 def adagrad(w: Rows, s: Rows, base: int, ids: Ids, g: Rows, t: int, o: Options) -> None:
     """z += g², w -= x/√z·g (Duchi, Hazan, Singer 2011). o = x, l1, l2; s = z."""
+    check_rows(ids, g, w.shape[1])
     for i in range(ids.shape[0]):
-        row = ids[i] - base
+        row = place_of(ids[i], base, w.shape[0])
         for k in range(w.shape[1]):
             slope = g[i, k] + o[2] * w[row, k]
             s[row, k] += slope * slope
@@ -64,8 +69,9 @@ def adarevision(w: Rows, s: Rows, base: int, ids: Ids, g: Rows, t: int, o: Optio
     z += g(g + 2b), z' = max(z', z), η = x/√z', w += -ηg + (η_before - η)b, G += g.
     """
     width = w.shape[1]
+    check_rows(ids, g, 2 * width)
     for i in range(ids.shape[0]):
-        row = ids[i] - base
+        row = place_of(ids[i], base, w.shape[0])
         for k in range(width):
             slope = g[i, k]
             late = s[row, k] - g[i, width + k]
@@ -86,8 +92,9 @@ def ftrl(w: Rows, s: Rows, base: int, ids: Ids, g: Rows, t: int, o: Options) -> 
     w is a function of z and n: start values other than zero are left at the first update.
     """
     width = w.shape[1]
+    check_rows(ids, g, width)
     for i in range(ids.shape[0]):
-        row = ids[i] - base
+        row = place_of(ids[i], base, w.shape[0])
         for k in range(width):
             slope = g[i, k]
             n = s[row, width + k]

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from diml.errors import Misuse
 from diml.kernels import rules as kernels
-from diml.kernels.rows import scatter_add
+from diml.kernels.rows import check_rows, place_of, scatter_add
 from diml.ps.tables import TableSpec
 
 Rows: TypeAlias = NDArray[Any]
@@ -132,8 +132,9 @@ def _looped(function: Callable[..., None]) -> Kernel:
     def kernel(
         w: Rows, s: Rows, base: int, ids: NDArray[Any], g: Rows, t: int, o: NDArray[np.float64]
     ) -> None:
+        check_rows(ids, g, w.shape[1])
         for i in range(ids.shape[0]):
-            row = ids[i] - base
+            row = place_of(ids[i], base, w.shape[0])
             step(w[row], s[row], g[i], t, o)
 
     return kernel

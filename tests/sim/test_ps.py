@@ -12,6 +12,8 @@ from diml.ps.message import NO_IDS, NO_ROWS, Address, Kind, Message, Send, updat
 from diml.ps.recovery import Plan, Report
 from diml.ps.saving import Saving, Storage
 from diml.ps.shard import Shard
+from diml.world import lending
+from diml.world.lending import Lender
 from tests.sim import ps_cluster, ps_schedule
 from tests.sim.ps_schedule import POINTS, Schedule, check
 
@@ -35,8 +37,8 @@ def test_a_seed_draws_everything() -> None:
     assert first.rng.getstate() == second.rng.getstate()
 
 
-def _caught(first: int = 0) -> bool:
-    for seed in range(first, first + 400):
+def _caught(first: int = 0, seeds: int = 400) -> bool:
+    for seed in range(first, first + seeds):
         try:
             check(seed)
         except Exception:
@@ -75,6 +77,25 @@ def test_a_replica_that_forgets_what_it_was_handed_over_is_caught(
 ) -> None:
     monkeypatch.setattr(ps_cluster.Cluster, "hold", lambda self: None)
     assert _caught()
+
+
+@pytest.mark.parametrize("heeds", ["nobody", "its owner", "borrowers"])
+def test_memory_that_is_given_out_too_early_is_caught(
+    heeds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by an error, not by a crash: whatever ids turn into, kernels keep to their arrays."""
+    unused = Lender._unused
+
+    def hasty(self: Lender, block: lending._Block) -> bool:
+        if heeds == "its owner":
+            return block.array is None or block.array() is None
+        if heeds == "borrowers":
+            block.array = None
+            return unused(self, block)
+        return True
+
+    monkeypatch.setattr(Lender, "_unused", hasty)
+    assert sum(_caught(seed, 1) for seed in range(60)) > 6
 
 
 def test_a_replica_that_drops_updates_passed_on_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
