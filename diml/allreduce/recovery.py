@@ -55,9 +55,10 @@ class Core(State):
             if record is not None:
                 finish_again(self, request, record)
                 return record.result
-        elif (self.sequence + 1) % self.compare_every == 0:
+        elif (self.sequence + 1) % self.compare_every == 0 or not self.has_met(request):
             yield from self.compare(request)
         result: Result = yield Execute(request)
+        self.meet_kind(request)
         self.finish(request, result)
         return result
 

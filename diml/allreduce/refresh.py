@@ -31,7 +31,7 @@ def refresh(state: State) -> Script[None]:
     states that belong on it. If ranks are gone for good, all begin again at that version. Raises
     GaveUp on all ranks alike if something has no holder.
     """
-    state.recovering = True
+    state.part()
     state.rode = []
     state.store.drop()
     known, new = state.store.committed, not state.stocked

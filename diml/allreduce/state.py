@@ -22,6 +22,8 @@ from diml.checkpoint.ring import Ring
 from diml.errors import GaveUp
 
 ALL_LOST = "no rank is left that was there when it was made"
+# Kinds of collectives that are remembered; of programs whose arrays never have the same shape.
+_KINDS_MAX = 1 << 16
 
 
 class Beside:
@@ -83,8 +85,8 @@ class State:
         loaded: `load_checkpoint` is behind it.
         recovering: the ranks may stand at different places; they agree before each step.
         stocked: it knows the committed version and holds the local states that belong on it.
-        compare_every: failure-free, the histories are compared at every checkpoint, at exit, and
-            whenever so many collectives have been called.
+        compare_every: failure-free, the histories are compared at every checkpoint, at exit,
+            before the first collective of each kind, and whenever so many have been called.
         riding, rode: numbers that travel with it, and their maxima (none once a repair came).
         beside: what it knows of the parameter server of the job.
         prefetched: results that wait for this rank to come to their places.
@@ -122,6 +124,7 @@ class State:
         self.prefetched: dict[Place, Record] = {}
         self.facts: dict[str, str] = {}
         self.told = 0
+        self._met: set[int] = set()
 
     def seat(
         self,
@@ -201,6 +204,24 @@ class State:
             log.shifts[self.sequence] = request.by
         if log.append(request.signature, request.site, result, request.synchronising):
             self.tighten()
+
+    def has_met(self, request: Request) -> bool:
+        """Whether the ranks have carried out a collective of this signature together before. The
+        first one is compared: ranks whose arrays differ in size mostly do so from the start, and
+        MPI, shown them, may give wrong values, crash, or wait for ever."""
+        return request.signature in self._met
+
+    def meet_kind(self, request: Request) -> None:
+        """Note what all ranks have carried out together: on the present link, so that all, the
+        newcomers of a repair too, note the same."""
+        if len(self._met) >= _KINDS_MAX:
+            self._met.clear()
+        self._met.add(request.signature)
+
+    def part(self) -> None:
+        """A repair: newcomers have met nobody."""
+        self.recovering = True
+        self._met.clear()
 
     def tighten(self) -> None:
         """The log has outgrown its budget: share its results with the other ranks."""
