@@ -20,10 +20,9 @@ from diml.errors import Mismatch
 def check_replay(state: State, request: Request, record: Record) -> None:
     """Raise Mismatch if the recorded collective is not the one that this rank asks for."""
     if record.signature != request.signature:
-        here = f"{request.kind.name.lower()} at {request.site}"
         raise Mismatch(
-            f"rank {state.rank} replays {state.place(request.kind)} as {here}, "
-            f"but the others did it at {record.site} with other arguments"
+            f"ranks called different collectives at {state.place(request.kind)}: rank "
+            f"{state.rank} at {request}, others before it at {record.site}, which differs"
         )
 
 
@@ -31,7 +30,7 @@ def explain(state: State, request: Request) -> Script[None]:
     """Find the first call in which the histories differ, and raise Mismatch everywhere."""
     log = state.log
     mine = [*log.signatures, request.signature]
-    sites: list[Site] = [*log.sites, request.site]
+    sites: list[Site | Request] = [*log.sites, request]
     (length,) = yield Reduce((len(mine),))
     padded = [*mine, *[0] * (length - len(mine))]
     merged = yield Reduce((*padded, *(-number for number in padded)))

@@ -143,7 +143,8 @@ class Engine:
         if gives:
             mine = value if travels_as_array(value) else pickled(value)
         driver, pool = self._driver, self._pool
-        request = Request(Kind.BROADCAST, signature(Kind.BROADCAST, root), site, False)
+        code = signature(Kind.BROADCAST, root)
+        request = Request(Kind.BROADCAST, code, site, False, details=("root", root))
         result = self._collective(
             request, lambda: exchange.broadcast(driver.link, pool, mine, root, driver.held)
         )

@@ -49,6 +49,7 @@ class Request:
         synchronising: no rank can finish before all have begun.
         by: of a shift, how many ranks further the value goes.
         sent: of a shift, what this rank gives: an array, or the bytes of an object.
+        details: what must agree beside the kind, for the words of a mismatch.
     """
 
     kind: Kind
@@ -57,6 +58,12 @@ class Request:
     synchronising: bool = True
     by: int | None = None
     sent: Any = None
+    details: tuple[object, ...] = ()
+
+    def __str__(self) -> str:
+        """The call site, and what is called there."""
+        words = [getattr(one, "__name__", str(one)) for one in self.details]
+        return f"{self.site} ({' '.join([self.kind.name.lower(), *words])})"
 
 
 def signature(kind: Kind, *numbers: int | tuple[int, ...]) -> int:

@@ -220,7 +220,8 @@ class Allreduce:
             return exchange.reduce(driver.link, self._pool, how, send, driver.held)
 
         agreed = signature(Kind.ALLREDUCE, how.code, source.shape)
-        request = Request(Kind.ALLREDUCE, agreed, site, source.size > 0)
+        details = (op, source.dtype, source.shape)
+        request = Request(Kind.ALLREDUCE, agreed, site, source.size > 0, details=details)
         value: Array = self._collective(request, execute).value
         if out is None:
             return value

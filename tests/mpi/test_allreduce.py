@@ -133,6 +133,11 @@ DIVERGES = {
     "count": """
         job.allreduce(np.ones(5 if job.rank == 1 else 4))
     """,
+    "count of an earlier call": """
+        job.allreduce(np.ones(4))
+        job.allreduce(np.ones(5))
+        job.allreduce(np.ones(5 if job.rank == 1 else 4))
+    """,
     "root": """
         job.broadcast(np.ones(4), 1 if job.rank == 1 else 0)
     """,
@@ -172,9 +177,30 @@ def test_a_divergence_names_both_call_sites_before_the_next_commit(what: str, ch
     finished = run_mpi(3, program, timeout_s=60).expect(1)
     assert "committed" not in finished.stdout
     sites = set(re.findall(r"program\.py:(\d+)", finished.stderr))
-    assert len(sites) == (1 if what in ("op", "count", "root") else 2), finished.report()
+    alike = what in ("op", "root") or what.startswith("count")
+    assert len(sites) == (1 if alike else 2), finished.report()
     assert "rank" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(("ranks", "sizes"), [(2, (4, 5)), (3, (1_000_000, 10))])
+def test_arrays_of_other_sizes_are_found_before_mpi_is_shown_them(
+    ranks: int, sizes: tuple[int, int]
+) -> None:
+    # Open MPI gave one of them part of the sum as all of it, or wrote past the end of an array.
+    program = f"""
+        import numpy as np, diml
+        with diml.init() as job:
+            job.load_checkpoint()
+            job.allreduce(np.ones(2))
+            total = job.allreduce(np.ones({sizes}[job.rank == 1]))
+            print("got", total[0], flush=True)
+    """
+    finished = run_mpi(ranks, program, timeout_s=60).expect(1)
+    assert not finished.stdout
+    for size in sizes:
+        assert f"(allreduce sum float64 ({size},))" in finished.stderr, finished.report()
+    assert len(finished.stderr.strip().splitlines()) <= 2, finished.report()
 
 
 @pytest.mark.parametrize(
