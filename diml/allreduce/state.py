@@ -208,8 +208,9 @@ class State:
     def has_met(self, request: Request) -> bool:
         """Whether the ranks have carried out a collective of this signature together before. The
         first one is compared: ranks whose arrays differ in size mostly do so from the start, and
-        MPI, shown them, may give wrong values, crash, or wait for ever."""
-        return request.signature in self._met
+        MPI, shown them, may give wrong values, crash, or wait for ever. Who need not wait for the
+        others (a broadcast's root) does not for this either."""
+        return not request.synchronising or request.signature in self._met
 
     def meet_kind(self, request: Request) -> None:
         """Note what all ranks have carried out together: on the present link, so that all, the
