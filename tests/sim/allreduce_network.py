@@ -14,6 +14,8 @@ from diml.allreduce.protocol import merge
 from diml.allreduce.recovery import Core
 from tests.sim.allreduce_program import Begin, Call, Op, Wish, combine
 
+_NOWHERE = -2  # the slot of a call that no other one meets
+
 
 class Violation(AssertionError):
     """The protocol broke a promise."""
@@ -97,8 +99,7 @@ class Comm:
             differs |= (effect.request.by is None) != (first.request.by is None)
         if differs and self.tolerant:
             self.revoked = True
-            process.slot = len(self.slots)
-            self.slots.append({})
+            process.slot = _NOWHERE
             return True
         if differs:
             # MPI would return nonsense, or hang.
@@ -128,6 +129,8 @@ class Comm:
             return bool(self.mail.get((effect.source, process.rank)))
         if (begun := _begun(process)) is not None:
             return self._source_of(process, begun) in self.begun
+        if process.slot == _NOWHERE:
+            return False
         slot = self.slots[process.slot]
         root = self._root(process)
         return len(slot) == self.size if root is None else root in slot
