@@ -74,6 +74,13 @@ class RemembersTooMuch(Core):
         self.loaded = self.recovering = False
 
 
+class ComparesAlone(Core):
+    """A mutant: it takes newcomers for those with whom it has called all that it has called."""
+
+    def part(self) -> None:
+        self.recovering = True
+
+
 class ForgetfulLog(Log):
     """A log that has lost every second result."""
 
@@ -105,7 +112,10 @@ class SendsTooEarly(Core):
 
 @pytest.mark.parametrize(
     "mutant",
-    [CommitsEarly, NeverAgrees, RemembersTooMuch, forgets, PassesOnNothing, SendsTooEarly],
+    [
+        *(CommitsEarly, NeverAgrees, RemembersTooMuch, ComparesAlone, forgets),
+        *(PassesOnNothing, SendsTooEarly),
+    ],
 )
 def test_mutants_of_the_protocol_are_caught(mutant: Any) -> None:
     caught = 0
