@@ -22,8 +22,8 @@ from diml.checkpoint.ring import Ring
 from diml.errors import GaveUp
 
 ALL_LOST = "no rank is left that was there when it was made"
-# Kinds of collectives that are remembered; of programs whose arrays never have the same shape.
-_KINDS_MAX = 1 << 16
+# Kinds of collectives whose first call on a link is compared.
+_KINDS_MAX = 64
 
 
 class Beside:
@@ -86,7 +86,8 @@ class State:
         recovering: the ranks may stand at different places; they agree before each step.
         stocked: it knows the committed version and holds the local states that belong on it.
         compare_every: failure-free, the histories are compared at every checkpoint, at exit,
-            before the first collective of each kind, and whenever so many have been called.
+            before the first collective of each of the first kinds (see `has_met`), and whenever
+            so many have been called.
         riding, rode: numbers that travel with it, and their maxima (none once a repair came).
         beside: what it knows of the parameter server of the job.
         prefetched: results that wait for this rank to come to their places.
@@ -206,18 +207,23 @@ class State:
             self.tighten()
 
     def has_met(self, request: Request) -> bool:
-        """Whether the ranks have carried out a collective of this signature together before. The
-        first one is compared: ranks whose arrays differ in size mostly do so from the start, and
-        MPI, shown them, may give wrong values, crash, or wait for ever. Who need not wait for the
-        others (a broadcast's root) does not for this either."""
-        return not request.synchronising or request.signature in self._met
+        """Whether a collective need not be compared because the ranks have carried out one of its
+        signature together before, on the present link.
+
+        The first one is compared: ranks whose arrays differ in size mostly do so from the start,
+        and MPI, shown them, may give wrong values, crash, or wait for ever. Who need not wait for
+        the others (a broadcast's root) does not for this either; and beyond the first signatures
+        nothing is compared any more, so that a program whose arrays never have the same shape
+        twice does not pay for two calls each time.
+        """
+        met = self._met
+        return not request.synchronising or request.signature in met or len(met) >= _KINDS_MAX
 
     def meet_kind(self, request: Request) -> None:
         """Note what all ranks have carried out together: on the present link, so that all, the
         newcomers of a repair too, note the same."""
-        if len(self._met) >= _KINDS_MAX:
-            self._met.clear()
-        self._met.add(request.signature)
+        if len(self._met) < _KINDS_MAX:
+            self._met.add(request.signature)
 
     def part(self) -> None:
         """A repair: newcomers have met nobody."""
