@@ -87,8 +87,9 @@ def sparse_moments(
 ) -> None:
     """In one pass: mean[j] = m_j, square[j] = Σ_i (x_ij − m_j)² and dot[j] = x_jᵀr.
 
-    With an empty `mean`, m_j = 0. A column is gone over twice, so that a constant one comes out as
-    (nearly) 0 and not as noise.
+    With an empty `mean`, m_j = 0. A column is gone over twice, and what the second pass finds left
+    of the mean is taken away ("corrected two-pass", Chan, Golub & LeVeque 1983), so that a constant
+    column comes out as (nearly) 0 and not as noise, however long it is.
     """
     rows = len(r)
     for j in range(len(square)):
@@ -100,10 +101,16 @@ def sparse_moments(
             centre /= rows
             mean[j] = centre
         total = (rows - (end - start)) * centre * centre
+        left = (end - start - rows) * centre
         product = 0.0
         for k in range(start, end):
-            total += (data[k] - centre) ** 2
+            off = data[k] - centre
+            total += off * off
+            left += off
             product += data[k] * r[indices[k]]
+        if len(mean) > 0:
+            mean[j] += left / rows
+            total = max(total - left * (left / rows), 0.0)
         square[j] = total
         dot[j] = product
 
@@ -123,10 +130,16 @@ def dense_moments(
             centre /= rows
             mean[j] = centre
         total = 0.0
+        left = 0.0
         product = 0.0
         for i in range(rows):
-            total += (column[i] - centre) * (column[i] - centre)
+            off = column[i] - centre
+            total += off * off
+            left += off
             product += column[i] * r[i]
+        if len(mean) > 0:
+            mean[j] += left / rows
+            total = max(total - left * (left / rows), 0.0)
         square[j] = total
         dot[j] = product
 

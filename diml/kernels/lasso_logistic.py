@@ -2,7 +2,9 @@
 
 Minimises Σ log(1 + exp(−t_i z_i)) + Λ‖β‖₁ + ½μ‖β‖² with z = Xβ + b and labels t_i = ±1 (Yuan, Ho &
 Lin 2012, "An improved GLMNET for l1-regularized logistic regression"). Columns are used as they are
-stored, without means: b takes up any shift of them.
+stored: b takes up any shift of them. Within a Newton step b is the best one for the coefficients at
+every moment, which makes each column one without its weighted mean m_j = Σ w x_j / Σ w: with b as a
+coordinate of its own, columns far from zero would move by tiny steps only.
 Knows nothing of ranks, files, or columns outside the block.
 """
 
@@ -78,21 +80,34 @@ def _weighted(
     block: Block,
     r: Floats,
     weight: Floats,
+    total: float,
     j: int,
-) -> tuple[float, float]:
-    """(x_jᵀr, Σ w x_j²)."""
+) -> tuple[float, float, float]:
+    """(x_jᵀr, Σ w (x_j − m_j)², m_j); m_j = Σ w x_j / total, or 0 where `total`, Σ w, is 0."""
     dot = 0.0
     curve = 0.0
+    mean = 0.0
     if block.form == SPARSE:
-        for k in range(block.indptr[j], block.indptr[j + 1]):
-            dot += block.values[k] * r[block.indices[k]]
-            curve += weight[block.indices[k]] * block.values[k] * block.values[k]
-        return dot, curve
+        start, end = block.indptr[j], block.indptr[j + 1]
+        there = 0.0
+        for k in range(start, end):
+            there += weight[block.indices[k]]
+            mean += weight[block.indices[k]] * block.values[k]
+        mean = mean / total if total > 0.0 else 0.0
+        for k in range(start, end):
+            i = block.indices[k]
+            dot += block.values[k] * r[i]
+            curve += weight[i] * (block.values[k] - mean) ** 2
+        return dot, curve + max(total - there, 0.0) * mean * mean, mean
     row = block.dense[j]
+    if total > 0.0:
+        for i in range(len(r)):
+            mean += weight[i] * row[i]
+        mean /= total
     for i in range(len(r)):
         dot += row[i] * r[i]
-        curve += weight[i] * row[i] * row[i]
-    return dot, curve
+        curve += weight[i] * (row[i] - mean) ** 2
+    return dot, curve, mean
 
 
 @numba.njit(cache=True, nogil=True)
@@ -137,22 +152,24 @@ def _newton_step(
     block: Block,
     bound: float,
     ridge: float,
-    intercept: bool,
+    total: float,
     r: Floats,
     weight: Floats,
     c: Floats,
     curve: Floats,
+    mean: Floats,
     beta: Floats,
     goal: Floats,
     v: Floats,
 ) -> int:
     """Minimise the quadratic model over `goal` (begins at β) and b; v is the change of z.
 
-    Returns the column visits.
+    `total` is Σ w with an intercept, and 0 without one. Returns the column visits.
     """
     goal[:] = beta
     v[:] = 0.0
-    slope_b, curve_b = r.sum(), weight.sum()
+    slope_b = r.sum()
+    pulled = 0.0  # Σ w v
     visits = 0
     first = -1.0
     for sweep in range(_SWEEPS_MAX):
@@ -163,7 +180,7 @@ def _newton_step(
                 continue
             visits += 1
             h = curve[j] + ridge
-            g = c[j] - ridge * goal[j]
+            g = c[j] - ridge * goal[j] - mean[j] * (slope_b - pulled)
             g -= _slope(block, weight, v, j)
             push = g + h * goal[j]
             new = math.copysign(max(abs(push) - bound, 0.0), push) / h
@@ -171,19 +188,14 @@ def _newton_step(
             if step != 0.0:
                 goal[j] = new
                 moved += h * step * step
+                pulled += step * mean[j] * total
                 _shift(block, v, j, step)
-        if intercept and curve_b > 0.0:
-            dot = 0.0
-            for i in range(len(v)):
-                dot += weight[i] * v[i]
-            step = (slope_b - dot) / curve_b
-            moved += curve_b * step * step
-            for i in range(len(v)):
-                v[i] += step
         if first < 0.0:
             first = moved
         if sweep % 4 == 0 and moved <= _SHARPER * first and (sweep > 0 or moved == 0.0):
             break
+    if total > 0.0:
+        v += (slope_b - (weight * v).sum()) / total
     return visits
 
 
@@ -238,7 +250,7 @@ def solve_logistic(
     """
     k, n = len(beta), len(z)
     r, weight, v = np.empty(n), np.empty(n), np.empty(n)
-    c, curve, goal = np.empty(k), np.empty(k), np.empty(k)
+    c, curve, mean, goal = np.empty(k), np.empty(k), np.empty(k), np.empty(k)
     trial, ahead = np.empty(n), np.empty(n)
     visits = 0
     gap, best, stalled = np.inf, np.inf, 0
@@ -248,24 +260,25 @@ def solve_logistic(
         loss = logistic_residual(t, z, r)
         for i in range(n):
             weight[i] = abs(r[i]) * (1.0 - abs(r[i]))
+        total = weight.sum() if intercept else 0.0
         top, square, l1, outside = 0.0, 0.0, 0.0, (r * z).sum()
         for j in range(k):
-            c[j], curve[j] = _weighted(block, r, weight, j)
+            c[j], curve[j], mean[j] = _weighted(block, r, weight, total, j)
             top = max(top, abs(c[j] - ridge * beta[j]))
             outside -= beta[j] * c[j]
-            square += beta[j] * beta[j]
+            square += ridge * beta[j] * beta[j]
             l1 += abs(beta[j])
         visits += k
         s = min(1.0, bound / top) if top > 0.0 else 1.0
-        primal = loss + bound * l1 + 0.5 * ridge * square
+        primal = loss + bound * l1 + 0.5 * square
         # What columns outside the block add to z belongs to the loss: s·rᵀ of it to the dual.
-        gap = primal - (logistic_dual(r, s) - s * outside - 0.5 * s * s * ridge * square)
+        gap = primal - (logistic_dual(r, s) - s * outside - 0.5 * s * s * square)
         stalled = stalled + 1 if gap >= best else 0
         best = min(best, gap)
         if gap <= tol or stalled == _PATIENCE or not np.isfinite(gap):
             break
         visits += _newton_step(
-            block, bound, ridge, intercept, r, weight, c, curve, beta, goal, v
+            block, bound, ridge, total, r, weight, c, curve, mean, beta, goal, v
         )  # fmt: skip
         length = _search(t, bound, ridge, primal, beta, goal, r, z, v, trial, ahead)
         if length == 0.0:

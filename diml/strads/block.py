@@ -35,6 +35,10 @@ class Penalty(NamedTuple):
     bound: float
     ridge: float
 
+    def square(self, beta: Floats) -> float:
+        """½μ‖β‖²; without a ridge 0, also where ‖β‖² is infinite."""
+        return 0.5 * self.ridge * float(beta @ beta) if self.ridge else 0.0
+
 
 class Spent(NamedTuple):
     """What a block cost: column visits, numbers touched, and those of them in the data; `over` is

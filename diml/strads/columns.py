@@ -48,6 +48,10 @@ class SparseColumns(SparsePart):
         """Stored entries of every column, (count,)."""
         return np.diff(self.indptr)
 
+    def largest(self) -> float:
+        """max |x|; 0 without entries."""
+        return _largest(self.data)
+
     def correlate(self, r: Floats, out: Floats) -> None:
         kernels.sparse_correlate(self.indptr, self.indices, self.data, r, out)
 
@@ -103,6 +107,9 @@ class DenseColumns(DensePart):
 
     def entries(self) -> Integers:
         return np.full(self.count, self.rows, np.int64)
+
+    def largest(self) -> float:
+        return _largest(self.X)
 
     def correlate(self, r: Floats, out: Floats) -> None:
         kernels.dense_correlate(self.X, r, out)
@@ -184,6 +191,10 @@ def _sparse_columns(X: Any, part: int, parts: int) -> SparseColumns:
         csc.indices[start:end].astype(np.int32, copy=False),
         _real(csc.data)[start:end],
     )
+
+
+def _largest(values: NDArray[np.floating[Any]]) -> float:
+    return max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
 
 
 def _real(values: NDArray[Any]) -> NDArray[np.floating[Any]]:

@@ -229,7 +229,10 @@ def checked_labels(y: ArrayLike, rows: int) -> tuple[NDArray[Any], Floats]:
             raise Misuse("Unknown label type: continuous numbers are no classes")
     if len(array) != rows:
         raise Misuse(f"X has {rows} rows but y has {len(array)} labels: inconsistent")
-    classes = np.unique(array)
+    try:
+        classes = np.unique(array)
+    except TypeError:
+        raise Misuse("labels must be of one kind, numbers or strings") from None
     if len(classes) > 2:
         raise Misuse(
             "Only binary classification is supported. The type of the target is multiclass: "

@@ -128,8 +128,7 @@ class LassoBase(LassoState):
         (their sums may differ in the last bits)."""
         if self.job.rank != 0:
             return [0.0, 0.0, 0.0]
-        half = 0.5 * float(self._r @ self._r)
-        half += 0.5 * self._penalty.ridge * float(self._beta @ self._beta)
+        half = 0.5 * float(self._r @ self._r) + self._penalty.square(self._beta)
         r_y = float(self._r @ self._y)
         return [half, max(r_y, 0.0), max(-r_y, 0.0)]
 

@@ -97,9 +97,8 @@ class LassoBlocks(LassoBase):
         self._forget()
         objective = 0.5 * float(self._r @ self._r)
         if self._at < len(self._lambdas):
-            bound, ridge = self._penalty
-            objective += bound * float(np.abs(self._beta).sum())
-            objective += 0.5 * ridge * float(self._beta @ self._beta)
+            objective += self._penalty.bound * float(np.abs(self._beta).sum())
+            objective += self._penalty.square(self._beta)
         objective = float(self.job.broadcast(np.array([objective]))[0])
         if not objective <= 1.01 * self._ceiling:
             self._retreat()

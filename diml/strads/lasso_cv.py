@@ -24,7 +24,7 @@ from diml.strads.columns import columns_of
 from diml.strads.estimator import Regressor, checked_response, matrix
 from diml.strads.lasso import solve_lasso
 from diml.strads.lasso_models import Penalised
-from diml.strads.lasso_problem import Grid, Solution, Standard, Stop
+from diml.strads.lasso_problem import Grid, Solution, Standard, Stop, mean_of
 from diml.strads.program import Alone, Collectives
 
 Floats = NDArray[np.float64]
@@ -121,19 +121,21 @@ def lambda_grid(
     standardise: bool = False,
     l1_ratio: float = 1.0,
 ) -> Floats:
-    """λmax times `ratios`; λmax is the smallest λ at which all coefficients are 0.
+    """λmax times `ratios`, falling; λmax is the smallest λ at which all coefficients are 0.
 
     Raises:
-        Misuse: no column can be used.
+        Misuse: no column can be used, or y is constant (with an intercept; or 0).
     """
     response = 0.5 * y if loss == "logistic" else y
     if intercept:
-        response = response - response.mean()
+        response = response - mean_of(response)
     first = Standard(columns_of(X), response, intercept, standardise).first
     top = float(np.abs(first).max(initial=0.0)) / len(y) / l1_ratio
+    if not response.any():
+        raise Misuse("y is constant: there is nothing to fit")
     if top == 0.0:
         raise Misuse("X is all zero (or constant, with an intercept): there is nothing to fit")
-    return top * ratios
+    return np.sort(top * ratios)[::-1].copy()
 
 
 class LassoCV(Penalised, Regressor):
@@ -200,8 +202,8 @@ class LassoCV(Penalised, Regressor):
         return lambda_grid(X, y, ratios, intercept=bool(self.fit_intercept))
 
     def _folds(self, X: Any, y: Floats) -> list[Fold]:
-        if isinstance(self.cv, int):
-            return contiguous_folds(len(y), self.cv)
+        if isinstance(self.cv, (int, np.integer)):
+            return contiguous_folds(len(y), int(self.cv))
         return list(self.cv.split(X, y) if hasattr(self.cv, "split") else self.cv)
 
     def _validated(self, X: Any, y: Floats, folds: list[Fold]) -> Floats:

@@ -68,9 +68,9 @@ class LassoLogistic(LassoProgram):
         return []
 
     def _certificate(self, top: float, sums: list[float]) -> Certificate:
-        bound, ridge = self._penalty
+        bound = self._penalty.bound
         s = 1.0 if top <= bound else bound / top
-        square = 0.5 * ridge * float(self._beta @ self._beta)
+        square = self._penalty.square(self._beta)
         primal = self._loss + bound * float(np.abs(self._beta).sum()) + square
         dual = logistic_dual(self._r, s) - s * s * square
         # Worker 0's for all: others' sums may differ in the last bits.

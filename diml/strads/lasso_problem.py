@@ -23,6 +23,9 @@ from diml.strads.columns import Columns, SparseColumns
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+TOO_SMALL = "the squares of its values are 0 in float64; multiply it by a power of ten"
+_FAINT = 1e-150  # numbers below it have squares of few digits or none
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -123,6 +126,12 @@ def centre(r: Floats) -> None:
     r -= r.mean()
 
 
+def mean_of(y: Floats) -> float:
+    """The mean, with what rounding left of it: a constant y minus its mean is 0."""
+    mean = float(y.mean())
+    return mean + float((y - mean).mean())
+
+
 class Standard:
     """This worker's columns together with the means and scales that make them x̃.
 
@@ -130,13 +139,17 @@ class Standard:
         held: the columns. mean: (p_own,) or empty. scale: (p_own,) or empty.
         square: (p_own,) ‖x̃_j‖²; 0 for columns that are empty or constant, which are never used.
         first: (p_own,) X̃ᵀy, found in the same pass over the data.
+        faint: whether no column can be used, though not all is zero: the squares are.
     """
 
     def __init__(self, held: Columns, y: Floats, intercept: bool, standardise: bool) -> None:
         self.held = held
         with np.errstate(over="ignore", invalid="ignore"):
-            if not np.isfinite(y @ y):
+            square = y @ y
+            if not np.isfinite(square):
                 raise Misuse("y contains NaN or infinity, or values whose squares are infinite")
+        if square < np.finfo(np.float64).tiny and y.any():
+            raise Misuse(f"y is too small: {TOO_SMALL}")
         self.mean, self.square, self.first = held.moments(intercept, y)
         if not np.isfinite(self.square).all():
             raise Misuse("X contains NaN or infinity, or values whose squares are infinite")
@@ -147,6 +160,7 @@ class Standard:
         void = self.square <= floor
         self.void = np.flatnonzero(void)
         self.square[void] = 0.0
+        self.faint = bool(void.all()) and 0.0 < held.largest() < _FAINT
         self.scale = np.empty(0)
         if standardise:
             self.scale = np.sqrt(self.square / held.rows)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from diml.errors import Misuse
 from diml.strads.columns import Columns
 from diml.strads.lasso_problem import (
+    TOO_SMALL,
     Floats,
     Grid,
     Integers,
@@ -27,6 +28,7 @@ from diml.strads.lasso_problem import (
     check_grid,
     check_shapes,
     is_sparse,
+    mean_of,
 )
 from diml.strads.program import Program
 from diml.strads.store import Store
@@ -77,7 +79,7 @@ class LassoState(Program):
         self._listener = listener
         self._sparse = is_sparse(held)
         self._store = Store(held.rows, self._sparse)
-        self._y_mean = float(y.mean()) if intercept else 0.0
+        self._y_mean = mean_of(y) if intercept else 0.0
         self._y = y - self._y_mean
         self._own = Standard(held, self._y, intercept, standardise)
         self._tol = max(stop.tol, 1e-15) * float(self._y @ self._y)
@@ -125,7 +127,10 @@ class LassoState(Program):
         self._ids, self._beta = np.empty(0, np.int64), np.empty(0)
         top = float(np.abs(self._c).max()) if held.count else 0.0
         flat = float(self._own.square.max()) if held.count else 0.0
-        top, flat = (float(v) for v in self.job.allreduce(np.array([top, flat]), "max"))
+        told = np.array([top, flat, self._own.faint], np.float64)
+        top, flat, faint = (float(v) for v in self.job.allreduce(told, "max"))
+        if flat == 0.0 and faint:
+            raise Misuse(f"X is too small: {TOO_SMALL}")
         sums = np.array([held.count, int(held.entries().sum())], np.int64)
         self._entries = int(self.job.allreduce(sums, "sum")[1])
         self._flat = flat == 0.0
@@ -136,7 +141,10 @@ class LassoState(Program):
         self._began = float(self.job.broadcast(np.array([time.time()]))[0])
         if self._start_from is not None:
             ids, values = self._start_from
-            self._ids, self._beta = ids, values * self._scales_means(ids)[0]
+            beta = values * self._scales_means(ids)[0]
+            # A column that cannot be used (here; it may have been elsewhere) stays at 0.
+            used = self._usable(ids)
+            self._ids, self._beta = ids[used], beta[used]
         self._untouched = len(self._ids) == 0
 
     def _scales_means(self, ids: Integers) -> tuple[Floats, Floats]:
@@ -147,6 +155,13 @@ class LassoState(Program):
         both[0, mine], both[1, mine] = self._own.scales(local), self._own.means(local)
         both = self.job.allreduce(both, "sum")
         return both[0], both[1]
+
+    def _usable(self, ids: Integers) -> NDArray[np.bool_]:
+        """Which of `ids` are not empty (or constant, with an intercept)."""
+        used = np.zeros(len(ids))
+        mine = self._mine(ids)
+        used[mine] = self._own.square[ids[mine] - self._own.held.first] > 0.0
+        return np.asarray(self.job.allreduce(used, "max") > 0.0)
 
     def model(self) -> dict[str, Any]:
         return {

@@ -152,7 +152,7 @@ class LassoTall(LassoBase):
         self._out_of_time = late > 0.0
         self._kkt = violation / len(self._y)
         self._c_all, self._half = c, half
-        half += 0.5 * ridge * float(self._beta @ self._beta)
+        half += self._penalty.square(self._beta)
         return certify(half, r_y, bound, top, float(np.abs(self._beta).sum()))
 
     def schedule(self, policy: Policy) -> Integers:
