@@ -11,10 +11,12 @@ the matrix's. Zeros count only where they are stored.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from diml.errors import Misuse
 
 # Odd constants of splitmix64, and the golden ratio: each bit of an entry moves many of the sum.
 _GOLDEN, _MIX_1, _MIX_2 = (
@@ -60,6 +62,28 @@ def of_entries(rows: NDArray[Any], cols: NDArray[Any], values: NDArray[Any]) -> 
 def together(pieces: Iterable[int]) -> str:
     """Of a matrix, as text, from those of its pieces."""
     return f"{sum(pieces) % _MODULUS:016x}"
+
+
+class Workers(Protocol):
+    """Who holds the pieces (`diml.job.Job`)."""
+
+    @property
+    def rank(self) -> int: ...
+    def allgather(self, value: Any) -> Any: ...
+
+
+def of_all(workers: Workers, mine: int) -> list[int]:
+    """Of every worker's piece, by rank. Collective.
+
+    Raises Misuse on a replacement whose piece is not the one of the worker whose place it takes.
+    """
+    told: list[int] = workers.allgather(mine)
+    if told[workers.rank] != mine:
+        raise Misuse(
+            f"worker {workers.rank} was replaced where its part of the data is another: put the "
+            "same files on all nodes"
+        )
+    return told
 
 
 def _sum(major: NDArray[Any], minor: NDArray[Any], values: NDArray[Any]) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 
 import diml
 from diml.data import fingerprint
+from diml.data.files import check_same_files
 from diml.data.outputs import check_writable
 from diml.data.triplets import Triplets, read_triplets
 from diml.jobs.flags import JobParser, at_least, check_files, job_parser, parse, real, run_job
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         check_writable(Path(name))
     check_files(flags, names, (flags.datafile,))
     with diml.init(flags=vars(flags)) as job:
+        check_same_files(job, flags.datafile)
         entries: Triplets = read_triplets(
             flags.datafile, job.rank, job.size, one_based=flags.one_based
         )
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         count = int(job.allreduce(np.array([len(entries)], np.int64), "sum")[0])
 
         mine = fingerprint.of_entries(entries.rows, entries.cols, entries.values)
-        data = fingerprint.together(job.allgather(mine))
+        data = fingerprint.together(fingerprint.of_all(job, mine))
         job.identify(data=f"{rows}x{cols} {data}", K=flags.K, decay=vars(flags)["lambda"])
 
         def tell(passes: int, square: float, objective: float) -> None:

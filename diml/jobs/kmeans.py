@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diml.data import fingerprint
-from diml.data.files import check_same_file
+from diml.data.files import check_same_files
 from diml.data.outputs import check_writable
 from diml.errors import Misuse
 from diml.jobs.account import Account
@@ -284,15 +284,14 @@ def _cluster(job: Job, flags: argparse.Namespace) -> None:
         seed = job.settings.seed or 0
         rows = generated(flags.generate, flags.columns, flags.k, seed, job.rank, job.size)
     else:
+        check_same_files(job, flags.datafile)
         rows = read_rows(flags.datafile, job.rank, job.size)
     if rows.columns == 0:
         raise Misuse(f"{flags.datafile}: its rows have no columns")
     rows.check_size(f"{flags.datafile}")
     if rows.total < flags.k:
         raise Misuse(f"--k {flags.k}: there are only {rows.total} rows")
-    told = job.allgather((rows.fingerprint(), rows.total, rows.columns))
-    check_same_file(flags.datafile, [(total, columns) for _, total, columns in told])
-    data = fingerprint.together(mine for mine, _, _ in told)
+    data = fingerprint.together(fingerprint.of_all(job, rows.fingerprint()))
     job.identify(data=f"{rows.total}x{rows.columns} {data}", k=flags.k)
     model = train(job, rows, flags.k, flags.num_iterations, flags.tolerance)
     if flags.output is not None:

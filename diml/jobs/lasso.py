@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import diml
 from diml.data import design_planted, fingerprint
 from diml.data.design import read_design
-from diml.data.files import check_same_file
+from diml.data.files import check_same_files
 from diml.data.outputs import check_writable
 from diml.errors import Misuse
 from diml.jobs.account import Account
@@ -217,16 +217,13 @@ def validated(job: diml.Job, flags: Namespace, held: Columns, y: NDArray[np.floa
 
 
 def _fingerprint(job: diml.Job, held: Columns, y: NDArray[np.float64]) -> str:
-    """Of X and y, the same on all workers and for any number of them. Raises Misuse, on all,
-    where they have read different files."""
+    """Of X and y, the same on all workers and for any number of them."""
     if isinstance(held, SparseColumns):
         mine = fingerprint.of_csr(held.indptr, held.indices, held.data, held.first)
     else:
         mine = fingerprint.of_dense(held.X.T, held.first)
     response = fingerprint.of_dense(y, held.total)
-    told = job.allgather((mine, held.rows, held.total))
-    check_same_file("the design", [(rows, total) for _, rows, total in told])
-    return fingerprint.together([*(piece for piece, _, _ in told), response])
+    return fingerprint.together([*fingerprint.of_all(job, mine), response])
 
 
 def _policy(flags: Namespace, variables: int, seed: int) -> Policy:
@@ -290,6 +287,7 @@ def main(arguments: Sequence[str]) -> int:
     check(flags)
     with diml.init(flags=vars(flags)) as job:
         seed = job.settings.seed
+        check_same_files(job, flags.data_xfile, flags.data_yfile)
         held, copy, y = load(flags, job.rank, job.size, seed)
         warm_up(held)
         penalty = {

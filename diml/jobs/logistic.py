@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 import diml
 from diml.data import fingerprint
+from diml.data.files import check_same_files
 from diml.data.outputs import check_writable
 from diml.errors import Misuse
 from diml.jobs import logistic_admm, logistic_compare, logistic_lbfgs
@@ -252,6 +253,7 @@ def main(arguments: Sequence[str]) -> int | None:
     check_files(flags, writes, (flags.datafile, flags.test))
     on_collectives = ON_COLLECTIVES.get(flags.method)
     with diml.init(flags=vars(flags), servers=servers_for(arguments)) as job:
+        check_same_files(job, flags.datafile, flags.test)
         train, test = _read(flags)
         _identify(job, flags, train)
         if on_collectives is None:

@@ -13,7 +13,6 @@ Invariant: the entries and their order are the same either way, on any number of
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from diml.data.convert import Order, name_and_length
-from diml.data.files import files_of
+from diml.data.convert import Order
+from diml.data.files import check_same_files, files_of
 from diml.data.offsets import Offsets, read_offsets
 from diml.data.planted import Planted, planted
 from diml.data.triplets import Triplets, check_whole, read_triplets
@@ -92,7 +91,9 @@ def load(source: Source, crew: Crew | None = None) -> Ratings | Stored:
 
     Raises Resumable where somebody died meanwhile and this process cannot see all pieces.
     """
-    _see_the_same(source, crew)
+    if crew is not None:
+        shared = source.datafile if source.pieces is None else None
+        check_same_files(crew, shared, source.test, source.offsetsfile)
     if source.plan is not None:
         if source.memory_bytes is not None or source.offsetsfile is not None:
             raise Misuse("--memory-limit and --offsetsfile go with --datafile")
@@ -125,25 +126,6 @@ def load(source: Source, crew: Crew | None = None) -> Ratings | Stored:
     if not len(train.values):
         raise Misuse("no entry is left to train on: lower --test_fraction")
     return Ratings(train, test, n_rows, n_cols, source.plan.noise if source.plan else None)
-
-
-def _see_the_same(source: Source, crew: Crew | None) -> None:
-    """Raise Misuse, on all workers alike, unless all see the same files behind the names."""
-    shared = source.datafile if source.pieces is None else None
-    names = [name for name in (shared, source.test, source.offsetsfile) if name]
-    if crew is None or crew.size == 1 or not names:
-        return
-    try:
-        seen = "; ".join(name_and_length(files_of(name)) for name in names)
-    except Misuse as error:
-        seen = str(error)
-    found = crew.gather_once(np.array([zlib.crc32(seen.encode())]))
-    if found is not None and len(set(found.tolist())) > 1:
-        other = int(np.flatnonzero(found != found[0])[0])
-        raise Misuse(
-            f"{' '.join(names)}: worker {other} sees other files there than worker 0: put the "
-            "same ones on all nodes"
-        )
 
 
 def _order(source: Source, offsets: Offsets | None, memory_bytes: int) -> Order:

@@ -142,36 +142,3 @@ def test_sgd_on_the_census_and_on_mushrooms(method: str) -> None:
     # Two workers and a server.
     assert _accuracy(3, method, *CENSUS, "--num_epochs", 5) >= 0.845
     assert _accuracy(3, method, *MUSHROOMS, *flags) >= 0.999
-
-
-OTHER_DATA = """
-    import os, sys
-    from diml.jobs import lasso, logistic
-    from diml.jobs.flags import run_job
-    job, data, cut = sys.argv[1:]
-    if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
-        data = cut
-    flags = {
-        "logistic": ["--method", "lbfgs", "--datafile", data],
-        "lasso": ["--data_xfile", data, "--lambda", "0.01"],
-    }
-    sys.argv[1:] = flags[job]
-    run_job({"logistic": logistic, "lasso": lasso}[job].main)
-"""
-
-
-@pytest.mark.parametrize(
-    ("job", "status", "words"),
-    [
-        ("logistic", 1, "do not work on the same: data is 500x15"),
-        ("lasso", 2, "the design: 400 x 15 to worker 1, 500 x 15 to worker 0"),
-    ],
-)
-def test_other_data_on_one_rank_is_no_answer(
-    job: str, status: int, words: str, tmp_path: Path
-) -> None:
-    whole = write_examples(tmp_path / "x.svm")
-    cut = tmp_path / "cut.svm"
-    cut.write_text("".join(whole.read_text().splitlines(keepends=True)[:400]))
-    done = run_mpi(2, OTHER_DATA, args=[job, whole, cut], timeout_s=60).expect(status)
-    assert done.stderr.count(words) == 1, done.report()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from diml.data.files import check_same_file
 from diml.errors import Misuse
 from diml.jobs.kmeans import dense_rows, edges, generated, read_rows
 from diml.kernels.kmeans import assign_dense, assign_sparse, nearer_dense, nearer_sparse
@@ -96,9 +95,3 @@ def test_values_whose_squares_are_infinite_are_refused() -> None:
         with pytest.raises(Misuse, match="its square is infinite"):
             rows.check_size("points.npy")
         dense_rows(np.array([[0.0, 1e15]], dtype), 0, 1).check_size("points.npy")
-
-
-def test_workers_that_see_different_files_are_named() -> None:
-    check_same_file("x", [(9, 2), (9, 2)])
-    with pytest.raises(Misuse, match="x: 7 x 2 to worker 1, 9 x 2 to worker 0: put the same file"):
-        check_same_file("x", [(9, 2), (7, 2)])

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from diml.data import fingerprint
 from diml.data.files import files_of
 from diml.errors import DimlError, Misuse
-from diml.jobs import mf_load
 from diml.jobs.mf_data import Ratings
 from diml.jobs.mf_load import Source, load
 
@@ -140,19 +140,23 @@ def test_a_directory_and_a_pattern_stand_for_their_files(tmp_path: Path) -> None
     assert files_of(tmp_path / "absent") == [str(tmp_path / "absent")]
 
 
-def test_workers_that_see_other_files_say_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = entries_file(tmp_path)
-    seen = threading.local()
+@pytest.mark.parametrize("length", [500, 10_000_000])
+def test_workers_that_see_other_files_say_so(tmp_path: Path, length: int) -> None:
+    text = b"0 0 1\n1 1 2\n".ljust(length, b"#")
+    for node, middle in enumerate((b"#", b"#", b"1")):
+        (tmp_path / f"{node}").write_bytes(text + middle * (length // 100) + text[::-1])
+    names = [Source(str(tmp_path / node), None) for node in "0122"]
+    said = {str(error).partition(": ")[2] for error in Crews(4).load(*names)}
+    assert said == {"worker 2 sees other files there than worker 0: put the same ones on all nodes"}
 
-    def files(name: str) -> list[str]:
-        seen.calls = getattr(seen, "calls", 0) + 1
-        on_another_node = seen.calls == 1 and threading.current_thread().name.endswith("-1")
-        return [name, name] if on_another_node else files_of(name)
 
-    monkeypatch.setattr(mf_load, "files_of", files)
-    crews = Crews(3)
-    said = {str(error) for error in crews.load(Source(str(path), None))}
-    assert len(said) == 1
-    assert "worker 1 sees other files there than worker 0" in said.pop()
+def test_a_replacement_with_other_data_is_refused() -> None:
+    class Replayed:
+        rank = 1
+
+        def allgather(self, value: Any) -> Any:
+            return [3, 4]
+
+    assert fingerprint.of_all(Replayed(), 4) == [3, 4]
+    with pytest.raises(Misuse, match="worker 1 was replaced where its part of the data is another"):
+        fingerprint.of_all(Replayed(), 5)
