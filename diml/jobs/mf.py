@@ -21,7 +21,7 @@ from diml.data.outputs import special
 from diml.data.parse import parse_lines
 from diml.data.stream import warm_up as warm_up_stream
 from diml.errors import Misuse
-from diml.jobs import mf_files
+from diml.jobs import mf_files, mf_pieces
 from diml.jobs.account import Account, SharedPace
 from diml.jobs.flags import check_files, parse, run_job
 from diml.jobs.mf_careful import CarefulTraining
@@ -77,7 +77,11 @@ def train(job: diml.Job, plan: Plan) -> None:
         flags = plan.flags
         # The losses are written to what is there, a pipe maybe; all else appears by rename.
         writes = [one for one in plan.outputs if one != plan.loss_file or not special(one)]
-        check_files(flags, writes, (flags.datafile, flags.test, flags.offsetsfile))
+        read: list[str | None] = [flags.datafile, flags.test, flags.offsetsfile]
+        if flags.pieces is not None:
+            # This node may hold none of them.
+            read[:1] = mf_pieces.here(flags.datafile).values()
+        check_files(flags, writes, read)
     ratings = load(plan.source, job)
     facts = ratings.facts()
     check_size(facts, plan.rule, job.size)

@@ -85,3 +85,24 @@ def test_who_takes_over_on_another_node_has_the_pieces_from_its_memory_or_none(
     expected = load(Source(str(tmp_path / "whole"), None)).fingerprint
     found = re.findall(r"\[(\d): (.*)\]", done.stdout)
     assert sorted(found) == [(str(rank), expected) for rank in range(3)], done.report()
+
+
+def test_the_first_node_may_be_without_any_piece(tmp_path: Path) -> None:
+    program = """
+        import os, sys
+        from diml.jobs import mf
+        from diml.jobs.flags import run_job
+        os.chdir(f"{sys.argv.pop(1)}/n{os.environ['OMPI_COMM_WORLD_RANK']}")
+        run_job(mf.main)
+    """
+    (tmp_path / "n0").mkdir()
+    (tmp_path / "n1").mkdir()
+    for number in range(2):
+        entries_file(tmp_path / "n1", f"part-{number}", 100 + number)
+    job = "--datafile part-* --engine rotate --K 2 --num_iterations 1 --init_step_size 0.001"
+    job += " --output_prefix out --pieces"
+    done = run_mpi(2, program, args=(tmp_path, *job.split(), 2), timeout_s=60).expect(0)
+    assert (tmp_path / "n0" / "out.L").exists(), done.report()
+    done = run_mpi(2, program, args=(tmp_path, *job.split(), 3), timeout_s=60).expect(2)
+    assert len(done.stderr.splitlines()) == 1, done.report()
+    assert "part-*: --pieces 3, but there are 2 (" in done.stderr
