@@ -7,7 +7,6 @@ A second model-parallel program beside the Lasso. Owns the command line and the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from diml.data.files import check_same_files
 from diml.data.outputs import check_writable
 from diml.data.triplets import Triplets, read_triplets
 from diml.jobs.flags import JobParser, at_least, check_files, job_parser, parse, real, run_job
+from diml.jobs.mf_files import factor_files, write_factors
 from diml.strads import policy_by_name, run
 from diml.strads.ccd import Factorization
 
@@ -29,7 +29,7 @@ def parser() -> JobParser:
     add("--K", type=at_least(1), default=10, help="the rank (default 10)")
     add("--num_iterations", type=at_least(1), default=20, help="passes (default 20)")
     add("--lambda", type=real(least=0), default=0.1, help="the regularizer (default 0.1)")
-    add("--output_prefix", metavar="PREFIX", help="write PREFIX.L and PREFIX.R")
+    add("--output_prefix", metavar="PREFIX", help="write PREFIX.L, PREFIX.R (or a .npz or .h5)")
     add("--one_based", action="store_true", help="ids in text files begin at 1")
     made.tuning.add_argument(
         "--checkpoint_work", type=at_least(1), default=10_000_000, help="values between checkpoints"
@@ -39,9 +39,9 @@ def parser() -> JobParser:
 
 def main(arguments: Sequence[str]) -> int:
     flags = parse(parser(), arguments)
-    names = [f"{flags.output_prefix}.{name}" for name in "LR" if flags.output_prefix]
+    names = factor_files(flags.output_prefix) if flags.output_prefix else []
     for name in names:
-        check_writable(Path(name))
+        check_writable(name)
     check_files(flags, names, (flags.datafile,))
     with diml.init(flags=vars(flags)) as job:
         check_same_files(job, flags.datafile)
@@ -73,8 +73,7 @@ def main(arguments: Sequence[str]) -> int:
         policy = policy_by_name("cyclic", program.variables, block=1)
         run(job, program, policy=policy, checkpoint_work=flags.checkpoint_work)
         if job.rank == 0 and flags.output_prefix:
-            for name, factor in (("L", program.L), ("R", program.R)):
-                np.savetxt(f"{flags.output_prefix}.{name}", factor.T, fmt="%.6g")
+            write_factors(flags.output_prefix, [program.L.T], [program.R.T])
     return 0
 
 

@@ -7,11 +7,13 @@ know how the weights came about.
     NAME.npz             arrays weights (d,), intercept, labels (2,), base; float64 and bool
     NAME.h5, NAME.hdf5   datasets of the same names
 
-The facts: the two labels of the training file (the higher one is what the probability is of), the
-number of its first column, and whether the last weight is the intercept.
+The facts: how many weights there are, the two labels of the training file (the higher one is what
+the probability is of), the number of its first column, and whether the last weight is the
+intercept.
 
 Invariants: a file is whole or absent (written beside its place, then renamed); what is read is a
-finite vector, or Misuse names the file (and the line).
+finite vector, or Misuse names the file (and the line). A text that was cut off is noticed by the
+count and by its end, HDF5 whose bytes have changed by a checksum.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from diml.errors import Misuse
 Floats = NDArray[np.float64]
 HDF5 = (".h5", ".hdf5")
 _NAMES = ("weights", "intercept", "labels", "base")
-_FACTS = re.compile(r"# logistic: labels (\S+) (\S+), columns from ([01]), (no )?intercept\n")
+_FACTS = re.compile(
+    r"# logistic: (\d+) weights, labels (\S+) (\S+), columns from ([01]), (no )?intercept\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +111,12 @@ def write_model(name: str, model: Model) -> None:
 
             with h5py.File(beside, "w", locking=False) as held:
                 for key, value in parts.items():
-                    held[key] = value
+                    check = {"fletcher32": True} if value.ndim else {}
+                    held.create_dataset(key, data=value, **check)
         else:
             low, high = model.labels
-            words = f"labels {low!r} {high!r}, columns from {model.base}"
+            words = f"{len(model.weights)} weights, labels {low!r} {high!r}"
+            words += f", columns from {model.base}"
             last = "intercept" if model.intercept else "no intercept"
             with open(beside, "w", encoding="ascii") as text:
                 text.write(f"# logistic: {words}, {last}\n")
@@ -161,14 +167,16 @@ def _read_text(path: Path) -> Model:
         facts = _FACTS.fullmatch(file.readline())
         if facts is None:
             raise Misuse(f"{path}, line 1: not the facts of a model of logistic regression")
-        weights = []
+        weights, line = [], "\n"
         for number, line in enumerate(file, start=2):
             try:
                 weights.append(float(line))
             except ValueError:
                 raise Misuse(f"{path}, line {number}: not a number") from None
-    labels = float(facts[1]), float(facts[2])
-    return Model(np.array(weights), facts[4] is None, labels, int(facts[3]))
+    if len(weights) != int(facts[1]) or not line.endswith("\n"):
+        raise Misuse(f"{path}: cut off: {len(weights)} weights of {facts[1]}")
+    labels = float(facts[2]), float(facts[3])
+    return Model(np.array(weights), facts[5] is None, labels, int(facts[4]))
 
 
 def _read_npz(path: Path) -> Model:

@@ -8,7 +8,8 @@ of the model at (i, j) is L_i . R_j, whatever the columns of L and R stand for.
     NAME.h5, NAME.hdf5   datasets L and R, float32
 
 Invariants: a file is whole or absent (written beside its place, then renamed); what is read is two
-finite matrices of one width, or Misuse names the file (and the line).
+finite matrices of one width, or Misuse names the file (and the line). A text that was cut off in a
+line is noticed by its end, HDF5 whose bytes have changed by a checksum.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ def _append(file: Any, side: str, chunks: Chunks) -> None:
     for chunk in chunks:
         if made is None:
             k = chunk.shape[1]
-            made = file.create_dataset(side, (0, k), "<f4", maxshape=(None, k), chunks=(4096, k))
+            shape: dict[str, Any] = {"maxshape": (None, k), "chunks": (4096, k)}
+            made = file.create_dataset(side, (0, k), "<f4", fletcher32=True, **shape)
         first = len(made)
         made.resize(first + len(chunk), axis=0)
         made[first:] = chunk
@@ -125,6 +127,12 @@ def _write_text(path: Path, chunks: Chunks) -> None:
 
 def _read_text(path: Path) -> npt.NDArray[Any]:
     try:
+        with open(path, "rb") as whole:
+            if whole.seek(0, os.SEEK_END):
+                whole.seek(-1, os.SEEK_END)
+                if whole.read() != b"\n":
+                    # A number that lost its last digits is another number.
+                    raise Misuse(f"{path}: cut off: its last line has no end")
         with open(path, encoding="ascii") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an empty file: the matrix will be refused
             rows = np.loadtxt(file, np.float32, comments=None, ndmin=2)

@@ -81,6 +81,8 @@ def cross_validate(
         lambdas: falling. stop: for each λ. options: of `solve_lasso`.
     """
     job = job or Alone()
+    if loss == "logistic":
+        _check_classes(y, folds)
     rows = X.tocsr() if scipy.sparse.issparse(X) else X
     found = []
     for fold, first, last in share(len(folds), len(lambdas), job.rank, job.size):
@@ -95,6 +97,15 @@ def cross_validate(
     everything = job.allgather(part)
     table[everything[:, 0].astype(np.int64), everything[:, 1].astype(np.int64)] = everything[:, 2]
     return table
+
+
+def _check_classes(y: Floats, folds: Sequence[Fold]) -> None:
+    """Raises Misuse for a fold whose rows to fit are of one class."""
+    for number, (fit, _) in enumerate(folds, start=1):
+        if len(np.unique(y[fit])) < 2:
+            raise Misuse(
+                f"without fold {number} all labels are of one class: take the rows in another order"
+            )
 
 
 def _errors(X: Any, y: Floats, solutions: Sequence[Solution], loss: str) -> Floats:

@@ -23,6 +23,7 @@ from diml.strads.columns import Columns, SparseColumns
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+LARGEST = float(np.finfo(np.float64).max)
 TOO_SMALL = "the squares of its values are 0 in float64; multiply it by a power of ten"
 _FAINT = 1e-150  # numbers below it have squares of few digits or none
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from diml.errors import Misuse
 from diml.strads.columns import Columns
 from diml.strads.lasso_problem import (
+    LARGEST,
     TOO_SMALL,
     Floats,
     Grid,
@@ -136,6 +137,8 @@ class LassoState(Program):
         self._flat = flat == 0.0
         self.lambda_max = top / held.rows / self._l1_ratio
         self._lambdas = self._grid.resolve(self.lambda_max)
+        if not np.isfinite(self._lambdas).all() or self._lambdas[0] > LARGEST / held.rows:
+            raise Misuse("lambda is too large: times the number of rows it is infinite")
         self._at = 0
         self._round_of_lambda = 0
         self._began = float(self.job.broadcast(np.array([time.time()]))[0])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diml.jobs.mf_files import read_factors
 from tests.helpers.mpi import CHECKOUT, run_mpi
 
 SAMPLE = CHECKOUT / "diml" / "data" / "samples" / "9x9_3blocks"
@@ -19,9 +20,9 @@ def test_ccd_survives_a_death_with_the_same_bits(tmp_path: Path) -> None:
         ranks = 3 if name == "killed" else 2
         done = run_mpi(ranks, [*program, "--output_prefix", str(tmp_path / name)], timeout_s=100)
         assert done.returncode == 0, done
-        factors.append([np.loadtxt(tmp_path / f"{name}.{side}") for side in "LR"])
-    for one, other in zip(*factors, strict=True):
-        np.testing.assert_array_equal(one, other)
-    product = factors[0][0] @ factors[0][1].T
+        factors.append(read_factors(str(tmp_path / name)))
+    np.testing.assert_array_equal(factors[0].left, factors[1].left)
+    np.testing.assert_array_equal(factors[0].right, factors[1].right)
+    product = factors[0].left @ factors[0].right.T
     target = np.loadtxt(SAMPLE)[:, 2].reshape(9, 9)
     assert np.abs(product - target).max() < 0.02

@@ -80,6 +80,10 @@ def test_two_workers_find_what_one_finds(loss: str) -> None:
 
 
 def test_folds_are_checked() -> None:
+    sorted_labels = np.repeat([-1.0, 1.0], 10)
+    with pytest.raises(Misuse, match="without fold 1 all labels are of one class"):
+        X, folds = np.eye(20), contiguous_folds(20, 2)
+        cross_validate(X, sorted_labels, np.ones(1), folds, Stop(), loss="logistic")
     with pytest.raises(Misuse, match="from 2 to 4"):
         contiguous_folds(4, 5)
     with pytest.raises(ValueError, match="from 2 to 6"):

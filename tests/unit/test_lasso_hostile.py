@@ -102,3 +102,10 @@ def test_labels_of_two_kinds_are_refused() -> None:
     X, _ = problem()
     with pytest.raises(ValueError, match="labels must be of one kind"):
         SparseLogistic().fit(X, np.array([1, "b"] * 25, dtype=object))
+
+
+def test_a_lambda_that_overflows_is_refused_and_a_large_one_gives_nothing() -> None:
+    X, y = problem()
+    with pytest.raises(ValueError, match="lambda is too large"):
+        Lasso(alpha=1e308).fit(X, y)
+    assert not Lasso(alpha=1e300).fit(X, y).coef_.any()

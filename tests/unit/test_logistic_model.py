@@ -12,6 +12,7 @@ from sklearn.metrics import log_loss as their_log_loss
 from sklearn.metrics import roc_auc_score
 
 from diml.cli import main
+from diml.errors import Misuse
 from diml.jobs.logistic_data import load
 from diml.jobs.logistic_model import Model, auc, log_loss, probabilities, read_model, write_model
 
@@ -101,6 +102,8 @@ def test_columns_never_trained_count_for_nothing(
         ("cut.npz", "1 1:1\n", "", "cut.npz: damaged"),
         ("text", "1 1:1\n", "", "text.w, line 3: not a number"),
         ("bare", "1 1:1\n", "", "bare.w, line 1: not the facts"),
+        ("short", "1 1:1\n", "", "short.w: cut off: 2 weights of 3"),
+        ("digits", "1 1:1\n", "", "digits.w: cut off"),
         ("none", "1 1:1\n", "", "none.L: cannot read it"),
         ("nan", "1 1:1\n", "", "nan.w: a weight is not finite"),
     ],
@@ -112,15 +115,31 @@ def test_bad_input_is_one_line_and_status_2(
     write_model(str(tmp_path / "m.npz"), Model(np.ones(2)))
     whole = (tmp_path / "m.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[:-400])
-    facts = "# logistic: labels 0.0 1.0, columns from 1, no intercept\n"
-    (tmp_path / "text.w").write_text(facts + "1\nx\n")
-    (tmp_path / "nan.w").write_text(facts + "nan\n")
+    facts = "# logistic: {} weights, labels 0.0 1.0, columns from 1, no intercept\n"
+    (tmp_path / "text.w").write_text(facts.format(2) + "1\nx\n")
+    (tmp_path / "nan.w").write_text(facts.format(1) + "nan\n")
+    (tmp_path / "short.w").write_text(facts.format(3) + "1\n2\n")
+    (tmp_path / "digits.w").write_text(facts.format(2) + "1\n2.5")
     (tmp_path / "bare.w").write_text("1\n2\n")
     (tmp_path / "x.svm").write_text(data)
     words = flags.format(folder=tmp_path).split()
     assert main(["predict", str(tmp_path / model), str(tmp_path / "x.svm"), *words]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize("name", ["model.npz", "model.h5"])
+def test_changed_bytes_are_noticed(tmp_path: Path, name: str) -> None:
+    model = Model(CHANCE.normal(size=50))
+    write_model(str(tmp_path / name), model)
+    whole = (tmp_path / name).read_bytes()
+    at = whole.index(model.weights.tobytes())
+    for place in range(at, at + 400, 37):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(Misuse, match=f"{name}: "):
+            read_model(str(tmp_path / name))
 
 
 def test_a_test_file_takes_labels_and_first_column_from_the_training(tmp_path: Path) -> None:

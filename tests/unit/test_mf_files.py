@@ -63,6 +63,20 @@ def test_files_that_are_no_model_are_refused(tmp_path: Path, name: str) -> None:
             read_factors(str(tmp_path / name))
 
 
+@pytest.mark.parametrize("name", ["model", "model.npz", "model.h5"])
+def test_a_text_that_was_cut_and_changed_bytes_are_noticed(tmp_path: Path, name: str) -> None:
+    write_factors(str(tmp_path / name), [np.full((5, 2), 1.5e-7)], [RIGHT[:, :2]])
+    path = factor_files(str(tmp_path / name))[0]
+    whole = path.read_bytes()
+    if name == "model":
+        path.write_bytes(whole[:-2])  # the last number is 1.5e-0 now
+    else:
+        at = whole.index(np.full(10, 1.5e-7, np.float32).tobytes())
+        path.write_bytes(whole[: at + 9] + b"?" + whole[at + 10 :])
+    with pytest.raises(Misuse, match="cut off" if name == "model" else "damaged"):
+        read_factors(str(tmp_path / name))
+
+
 def test_other_contents_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", L=LEFT)
     np.savez(tmp_path / "b.npz", L=LEFT, R=np.array([object()]))
