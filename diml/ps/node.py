@@ -21,12 +21,13 @@ from diml.ps.client import ParameterServer
 from diml.ps.client_core import ClientCore
 from diml.ps.durable import Durable
 from diml.ps.filters import parse_filters
-from diml.ps.message import Address
+from diml.ps.message import Address, Bytes
 from diml.ps.node_core import NodeCore
 from diml.ps.options import Options
 from diml.ps.port import Collectives, LocalPort
 from diml.ps.recovery import Plan, make_plan
 from diml.ps.saves import Saves
+from diml.ps.serve_loop import LINGER_S
 from diml.ps.session import Session
 from diml.ps.shard import Shard
 from diml.ps.transfer import carry_out
@@ -38,8 +39,6 @@ _PATIENCE_S = 0.05
 _TELL_EVERY_S = 0.5
 # Messages after which a server replicates and acknowledges even though more are waiting.
 _FLUSH_AFTER = 64
-# How long acknowledgements wait for an answer that can carry them.
-_LINGER_S = 50e-6
 
 
 class Node:
@@ -281,11 +280,16 @@ class Node:
     def _serve_until_told(self) -> None:
         """Handle messages until the workers are done. Raises PeerFailed."""
         port, core = self._port, self._core
-        since_flush = 0
+        # Messages since the last flush; whether it is due because no more have come.
+        since_flush, due = 0, False
         while True:
             found = None
-            if since_flush < _FLUSH_AFTER:
-                found = port.receive_bytes(_LINGER_S if core.may_linger else 0.0)
+            if since_flush < _FLUSH_AFTER and not due:
+                patience_s = LINGER_S if core.may_linger else 0.0
+                found, seen, early = self._serve(patience_s, _FLUSH_AFTER - since_flush)
+                since_flush += seen
+                if early:
+                    continue
             if found is None:
                 since_flush = 0
                 sends = core.flush()
@@ -293,12 +297,12 @@ class Node:
                     port.post(sends)
                     self._strike("inside")
                     self._world.committed()
-                found = port.receive_bytes(_PATIENCE_S)
+                found, since_flush, early = self._serve(_PATIENCE_S, _FLUSH_AFTER)
+                due = since_flush > 0 and found is None and not early
+                if due or early:
+                    continue
             if found is not None:
                 since_flush += 1
-                if (answer := core.quick_answer(found[1])) is not None:
-                    port.send_bytes(found[0], answer)
-                    continue
                 sends = core.handle(found[0], port.opened(*found))
                 moved = self._moved()
                 if sends:
@@ -314,6 +318,21 @@ class Node:
                     self._durable.close()
                 self._world.leave_as_told()
                 return
+
+    def _serve(
+        self, patience_s: float, turns: int
+    ) -> tuple[tuple[Address, Bytes] | None, int, bool]:
+        """The next message that takes the long way, if any comes so soon; how many went the short
+        way before it, and whether there may be more (see `WorldPort.serve`)."""
+        desk = self._core.desk
+        if desk is None:
+            return self._port.receive_bytes(patience_s), 0, False
+        if not self._world.settings.drills:
+            return self._port.serve(desk, patience_s, turns)
+        found, seen, early = self._port.serve(desk, patience_s, 1)
+        if seen and self._moved():
+            self._strike("after")
+        return found, seen, early
 
     def _moved(self) -> bool:
         """Whether the clock that this process holds has moved on; drills strike on the way."""

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
-from diml.ps.message import OF_COMMIT, Address, Bytes, Flag, Kind, Message, Send
-from diml.ps.quick_serve import quick_answer
+from diml.ps.message import OF_COMMIT, Address, Flag, Kind, Message, Send
+from diml.ps.quick_serve import Desk
 from diml.ps.recovery import Holding, Plan, Report, placement
 from diml.ps.saving import Storage
 from diml.ps.server_core import ServerCore
@@ -51,6 +51,7 @@ class NodeCore:
         self.place = place
         self._between = between
         self.server: ServerCore | None = None
+        self._desk: Desk | None = None
         self.copies: dict[int, Shard] = {}
         self._parts: dict[int, list[Message]] = {}
         # By shard, whole commits that are not installed yet.
@@ -75,6 +76,7 @@ class NodeCore:
     ) -> None:
         shard.forget_changes()
         self.server = ServerCore(shard, replicas, resume, self._storage, not_before)
+        self._desk = Desk(self.server)
 
     def handle(self, sender: Address, message: Message) -> list[Send]:
         """Take one message; returns what to send."""
@@ -92,10 +94,11 @@ class NodeCore:
             return self.server.committed(sender, message.mark)
         return self.server.handle(message)
 
-    def quick_answer(self, data: Bytes) -> Bytes | None:
-        """The answer to a message as it came, if it can be given at once, as it goes; else None,
-        and the message is for `handle`."""
-        return quick_answer(self.server, data)
+    @property
+    def desk(self) -> Desk | None:
+        """Where messages can be seen to as they come, if any can now; what it leaves is for
+        `handle`."""
+        return self._desk if self._desk is not None and self._desk.opens else None
 
     def flush(self) -> list[Send]:
         """To be called when no message is waiting: start the next commit, install what came."""
@@ -192,6 +195,7 @@ class NodeCore:
         held = {**self._held(), **received}
         self._lost, self._known = plan.lost, self.place.role == "worker"
         self.server, self.copies, self._parts = None, {}, {}
+        self._desk = None
         assert not self._arrived
         for index, ranks in enumerate(plan.placed):
             if rank not in ranks:

@@ -1,7 +1,11 @@
-"""The messages of small reads and updates as a server's compiled code reads and writes them.
+"""What a server does with small reads and updates of one dense table, from bytes to bytes.
 
-Pure. Must not know whom it answers, nor how bytes travel. Arrays of bytes that come in are
-C-contiguous.
+Owns the compiled twin of `ServerCore.handle` for the messages that are most of a program's: which
+of them it takes, what that does to rows and ledger, and what the answer says. Pure: arrays in,
+arrays out. Must not know how bytes travel, nor where the arrays come from (`diml.ps.quick_serve`).
+
+Invariants: what it does is what the long way does, bit for bit; a message that it leaves for the
+long way has changed nothing. Arrays of bytes are C-contiguous and begin at a multiple of 8.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from diml.ps.header_words import (
     CLOCK,
     CODE_BIT,
     FILTERS_BIT,
+    FLAGS_BIT,
     FORMAT_BITS,
     IDS,
     KIND,
@@ -26,66 +31,146 @@ from diml.ps.header_words import (
     WIDTH,
     WORKER,
     N,
+    Words,
     long_at,
     set_long,
     words_of,
 )
-from diml.ps.message import HEADER_BYTES, Bytes, Ids, Kind, Rows
+from diml.ps.message import HEADER_BYTES, Bytes, Flag, Ids, Kind, Rows
 
-_GET, _VALUES = int(Kind.GET), int(Kind.VALUES)
+_GET = int(Kind.GET) | FORMAT_BITS
+_UPDATE, _LAST = int(Kind.UPDATE) | FORMAT_BITS, Flag.LAST << FLAGS_BIT
+_VALUES = int(Kind.VALUES) | FORMAT_BITS
+_ANY_CODE = 0xFF << CODE_BIT
+
+# What the numbers that go with the arrays are: the table, the first row that is here, the most rows
+# of a read, the clocks by which one may be ahead of the slowest worker, the code of the dtype; what
+# is done with updates; and, said by `take`, the updates taken, those of them that had rows, and the
+# other table that was meant.
+TABLE_ID, LOW, ROWS_MAX, LAG_CLOCKS, CODE, UPDATES, TAKEN, STEPS, MEANT = range(9)
+NUMBERS = 9
+# What is done with updates: nothing; applied at once; applied where they are all of a clock.
+LEFT, AT_ONCE, BY_CLOCK = 0, 1, 2
+
+# What `take` has come to, where that is no answer: done; for the long way; of another table.
+DONE, OTHER, ANOTHER_TABLE = 0, -1, -2
 
 
 @njit(cache=True, nogil=True)
-def table_asked(data: Bytes) -> int:
-    """The table of a GET, or -1 if it is any other message, or asks for more than rows."""
+def take(data: Bytes, numbers: Ids, values: Rows, ledger: Ids, owed: Bytes, out: Bytes) -> int:
+    """See to one message: the length of its answer, in `out`, or DONE, OTHER or ANOTHER_TABLE.
+
+    `values` (n, cols) are the table's rows from LOW on; `ledger` is the shard's; `owed` has a flag
+    for each worker that has yet to be told what is applied; `out` has room for QUICK_BYTES.
+    """
     if data.shape[0] < HEADER_BYTES:
-        return -1
+        return OTHER
     words = words_of(data)
+    kind, count = words[KIND], long_at(words, IDS)
     if (
         words[MAGIC_AT] != MAGIC_WORD
-        or words[KIND] != _GET | FORMAT_BITS
         or words[SHARD_AND_FILTERS] >> FILTERS_BIT
-        or long_at(words, ROWS) != 0
-        or words[WIDTH] != 0
-        or data.shape[0] != HEADER_BYTES + 8 * long_at(words, IDS)
-        or long_at(words, IDS) == 0
+        or words[WORKER] >= ledger.shape[0]
+        or count < 0
+        or count > data.shape[0] >> 3
     ):
-        return -1
-    return int(words[TABLE])
+        return OTHER
+    if kind == _GET:
+        return _answer(data, words, count, numbers, values, ledger, owed, out)
+    if kind & ~(_ANY_CODE | _LAST) == _UPDATE and numbers[UPDATES] != LEFT:
+        return _update(data, words, count, numbers, values, ledger, owed)
+    return OTHER
 
 
 @njit(cache=True, nogil=True)
-def answer_read(
-    data: Bytes, ledger: Ids, lag_clocks: int, values: Rows, low: int, code: int, out: Bytes
-) -> int:
-    """Write the answer to a GET of rows (see `table_asked`) into `out`, (header + rows,); returns
-    the worker that asked.
-
-    `values` are the table's rows from `low` on, `code` is that of their dtype. Columns 0 and 1 of
-    the ledger are each worker's clock and n. Returns -1, and nothing is to be sent, if the GET is
-    more than `lag_clocks` ahead of the slowest worker, or names what is not there.
-    """
-    asked, words = words_of(data), words_of(out)
-    ids = data[HEADER_BYTES:].view(np.int64)
+def _answer(
+    data: Bytes, asked: Words, count: int, numbers: Ids, values: Rows, ledger: Ids, owed: Bytes,
+    out: Bytes,
+) -> int:  # fmt: skip
+    """Write the answer to a GET, if it may be given now."""
+    if (
+        count == 0
+        or long_at(asked, ROWS) != 0
+        or asked[WIDTH] != 0
+        or data.shape[0] != HEADER_BYTES + 8 * count
+    ):
+        return OTHER
+    if asked[TABLE] != numbers[TABLE_ID]:
+        numbers[MEANT] = asked[TABLE]
+        return ANOTHER_TABLE
     worker, closed = np.int64(asked[WORKER]), ledger[:, 0].min()
-    if worker >= ledger.shape[0] or closed < long_at(asked, CLOCK) - lag_clocks:
-        return -1
-    width = values.shape[1]
+    if count > numbers[ROWS_MAX] or closed < long_at(asked, CLOCK) - numbers[LAG_CLOCKS]:
+        return OTHER
+    ids, low, width = data[HEADER_BYTES:].view(np.int64), numbers[LOW], values.shape[1]
+    if not _all_here(ids, low, values.shape[0]):
+        return OTHER
+    length = HEADER_BYTES + count * width * values.itemsize
     # By two indices; by one the loop takes three times as long.
-    rows = out[HEADER_BYTES:].view(values.dtype).reshape(ids.shape[0], width)
-    for i in range(ids.shape[0]):
+    rows = out[HEADER_BYTES:length].view(values.dtype).reshape(count, width)
+    for i in range(count):
         row = ids[i] - low
-        if row < 0 or row >= values.shape[0]:
-            return -1
         for k in range(width):
             rows[i, k] = values[row, k]
+    words = words_of(out)
     words[:] = 0
     words[MAGIC_AT] = MAGIC_WORD
-    words[KIND] = _VALUES | code << CODE_BIT | FORMAT_BITS
+    words[KIND] = _VALUES | numbers[CODE] << CODE_BIT
     words[WORKER] = worker
     set_long(words, CLOCK, closed)
     set_long(words, MARK, ledger[worker, 0])
-    set_long(words, ROWS, ids.shape[0])
+    set_long(words, ROWS, count)
     words[N], words[WIDTH] = ledger[worker, 1], width
     words[REQUEST] = asked[REQUEST]
-    return int(worker)
+    owed[worker] = 0
+    return int(length)
+
+
+@njit(cache=True, nogil=True)
+def _update(
+    data: Bytes, words: Words, count: int, numbers: Ids, values: Rows, ledger: Ids, owed: Bytes
+) -> int:
+    """Apply an UPDATE, if it is the next one of its worker and nothing else waits for it."""
+    worker, last = np.int64(words[WORKER]), words[KIND] & _LAST != 0
+    clock, n, width = long_at(words, CLOCK), np.int64(words[N]), values.shape[1]
+    if clock != ledger[worker, 0] or n < ledger[worker, 1]:
+        return OTHER
+    if numbers[UPDATES] == BY_CLOCK and not last:
+        return OTHER
+    if count:
+        if words[TABLE] != numbers[TABLE_ID]:
+            numbers[MEANT] = words[TABLE]
+            return ANOTHER_TABLE
+        start = HEADER_BYTES + 8 * count
+        if (
+            words[KIND] >> CODE_BIT & 0xFF != numbers[CODE]
+            or long_at(words, ROWS) != count
+            or words[WIDTH] != width
+            or data.shape[0] != start + count * width * values.itemsize
+        ):
+            return OTHER
+        ids, low = data[HEADER_BYTES:start].view(np.int64), numbers[LOW]
+        if not _all_here(ids, low, values.shape[0]):
+            return OTHER
+        deltas = data[start:].view(values.dtype).reshape(count, width)
+        for i in range(count):
+            row = ids[i] - low
+            for k in range(width):
+                values[row, k] += deltas[i, k]
+        numbers[STEPS] += 1
+    elif data.shape[0] != HEADER_BYTES or long_at(words, ROWS) != 0 or words[WIDTH] != 0:
+        return OTHER
+    ledger[worker, 0], ledger[worker, 1] = (clock + 1, 0) if last else (clock, n + 1)
+    ledger[worker, 2] = max(ledger[worker, 2], long_at(words, MARK))
+    if last:
+        owed[worker] = 1
+    numbers[TAKEN] += 1
+    return DONE
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _all_here(ids: Ids, low: int, rows: int) -> bool:
+    """Whether all ids are among `rows` from `low` on. A loop without an exit is faster."""
+    outside = False
+    for i in range(ids.shape[0]):
+        outside |= (ids[i] < low) | (ids[i] >= low + rows)
+    return not outside

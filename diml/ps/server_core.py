@@ -35,6 +35,7 @@ from diml.ps.message import (
     whole,
 )
 from diml.ps.saving import Nowhere, Saving, Storage
+from diml.ps.serve_words import AT_ONCE, BY_CLOCK, LEFT
 from diml.ps.shard import CLOCK, Closing, Shard
 from diml.ps.tables import TableSpec
 
@@ -79,7 +80,8 @@ class ServerCore:
         self._deferred: deque[Message] = deque()
         self._parked: list[Message] = []
         self._replies: list[Send] = []
-        self._to_acknowledge: set[int] = set()
+        # By worker, whether it has yet to be told what is applied.
+        self.owed = bytearray(shard.workers)
         # Whether a worker has said that it waits for its acknowledgement.
         self._awaited = False
         self._workers = [Address("worker", worker) for worker in range(shard.workers)]
@@ -163,7 +165,7 @@ class ServerCore:
         worker, last = message.worker, bool(message.flags & Flag.LAST)
         clock, n, _ = self.shard.ledger[worker].tolist()
         if last or message.flags & Flag.ACK:
-            self._to_acknowledge.add(worker)
+            self.owed[worker] = True
             self._awaited = self._awaited or bool(message.flags & Flag.ACK)
         if (message.clock, message.n) < (clock, n):
             if not (last and message.clock == clock):
@@ -178,7 +180,7 @@ class ServerCore:
         """BSP: keep until all workers have finished the clock, then apply all in worker order."""
         worker, closed = message.worker, self.shard.closed
         if message.clock < closed:
-            self._to_acknowledge.add(worker)
+            self.owed[worker] = True
             return
         assert message.clock == closed, f"{message} at clock {closed}"
         assert worker not in self._finished, f"{message} after the end of the clock"
@@ -190,7 +192,7 @@ class ServerCore:
             self._close([message for buffer in self._buffers for message in buffer])
             self._buffers = [[] for _ in range(self.shard.workers)]
             self._finished = set()
-            self._to_acknowledge.update(range(self.shard.workers))
+            self.owed[:] = b"\1" * self.shard.workers
 
     def _close(self, updates: list[Message]) -> None:
         """Apply a clock; where the updates themselves can go to the replicas, once they are on
@@ -222,7 +224,7 @@ class ServerCore:
         if self._waiting:
             return []
         if not self._staged:
-            return self._acknowledgements() if self._to_acknowledge else []
+            return self._acknowledgements() if any(self.owed) else []
         return self._commit([])
 
     def _commit(self, passed_on: list[Message]) -> list[Send]:
@@ -303,7 +305,8 @@ class ServerCore:
         return sends
 
     def _acknowledgements(self) -> list[Send]:
-        workers, self._to_acknowledge = sorted(self._to_acknowledge), set()
+        workers = [worker for worker, owed in enumerate(self.owed) if owed]
+        self.owed[:] = bytes(len(self.owed))
         self._awaited = False
         ledger = self.shard.ledger
         return [
@@ -322,7 +325,17 @@ class ServerCore:
     def answers_at_once(self) -> bool:
         """Whether nothing stands before the answer to a read (see `diml.ps.quick_serve`)."""
         before = self._staged or self._waiting or self._parked or self._replies or self._closing
-        return not (before or self.shard.push)
+        return not (before or self.shard.push or self._consistency is None)
+
+    @property
+    def updates_at_once(self) -> int:
+        """Where that is so, what can be done with an update (see `diml.ps.serve_words`)."""
+        if self.replicas or self.shard.undoable:
+            return LEFT
+        assert self._consistency is not None, "an update before OPEN"
+        if not self._consistency.buffered:
+            return AT_ONCE
+        return LEFT if self.shard.workers > 1 or self._buffers[0] else BY_CLOCK
 
     @property
     def lag_clocks(self) -> int:
@@ -330,14 +343,11 @@ class ServerCore:
         assert self._consistency is not None, "a read before OPEN"
         return self._consistency.lag_clocks
 
-    def acknowledged_by_answer(self, worker: int) -> None:
-        """An answer to this worker says what an acknowledgement would."""
-        self._to_acknowledge.discard(worker)
-
     def _values(self, message: Message) -> Message:
         """The rows that a GET asks for, stamped with the clock of the slowest worker."""
         worker = message.worker
-        self.acknowledged_by_answer(worker)
+        # The answer says what an acknowledgement would.
+        self.owed[worker] = False
         clock, n, _ = self.shard.ledger[worker].tolist()
         closed, request = self.shard.closed, message.request
         if not len(message.ids):
@@ -358,14 +368,14 @@ class ServerCore:
         """Whether a flush would only say acknowledgements that nobody is known to wait for: the
         answer to a question that comes soon says them without a message of their own."""
         pressing = self._staged or self._closing or self._awaited
-        return bool(self._to_acknowledge) and not pressing
+        return any(self.owed) and not pressing
 
     # For those who watch ---------------------------------------------------------------------
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits for a replica or for a flush."""
-        return not self._waiting and not self._staged and not self._to_acknowledge
+        return not self._waiting and not self._staged and not any(self.owed)
 
     def _late(self) -> str:
         """Who keeps the others waiting, in words."""

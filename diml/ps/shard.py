@@ -133,6 +133,12 @@ class Shard:
         self.ledger[worker] = (clock, n, acknowledged)
         self._forget()
 
+    def took(self, updates: int) -> None:
+        """So many have been applied to rows and ledger without this shard (`diml.ps.serve_words`),
+        each a change of its own."""
+        self.version += updates
+        self._forget()
+
     def end_clock(self, updates: Iterable[Message]) -> list[Closing]:
         """One clock of all workers, in worker order and each worker's in turn: ledger and own
         states as they are at its end, and what `apply_clock` has yet to do with each table."""

@@ -29,6 +29,8 @@ from diml.ps.message import (
 )
 from diml.ps.neighbours import Neighbours, is_note
 from diml.ps.pieces import announced, announcement, begun, cuts, is_announcement, span
+from diml.ps.quick_serve import Desk
+from diml.ps.serve_loop import AWAKE_S, serve
 from diml.world.direct import NOTHING, Direct
 from diml.world.link import ANY, LEAVE_TAG, Link
 from diml.world.link import Message as Received
@@ -41,7 +43,6 @@ PS_TAG, PIECE_TAG = 1, 5
 # that a replica must confirm, take longer than 300 microseconds.
 # A wait goes on where the one before has ended without a message: a server without work must not
 # begin anew twenty times a second.
-_AWAKE_S = 1e-3
 _NAP_S = 50e-6
 _IDLE_AFTER_S = 10e-3
 # From then on a sleep is this part of the time that has passed.
@@ -177,13 +178,44 @@ class WorldPort:
     ) -> tuple[Address, Bytes] | None:
         """As `receive`, the message as it came, in `room` if it fits there. Without `room` the
         bytes are the caller's until the next message is received: see `opened`."""
-        link, direct = self._current(), self._direct
+        self._current()
         if self._handed():
             return self._arrived.popleft()
-        into = self._room if room is None else room
-        awake_s = 0.0 if self._standing_by else _AWAKE_S - self._idle_s
-        awake_s = awake_s if awake_s < timeout_s else timeout_s
-        count = direct.receive(into, PS_TAG, awake_s, self._crowded)
+        into, awake_s = self._room if room is None else room, self._awake_s(timeout_s)
+        count = self._direct.receive(into, PS_TAG, awake_s, self._crowded)
+        return self._came(count, into, timeout_s, awake_s)
+
+    def serve(
+        self, desk: Desk, timeout_s: float, turns: int
+    ) -> tuple[tuple[Address, Bytes] | None, int, bool]:
+        """As `receive_bytes`, but that `desk` sees to what it can, `turns` messages at most. Also
+        how many it has seen to, and whether there may be more, though none is here. Raises
+        PeerFailed."""
+        self._current()
+        if self._handed():
+            return self._arrived.popleft(), 0, False
+        into, awake_s = self._room, self._awake_s(timeout_s)
+        # Between two looks at what is handed over there is but one message.
+        turns = 1 if self._neighbours.borrowing else turns
+        served = serve(self._direct, desk, into, PS_TAG, awake_s, self._crowded, turns)
+        if served.seen:
+            self._idle_s = 0.0
+            self.filters.plain_bytes += served.size
+            self.filters.wire_bytes += served.size
+            if served.length == NOTHING:
+                return None, served.seen, served.early
+        return self._came(served.length, into, timeout_s, awake_s), served.seen, False
+
+    def _awake_s(self, timeout_s: float) -> float:
+        """How much of so long a wait goes without a pause."""
+        awake_s = 0.0 if self._standing_by else AWAKE_S - self._idle_s
+        return awake_s if awake_s < timeout_s else timeout_s
+
+    def _came(
+        self, count: int, into: Bytes, timeout_s: float, awake_s: float
+    ) -> tuple[Address, Bytes] | None:
+        """The message that has come, or comes in what is left of the wait."""
+        link, direct = self._direct.link, self._direct
         # The memory of what has left meanwhile, still in the cache, is that of the next message.
         link.still_sending()
         if count == len(into):
@@ -262,7 +294,7 @@ class WorldPort:
                 return None
             if self._standing_by and idle_s < _IDLE_AFTER_S:
                 time.sleep(_STANDBY_NAP_S)
-            elif link.still_sending() or idle_s < _AWAKE_S:
+            elif link.still_sending() or idle_s < AWAKE_S:
                 self.make_room()
             elif idle_s < _IDLE_AFTER_S:
                 time.sleep(_NAP_S)

@@ -146,27 +146,29 @@ class Direct:
     Raises (every method) as `Link` does.
 
     Attributes:
+        link: whose messages these are.
         words: what `send` and `receive` are to be given.
     """
 
     def __init__(self, link: Link) -> None:
-        self._link = link
+        self.link = link
         words = self.words = np.zeros(_STATUS + _STATUS_WORDS, np.int64)
         words[_COMM], words[_BYTE] = link.comm.handle, MPI.BYTE.handle
         self._status = words[_STATUS:].view(np.int32)
 
-    def send(self, buffer: Bytes, dest: int, tag: int) -> None:
-        """As `Link.isend`."""
-        self.sent(send(self.words, buffer, dest, tag), buffer)
+    def send(self, buffer: Bytes, dest: int, tag: int) -> bool:
+        """As `Link.isend`; whether the buffer is still under way."""
+        return self.sent(send(self.words, buffer, dest, tag), buffer)
 
-    def sent(self, result: int, buffer: Bytes) -> None:
+    def sent(self, result: int, buffer: Bytes) -> bool:
         """Take up what `send` has come to; the link keeps the buffer alive while it is under
         way."""
         if result == UNDER_WAY:
             request = MPI.Request.fromhandle(self.words.item(_REQUEST))
-            self._link.keep(Sending(request, buffer))
+            self.link.keep(Sending(request, buffer))
         elif result:
             self._fail()
+        return result == UNDER_WAY
 
     def receive(self, into: Bytes, tag: int, patience_s: float, share: bool) -> int:
         """Wait for a message from anyone, without a pause (with `share`, others may have the core

@@ -166,8 +166,11 @@ class Cluster:
         on_wire: bool,
         cache_rows: int | None,
         neighbours: bool,
+        by_bytes: bool,
     ) -> None:
         self.rng = rng
+        # Whether servers see to messages as they come, where they can; how many they have.
+        self.by_bytes, self.short = by_bytes, 0
         # Whether all are on one host.
         self.shared = Shared() if neighbours else None
         self.workers, self.servers, self.replicas = workers, servers, replicas
@@ -262,7 +265,17 @@ class Cluster:
             self.look(to, self.seats[sender].uid)
             if self.shared is not None and message.kind is Kind.UPDATE:
                 message = self.shared.received(process.uid, message)
-            self.post(to, process.node.handle(sender, message))
+            sends = self._shortly(process.node, sender, message) if self.by_bytes else None
+            self.post(to, process.node.handle(sender, message) if sends is None else sends)
+
+    def _shortly(self, node: NodeCore, sender: Address, message: Message) -> list[Send] | None:
+        """What a server answers by compiled code; None if it leaves the message."""
+        desk = node.desk if message.kind in (Kind.GET, Kind.UPDATE) else None
+        answer = None if desk is None else desk.take(encode(message))
+        if answer is None:
+            return None
+        self.short += 1
+        return [Send(sender, decode(answer.copy()))] if len(answer) else []
 
     def _say(self, line: str) -> None:
         if self.trace is not None:

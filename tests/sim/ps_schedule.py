@@ -64,7 +64,7 @@ def shape_of(rng: random.Random) -> Shape:
         workers=rng.randint(1, 3),
         servers=rng.choice((1, 1, 2, 3, 4)),
         spares=spares,
-        replicas=rng.choice((1, 1, 2)),
+        replicas=rng.choice((0, 1, 1, 1, 2)),
         consistency=parse_consistency(model, 0 if model else staleness),
         clocks=rng.randint(1, 5),
         rows=rng.randint(4, 9),
@@ -102,7 +102,7 @@ class Schedule:
         self.cluster = Cluster(
             self.rng, shape.workers, shape.servers, shape.spares, shape.replicas,
             shape.consistency, shape.on_wire, shape.cache_rows,
-            shape.neighbours,
+            shape.neighbours, random.Random(f"{seed} by bytes").random() < 0.5,
         )  # fmt: skip
         self.count = TableSpec(
             "count", shape.rows, shape.workers, "int32", seed=seed, sparse=shape.sparse

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from diml.ps import client_core, node_core, sent, server_core
-from diml.ps.message import NO_IDS, NO_ROWS, Address, Kind, Message, Send, update_key
+from diml.ps import client_core, node_core, quick_serve, sent, server_core
+from diml.ps.message import NO_IDS, NO_ROWS, Address, Bytes, Kind, Message, Send, decode, update_key
 from diml.ps.recovery import Plan, Report
 from diml.ps.saving import Saving, Storage
 from diml.ps.shard import Shard
@@ -126,6 +126,20 @@ def test_a_server_that_applies_twice_is_caught(monkeypatch: pytest.MonkeyPatch) 
 
     apply = server_core.ServerCore._apply
     monkeypatch.setattr(server_core.ServerCore, "_apply", forgetful)
+    assert _caught()
+
+
+def test_a_server_that_applies_twice_the_short_way_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forgetful(self: quick_serve.Desk, data: Bytes) -> Bytes | None:
+        message = decode(data)
+        if message.kind is Kind.UPDATE:
+            self.ledger[message.worker, :2] = (message.clock, message.n)
+        return take(self, data)
+
+    take = quick_serve.Desk.take
+    monkeypatch.setattr(quick_serve.Desk, "take", forgetful)
     assert _caught()
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import pytest
 
-from diml.ps.message import CODES, HEADER_BYTES, Flag, Ids, Kind, Message, decode, encode
-from diml.ps.serve_words import answer_read, table_asked
+from diml.ps.message import HEADER_BYTES, Flag, Kind, Message, decode, encode
 from diml.ps.words import ask_again, copy_update, read_answer
 
 IDS = np.array([12, 10, 12, 17])
@@ -16,51 +12,6 @@ TABLE, LOW = 0xFEDCBA98, 10
 ROWS = np.arange(30.0, dtype=np.float32).reshape(10, 3)
 LEDGER = np.array([[2**40, 7, 0], [2**40 + 1, 2**32 - 1, 0]])
 GET = Message(Kind.GET, 1, 2**40 + 2, 0, TABLE, IDS, request=2**32 - 2)
-
-
-def _answered(get: Message, lag: int = 2, ledger: Ids = LEDGER, rows: Any = ROWS) -> Message | None:
-    out = np.full(HEADER_BYTES + len(get.ids) * rows[0].nbytes, 255, np.uint8)
-    data = encode(get)
-    worker = answer_read(data, ledger, lag, rows, LOW, CODES[rows.dtype], out)
-    if worker < 0:
-        return None
-    assert worker == get.worker
-    return decode(out)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64"])
-def test_an_answer_is_the_message_that_the_codec_makes(dtype: str) -> None:
-    rows = ROWS.astype(dtype)
-    found = _answered(GET, rows=rows)
-    assert found is not None
-    expected = Message(
-        Kind.VALUES, 1, 2**40, 2**32 - 1, values=rows[IDS - LOW], mark=2**40 + 1,
-        request=2**32 - 2,
-    )  # fmt: skip
-    assert np.array_equal(encode(found._replace(frame=None)), encode(expected))
-
-
-def test_what_may_not_be_answered_yet_is_not() -> None:
-    assert _answered(GET, lag=1) is None
-    assert _answered(GET, lag=2**62) is not None
-    assert _answered(GET._replace(ids=np.array([LOW + 10]))) is None
-    assert _answered(GET._replace(ids=np.array([LOW - 1]))) is None
-    assert _answered(GET._replace(worker=2)) is None
-
-
-def test_only_a_plain_question_is_taken_for_one() -> None:
-    assert table_asked(encode(GET)) == TABLE
-    for other in (
-        GET._replace(kind=Kind.UPDATE),
-        GET._replace(flags=Flag.EXACT),
-        GET._replace(ids=IDS[:0]),
-        GET._replace(values=np.ones((1, 2), np.float32)),
-    ):
-        assert table_asked(encode(other)) == -1
-    filtered, foreign, cut = encode(GET), encode(GET), encode(GET)[:-1]
-    filtered[58] = 1
-    foreign[0] = 0
-    assert [table_asked(data) for data in (filtered, foreign, cut, cut[:20])] == [-1] * 4
 
 
 def test_a_question_is_asked_again_at_another_clock() -> None:
