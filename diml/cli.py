@@ -141,8 +141,11 @@ def _run(flags: argparse.Namespace) -> int:
     from diml.world import doctor, mpi_params
     from diml.world.command import Order, program_words, recovers_inside
     from diml.world.hosts import allocation
+    from diml.world.launch import one_of_many
     from diml.world.supervise import Supervisor
 
+    if started_by := one_of_many(os.environ):
+        raise Misuse(f"diml run starts mpirun itself, once: give it without {started_by}")
     job = flags.job[1:] if flags.job[:1] == ["--"] else flags.job
     program = program_words(job)
     # Behind another -- are the words of what the job itself runs.

@@ -43,7 +43,8 @@ from diml.config import Settings
 from diml.errors import Misuse
 from diml.world import marker
 
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+# USR2 is how SGE warns a job.
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
 class Wishes(NamedTuple):
@@ -98,7 +99,7 @@ class StopRequest:
     """Remembers the signals by which a batch system asks for an orderly end."""
 
     def __init__(self) -> None:
-        """Take over USR1 and TERM (only the main thread can; elsewhere nothing is taken over)."""
+        """Take over STOP_SIGNALS (only the main thread can; elsewhere nothing is taken over)."""
         self.name = ""
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:

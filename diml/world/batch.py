@@ -117,7 +117,7 @@ export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 checkpoints=${{DIML_CHECKPOINTS:-$PWD/checkpoints-{name}}}
 
 # Never srun: only mpirun starts ranks that can be replaced, and diml run calls it.
-diml run -n {workers}{extra} -- \\
+{before}diml run -n {workers}{extra} -- \\
   {command} \\
   --checkpoint-dir "$checkpoints" "$@" &
 run=$!
@@ -128,28 +128,28 @@ while kill -0 $run 2>/dev/null; do wait $run; done
 wait $run
 status=$?
 """
+_TRAPS = """\
+# All ranks agree on a step, write a checkpoint and leave with 75. So they do if the job is taken
+# out of the queue, which comes as TERM: then it stays out.
+told=
+trap 'told=${told:-USR1}; kill -USR1 $run 2>/dev/null' USR1
+trap 'told=${told:-TERM}; kill -USR1 $run 2>/dev/null' TERM
+"""
 _TAIL: Mapping[System, str] = {
     "slurm": """\
-# diml run has all ranks agree on a step, write a checkpoint and leave with 75.
-trap 'kill -USR1 $run 2>/dev/null' USR1 TERM
-{wait}\
-if [ $status -eq 75 ]; then
+{traps}{wait}\
+if [ $status -eq 75 ] && [ "$told" != TERM ]; then
   echo "to be resumed: back to the queue"
   scontrol requeue "$SLURM_JOB_ID" && exit 0
 fi
 exit $status
 """,
     "pbs": """\
-# PBS gives no warning: USR1 comes from here, {warning_s} s before the wall time. All ranks agree on
-# a step, write a checkpoint and leave with 75.
-(sleep {warned_s}; kill -USR1 $run 2>/dev/null) &
-timer=$!
-trap 'kill -USR1 $run 2>/dev/null' USR1 TERM
-{wait}\
-kill $timer 2>/dev/null
-if [ $status -eq 75 ]; then
+{traps}{wait}\
+if [ $status -eq 75 ] && [ "$told" != TERM ]; then
   echo "to be resumed: submitted again"
-  qsub "${{DIML_SCRIPT:-jobs/pbs/{name}.pbs}}" && exit 0
+  names=${{!DIML_*}}  # with the variables that it was submitted with
+  qsub ${{names:+-v "${{names// /,}}"}} "${{DIML_SCRIPT:-jobs/pbs/{name}.pbs}}" && exit 0
 fi
 exit $status
 """,
@@ -162,7 +162,18 @@ trap 'kill -USR1 $run 2>/dev/null' USR1 USR2 TERM
 exit $status
 """,
 }
-_CHANGE_FOLDER: Mapping[System, str] = {"slurm": "", "pbs": 'cd "$PBS_O_WORKDIR"\n', "sge": ""}
+_CHANGE_FOLDER: Mapping[System, str] = {
+    "slurm": "",
+    "pbs": 'cd "$PBS_O_WORKDIR" || exit\n',
+    "sge": "",
+}
+# PBS gives no warning before the wall time.
+_BEFORE: Mapping[System, str] = {
+    "slurm": "",
+    "pbs": "# PBS gives no warning: USR1 comes from here, {warning_s} s before the wall time.\n"
+    "timeout --foreground --preserve-status -s USR1 {warned_s} \\\n",
+    "sge": "",
+}
 
 
 def script(system: System, job: Job, nodes: int = 2) -> str:
@@ -182,7 +193,9 @@ def script(system: System, job: Job, nodes: int = 2) -> str:
         "extra": extra,
         "command": " \\\n  ".join(job.command),
         "wait": _WAIT,
+        "traps": _TRAPS,
     }
+    words["before"] = _BEFORE[system].format(**words)
     head = _HEAD[system].format(**words)
     tail = _TAIL[system].format(**words)
     first = (

@@ -6,6 +6,7 @@ Owns the words of Open MPI's and MPICH's launchers, and what a job may be. Start
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ from pathlib import Path
 
 from diml.errors import Misuse
 from diml.world.hosts import Allocation, Host
+
+# What the interpreter and its modules need on the other hosts as well.
+_CARRIED = frozenset(("LD_LIBRARY_PATH", "NUMBA_CACHE_DIR", "PYTHONPATH"))
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,34 @@ def recovers_inside(launcher: str) -> bool:
     Under any other one (MPICH's, a vendor's) the job ends, and is started again.
     """
     try:
-        done = subprocess.run([launcher, "--version"], capture_output=True, text=True, timeout=20)
+        ask = [launcher, "--version"]
+        done = subprocess.run(ask, capture_output=True, text=True, errors="replace", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         raise Misuse(f"{launcher}: does not run") from None
     return "Open MPI" in done.stdout + done.stderr
+
+
+def shares(processes: int, hosts: Sequence[Host]) -> list[int]:
+    """How many processes each host gets: dealt out in turn, to those that have a slot left.
+
+    Where there are more processes than slots, the rest goes by the number of slots.
+    """
+    dealt = [0] * len(hosts)
+    for _ in range(processes if hosts else 0):
+        free = [i for i, h in enumerate(hosts) if h.slots is None or dealt[i] < h.slots]
+        least = min(free, key=dealt.__getitem__, default=None)
+        if least is None:
+            least = min(range(len(hosts)), key=lambda i: (dealt[i] + 1) / (hosts[i].slots or 1))
+        dealt[least] += 1
+    return dealt
 
 
 def hydra_line(launcher: str, order: Order, allocation: Allocation) -> list[str]:
     """The command line of MPICH's launcher, which passes the whole environment to all hosts."""
     line = [launcher, *order.options, "-n", str(order.processes)]
     if allocation.hosts:
-        share = -(-order.processes // len(allocation.hosts))
-        line += ["-hosts", ",".join(f"{host.name}:{share}" for host in allocation.hosts)]
+        dealt = zip(allocation.hosts, shares(order.processes, allocation.hosts), strict=True)
+        line += ["-hosts", ",".join(f"{host.name}:{share}" for host, share in dealt if share)]
     return [*line, sys.executable, *order.program]
 
 
@@ -59,20 +79,25 @@ def mpirun_line(
     """The command line of mpirun.
 
     Inside Slurm mpirun asks for the hosts itself. Elsewhere, and with `names_hosts` (some have
-    been lost), they are named, each with room for its share of the processes.
+    been lost), they are named, each with room for its share of the processes. They are named too
+    where some have too few slots for the same share as the others.
     """
     line = [launcher, *order.options, "-n", str(order.processes)]
     hosts = allocation.hosts
-    if hosts and (names_hosts or allocation.system != "Slurm"):
-        share = -(-order.processes // len(hosts))
-        room = (Host(host.name, max(host.slots or 0, share)) for host in hosts)
-        line += ["--host", ",".join(str(host) for host in room)]
+    dealt = shares(order.processes, hosts)
+    even = len(hosts) < 2 or max(dealt) - min(dealt) <= 1
+    if hosts and (names_hosts or allocation.system != "Slurm" or not even):
+        room = [max(host.slots or 0, *dealt) for host in hosts] if even else dealt
+        named = (f"{host.name}:{n}" for host, n in zip(hosts, room, strict=True) if n)
+        line += ["--host", ",".join(named)]
     if len(hosts) > 1:
-        # By slots, mpirun would fill the first host beyond its slots before it takes the next.
-        line += ["--map-by", "node:OVERSUBSCRIBE"]
+        # By slots, mpirun would fill the first host beyond its slots before it takes the next; by
+        # nodes, it would give all the same. Neither if there are as many slots as processes.
+        policy = ["node:OVERSUBSCRIBE"] if even else ["slot:OVERSUBSCRIBE", "--rank-by", "node"]
+        line += ["--map-by", *policy]
         # Only its own variables does mpirun carry to other hosts.
         for name in sorted(env):
-            if name.startswith("DIML_") or name.endswith("_NUM_THREADS"):
+            if name.startswith("DIML_") or name.endswith("_NUM_THREADS") or name in _CARRIED:
                 line += ["-x", name]
     return [*line, sys.executable, *order.program]
 
@@ -85,6 +110,8 @@ def program_words(job: Sequence[str]) -> tuple[str, ...]:
     if not job:
         raise Misuse("no job given: diml run -n N -- JOB ARGUMENTS")
     name, arguments = job[0], job[1:]
+    if re.fullmatch(r"python[0-9.]*", Path(name).name):
+        raise Misuse(f"job {name!r}: give the script or the module alone, without the interpreter")
     if Path(name).is_file():
         return (name, *arguments)
     if name == "-m" and arguments:

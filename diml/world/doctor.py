@@ -16,13 +16,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diml.world import batch, mpi_params, trial
 from diml.world.hosts import allocation
-from diml.world.launch import refuse_singleton
+from diml.world.launch import one_of_many
 
 _SHM_BYTES_MIN = 128 << 20
 _ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
@@ -52,6 +53,7 @@ def examine(env: Mapping[str, str]) -> Iterator[Finding]:
     yield _cores(env)
     yield from _how_started(env)
     yield _shared_memory()
+    yield from _temporary_files(env)
     yield _kernel_cache(env)
     if launcher is not None:
         yield try_fault_tolerance(launcher, env)
@@ -71,7 +73,9 @@ def examine_cluster(env: Mapping[str, str]) -> Iterator[Finding]:
         if lacking:
             remedy = f"put into the batch script: `export {' '.join(lacking)}`"
             yield Finding("site's MPI", "used without its settings", False, remedy)
-    if len(granted.hosts) > 1 and granted.system != "Slurm" and shutil.which("ssh") is None:
+    # SGE's mpirun reaches them by qrsh.
+    by = {"Slurm": "srun", "SGE": "qrsh"}.get(granted.system, "ssh")
+    if len(granted.hosts) > 1 and not any(map(shutil.which, (by, "ssh"))):
         remedy = "install ssh with keys among the nodes, or use the site's own MPI"
         yield Finding("other hosts", "mpirun has no way to reach them", False, remedy)
 
@@ -147,7 +151,7 @@ def _mpi(launcher: Path | None, env: Mapping[str, str]) -> Iterator[Finding]:
 def _launcher_version(launcher: Path) -> Finding:
     try:
         command = [str(launcher), "--version"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20)
         words = (done.stdout or done.stderr).strip().splitlines()[0]
     except (OSError, IndexError, subprocess.TimeoutExpired):
         return Finding("MPI", f"{launcher} does not run", False, "run `make install`")
@@ -180,8 +184,8 @@ def _cores(env: Mapping[str, str]) -> Finding:
 
 
 def _how_started(env: Mapping[str, str]) -> Iterator[Finding]:
-    refusal = refuse_singleton(env, 1, ["diml", "doctor"])
-    if refusal is not None and "OMPI_COMM_WORLD_SIZE" not in env:
+    launcher = one_of_many(env)
+    if launcher == "srun" or (launcher and "OMPI_COMM_WORLD_SIZE" not in env):
         remedy = "start jobs with mpirun inside sbatch or salloc, never with srun"
         yield Finding("launcher", "srun (or another MPI's launcher) started me", False, remedy)
     elif "SLURM_JOB_ID" in env:
@@ -195,6 +199,9 @@ def _shared_memory() -> Finding:
     path = Path("/dev/shm")
     if not path.is_dir():
         return Finding("shared memory", "this system has no /dev/shm")
+    if not os.access(path, os.W_OK):
+        remedy = "`chmod 1777 /dev/shm`, or mount it for writing"
+        return Finding("shared memory", f"{path} cannot be written", False, remedy)
     free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
     text = f"{free >> 20} MB free in {path}"
     if free < _SHM_BYTES_MIN:
@@ -203,12 +210,27 @@ def _shared_memory() -> Finding:
     return Finding("shared memory", text)
 
 
+def _temporary_files(env: Mapping[str, str]) -> Iterator[Finding]:
+    """mpirun makes a folder for each job where TMPDIR says, and leaves at once if it cannot."""
+    folder = env.get("TMPDIR") or "/tmp"
+    if not os.path.exists(folder):  # it is made then
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError as error:
+        remedy = "`export TMPDIR=DIR` with a directory that you may write"
+        text = f"{folder} cannot be written: {error.strerror}"
+        yield Finding("temporary files", text, False, remedy)
+
+
 def _kernel_cache(env: Mapping[str, str]) -> Finding:
     """Where numba keeps compiled kernels; without such a place each rank compiles at each start."""
     chosen = env.get("NUMBA_CACHE_DIR")
     package = Path(__file__).resolve().parents[1] / "kernels"
     place = Path(chosen) if chosen else package
-    existing = next(p for p in (place, *place.parents) if p.exists())
+    existing = next(p for p in (place, *place.parents) if os.path.exists(p))
     if os.access(existing, os.W_OK):
         return Finding("compiled kernels", f"kept in {place if chosen else place / '__pycache__'}")
     remedy = "`export NUMBA_CACHE_DIR=DIR` with a directory that you may write"
@@ -227,6 +249,7 @@ def try_fault_tolerance(launcher: Path, env: Mapping[str, str]) -> Finding:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         env={**inherited, **allowed, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         start_new_session=True,
     )

@@ -127,13 +127,13 @@ def _slurm(env: Mapping[str, str]) -> tuple[Host, ...]:
 def read_host_file(path: Path) -> tuple[Host, ...]:
     """The hosts of a file, each once, in their order.
 
-    A line is one of: `name` (as in PBS; repeated for each slot), `name slots=N` (Open MPI),
-    `name N queue processors` (SGE), `id address port` (Petuum, whose first machine stands there
-    twice since the name node is a process of its own: one host). `#` begins a comment. Raises
-    Misuse naming the file and the line.
+    A line is one of: `name` (as in PBS; repeated for each slot), `name slots=N max_slots=M` (Open
+    MPI; the most is not asked for), `name N queue processors` (SGE), `id address port` (Petuum,
+    whose first machine stands there twice since the name node is a process of its own: one host).
+    `#` begins a comment. Raises Misuse naming the file and the line.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise Misuse(f"host file {path}: {getattr(error, 'strerror', 'not text')}") from None
     slots: dict[str, int | None] = {}
@@ -162,18 +162,27 @@ def _host_line(words: Sequence[str]) -> tuple[str, int | None]:
         return _name(words[1]), None
     if len(words) == 1:
         return _name(words[0]), 1
-    if len(words) == 2 and (match := re.fullmatch(r"slots=(\d+)", words[1], re.ASCII)):
-        return _name(words[0]), int(match[1])
+    if match := re.fullmatch(r"(\S+) slots=(\d+)( max[_-]slots=\d+)?", " ".join(words), re.ASCII):
+        return _name(match[1]), _slots(match[2])
     if len(words) in (2, 3, 4) and words[1].isdecimal():
-        return _name(words[0]), int(words[1])
+        return _name(words[0]), _slots(words[1])
     raise ValueError(f"{' '.join(words)!r} is none of: name; name slots=N; name N; id address port")
 
 
+def _slots(digits: str) -> int:
+    """A number of slots, else ValueError."""
+    if int(digits) == 0:
+        raise ValueError("no slots: leave the host out")
+    return int(digits)
+
+
 def _name(word: str) -> str:
-    """A host name or an address, else ValueError."""
-    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", word):
-        try:
-            ipaddress.ip_address(word)
-        except ValueError:
-            raise ValueError(f"{word!r} is no host") from None
-    return word
+    """A host name or an IPv4 address, else ValueError."""
+    if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", word):
+        return word
+    try:
+        ipaddress.ip_address(word)
+    except ValueError:
+        raise ValueError(f"{word!r} is no host") from None
+    # It takes the first colon for the one before the slots.
+    raise ValueError(f"mpirun cannot be given an IPv6 address: give the name of {word}")

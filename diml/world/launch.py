@@ -34,6 +34,17 @@ def singleton(env: Mapping[str, str]) -> bool:
     return not any(size in env for _, size in _MPIRUN)
 
 
+def one_of_many(env: Mapping[str, str]) -> str:
+    """The launcher that started this process beside others; empty if it was started alone.
+
+    A batch script's own shell is alone, whatever it may start.
+    """
+    if not singleton(env):
+        return "mpirun"
+    rank, size = _SRUN[0]
+    return "srun" if rank in env and env.get(size, "1") != "1" else ""
+
+
 def speaks(env: Mapping[str, str]) -> bool:
     """Whether this process says what all ranks would say: rank 0, or a process without a launcher.
 

@@ -16,24 +16,26 @@ FOLDER = "DIML_SUPERVISED"
 ATTEMPT = "DIML_ATTEMPT"
 MEMORY = "DIML_NODE_MEMORY"
 
-Word = Literal["ready", "version", "done"]
-"""ready: stop signals end in a checkpoint. version: the newest that is kept. done: all is done."""
+Word = Literal["begun", "ready", "version", "done"]
+"""begun: `diml.init` was called. ready: stop signals end in a checkpoint on a disk. version: the
+newest that is kept. done: all is done."""
 
 
 def say(word: Word, value: int = 0) -> None:
     """Leave a word for the supervisor, if there is one on this host."""
     folder = os.environ.get(FOLDER)
     if folder:
-        # Renamed into place: several processes may say the same.
+        # Renamed into place: several processes may say the same. The value is the target of a link,
+        # for which there is room where the memory that checkpoints lie in is full.
         temporary = Path(folder) / f"{word}.{os.getpid()}"
         with contextlib.suppress(OSError):
-            temporary.write_text(str(value))
+            temporary.symlink_to(str(value))
             temporary.replace(Path(folder) / word)
 
 
 def heard(folder: Path, word: Word) -> int | None:
     """The last value of a word, None if it was never said."""
     try:
-        return int((folder / word).read_text())
+        return int(os.readlink(folder / word))
     except (OSError, ValueError):
         return None

@@ -21,7 +21,7 @@ import uuid
 from pathlib import Path
 
 # Where a system has no such memory, a run's folder lies with the temporary files.
-SHARED_MEMORY = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
+SHARED_MEMORY = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
 _LEFT_ALONE_S = 3600.0
 # In the folder on the supervisor's host: there a lock that is free is enough.
 _SUPERVISED = ".supervised"

@@ -44,6 +44,7 @@ def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None =
     if (comm is not None or lent()) and settings.on_failure == "respawn":
         # A spawned process would not find its way into a communicator of another's.
         settings = replace(settings, on_failure="spare")
+    marker.say("begun")
     comm = comm if comm is not None else world_comm()
     refusal = refuse_singleton(os.environ, MPI.COMM_WORLD.Get_size(), _command())
     if refusal is not None:

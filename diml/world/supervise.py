@@ -3,6 +3,9 @@
 Owns the life of mpirun's process, and the decision what an end means (`judge`, pure). That a job
 is done is known from its own word (`marker`), never from mpirun's exit status alone: it is 0 after
 a lost node. Must not import MPI, nor know what the job does.
+
+Invariant: 75 is left with only where the job has a checkpoint on a disk, and never for a job that
+is lost at the same place again and again: a batch script puts it back into the queue.
 """
 
 from __future__ import annotations
@@ -11,10 +14,8 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,16 +25,20 @@ from types import FrameType
 from diml.errors import Misuse, Resumable
 from diml.world import marker, node_memory
 from diml.world.command import Order, hydra_line, mpirun_line
-from diml.world.hosts import Allocation, Host
+from diml.world.hosts import Allocation
+from diml.world.lookout import Lookout, Roll, call
 
-_PROBE_S = 20.0  # for a host to answer
 _READY_S = 10.0  # for a job that is told to stop to say that it can
 _CTRL_C_S = 2.0
+_END_S = 30.0  # for mpirun to end what it was told to end
 _LOST_S = 2.0  # for a host that was given up, to be swept if it is back
 _POLL_S = 0.1
-_LOOK_S = 10.0
-_MISUSE, _FAILED, _INTERRUPTED = 2, 1, 130
+_FAILED, _INTERRUPTED = 1, 130
 _RESUMABLE = Resumable.exit_status
+_OF_ONE_ATTEMPT: tuple[marker.Word, ...] = ("begun", "ready", "done")
+# The signals that stop a run, the weaker first. SGE's warning is USR2.
+_STOPS = ("", "SIGUSR1", "SIGTERM", "SIGINT")
+_TOLD = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +50,23 @@ class End:
         done: the job has said that it is done.
         version: the newest checkpoint that it is known to have kept; 0 for none.
         stopped: it was told to stop.
+        begun: some process of it has called `diml.init`.
+        on_disk: it keeps checkpoints on a disk.
+        alone: it had this host only, so none can have been lost.
     """
 
     status: int
     done: bool
     version: int = 0
     stopped: bool = False
+    begun: bool = True
+    on_disk: bool = False
+    alone: bool = False
+
+    @property
+    def resumable(self) -> int:
+        """The status to leave with where there is no more to be done: can it be resumed?"""
+        return _RESUMABLE if self.version and self.on_disk else _FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,109 +81,42 @@ class Verdict:
 def judge(ends: Sequence[End], max_restarts: int) -> Verdict:
     """What follows from all attempts up to now.
 
-    A job that said why it leaves (misuse, an error of the program, an interruption, a stop that
-    it was told to make) is not started again; one that was lost is, unless it was lost twice at
-    the same version or has been started again often enough.
+    A job that said why it leaves (misuse, an error or a status of the program, an interruption, a
+    stop that it was told to make) is not started again; one that was lost is, unless it was lost
+    twice at the same version or has been started again often enough.
     """
     last = ends[-1]
-    if last.done:
+    if last.done or _is_its_own(last.status):
         return Verdict(False, _shell(last.status))
-    if last.status in (_MISUSE, _FAILED, _INTERRUPTED, -signal.SIGINT):
-        return Verdict(False, _shell(last.status))
+    if last.status == 0 and last.alone and not last.begun:
+        return Verdict(False, 0, "the program has ended, and never called diml.init")
     if last.stopped:
         return Verdict(False, _RESUMABLE if last.status == _RESUMABLE else _FAILED)
     lost = f"the job was lost (mpirun's exit status {last.status}, and it never said it was done)"
+    if not last.begun:
+        lost = f"the job was lost before it came to diml.init (mpirun's exit status {last.status})"
     if last.status == _RESUMABLE:
         lost = "the job left to be started again"
-    status = _RESUMABLE if last.version else _FAILED
     if len(ends) > 1 and ends[-2].version == last.version:
         where = f"version {last.version}" if last.version else "its beginning"
-        return Verdict(False, status, f"{lost}, twice without getting beyond {where}: given up")
+        return Verdict(False, _FAILED, f"{lost}, twice without getting beyond {where}: given up")
     if len(ends) > max_restarts:
-        return Verdict(False, status, f"{lost}; no restarts left of {max_restarts}")
+        return Verdict(False, last.resumable, f"{lost}; no restarts left of {max_restarts}")
     return Verdict(True, 0, lost)
+
+
+def _is_its_own(status: int) -> bool:
+    """Whether a program has chosen this status, so that another try would come to the same.
+
+    Open MPI's launcher has 0 or more than 125 for what happens to a job, and processes leave with
+    the number of USR2 when one of them is lost before the job has begun (`orphan`).
+    """
+    by_itself = 0 < status < 126 and status not in (_RESUMABLE, signal.SIGUSR2)
+    return by_itself or status in (_INTERRUPTED, -signal.SIGINT)
 
 
 def _shell(status: int) -> int:
     return status if status >= 0 else 128 - status
-
-
-def hosts_left(allocation: Allocation) -> Allocation:
-    """The allocation without the hosts that do not answer."""
-    if len(allocation.hosts) < 2:
-        return allocation
-    probes = {host: _probe(allocation, host) for host in allocation.hosts}
-    deadline = time.monotonic() + _PROBE_S
-    left = []
-    for host, probe in probes.items():
-        try:
-            if probe.wait(max(0.1, deadline - time.monotonic())) == 0:
-                left.append(host)
-        except subprocess.TimeoutExpired:
-            probe.kill()
-            probe.wait()
-    return Allocation(allocation.system, allocation.job, tuple(left))
-
-
-def _on_host(allocation: Allocation, host: Host, command: Sequence[str]) -> list[str]:
-    if allocation.system == "Slurm":
-        step = ["srun", "--overlap", "--immediate=15", "-N1", "-n1", "-w", host.name, "--mpi=none"]
-        return [*step, *command]
-    ssh = ["ssh", "-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host.name]
-    return [*ssh, shlex.join(command)]
-
-
-def _is_here(host: Host) -> bool:
-    """Whether a host is this machine: by its name, or because its address can be bound."""
-    if host.name in ("localhost", os.uname().nodename):
-        return True
-    try:
-        with socket.socket() as probe:
-            probe.bind((host.name, 0))
-    except OSError:
-        return False
-    return True
-
-
-def _probe(allocation: Allocation, host: Host) -> subprocess.Popen[bytes]:
-    if _is_here(host):
-        return _quietly(["true"])
-    return _quietly(_on_host(allocation, host, ["true"]))
-
-
-def _quietly(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    null = subprocess.DEVNULL
-    try:
-        return subprocess.Popen(command, stdin=null, stdout=null, stderr=null)
-    except OSError:
-        return subprocess.Popen(["false"])
-
-
-class Lookout(threading.Thread):
-    """Asks all hosts of a running job now and then whether they are there.
-
-    A host that is cut off sends nothing that would end a wait inside MPI. `silent` names the
-    hosts that did not answer twice in a row.
-    """
-
-    def __init__(self, allocation: Allocation, every_s: float = _LOOK_S) -> None:
-        super().__init__(name="lookout", daemon=True)
-        self.silent: tuple[str, ...] = ()
-        self._allocation, self._every_s = allocation, every_s
-        self._over = threading.Event()
-
-    def run(self) -> None:
-        before: set[Host] = set()
-        while len(self._allocation.hosts) > 1 and not self._over.wait(self._every_s):
-            now = set(self._allocation.hosts) - set(hosts_left(self._allocation).hosts)
-            self.silent = tuple(
-                host.name for host in self._allocation.hosts if host in now & before
-            )
-            before = now
-
-    def end(self) -> None:
-        """No more questions; one under way comes to its end by itself."""
-        self._over.set()
 
 
 @dataclass
@@ -195,30 +144,42 @@ class Supervisor:
     _given_up: list[str] = field(default_factory=list)
 
     def run(self) -> int:
-        """Run the job to its end; returns the exit status to leave with."""
+        """Run the job to its end; returns the exit status to leave with.
+
+        Raises Misuse where this is none of the hosts, or has no place for the words of the job.
+        """
+        roll = Roll(self.allocation)
+        if self.allocation.hosts and roll.here is None:
+            names = [host.name for host in self.allocation.hosts]
+            those = ", ".join([*names[:4], *(["..."] if names[4:] else [])])
+            here = os.uname().nodename
+            raise Misuse(f"{here} is none of the hosts ({those}): start diml run on one of them")
         for left in node_memory.sweep():
             self._say(f"removed {left}, which a killed run had left behind")
         memory = node_memory.new_folder()
-        held = node_memory.hold(memory, supervisor=True)
         folder = memory / "words"
-        folder.mkdir(mode=0o700)
-        told = [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT]
-        before = {number: signal.signal(number, self._told) for number in told}
         try:
-            return self._attempts(folder, memory)
+            held = node_memory.hold(memory, supervisor=True)
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise Misuse(f"no folder in the memory of the node: {error}") from None
+        before = {number: signal.signal(number, self._told) for number in _TOLD}
+        try:
+            return self._attempts(folder, memory, roll)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            self._forget(memory)
+            self._forget(memory, roll)
             os.close(held)
 
     def _told(self, number: int, frame: FrameType | None) -> None:
-        self._stop = signal.Signals(number).name
+        name = "SIGUSR1" if number == signal.SIGUSR2 else signal.Signals(number).name
+        self._stop = max(self._stop, name, key=_STOPS.index)
 
-    def _attempts(self, folder: Path, memory: Path) -> int:
-        place, names_hosts = self.allocation, False
+    def _attempts(self, folder: Path, memory: Path, roll: Roll) -> int:
+        names_hosts = False
         while True:
-            self._ends.append(self._attempt(folder, memory, place, names_hosts))
+            self._ends.append(self._attempt(folder, memory, roll, names_hosts))
             if self._stop == "SIGINT":
                 return _INTERRUPTED
             verdict = judge(self._ends, self.max_restarts)
@@ -227,25 +188,21 @@ class Supervisor:
             if not verdict.again:
                 return verdict.status
             if self._stop:
-                return _RESUMABLE if self._ends[-1].version else _FAILED
-            left = hosts_left(place)
-            if place.hosts and not left.hosts:
-                self._say("no host of the allocation answers any more")
-                return _RESUMABLE if self._ends[-1].version else _FAILED
-            if gone := [host.name for host in place.hosts if host not in left.hosts]:
+                return self._ends[-1].resumable
+            if gone := roll.strike_out():
                 self._say(f"going on without {', '.join(gone)}")
                 self._given_up += gone
                 names_hosts = True
-            place = left
 
-    def _attempt(self, folder: Path, memory: Path, place: Allocation, names_hosts: bool) -> End:
+    def _attempt(self, folder: Path, memory: Path, roll: Roll, names_hosts: bool) -> End:
+        place = roll.place
         env = {
             **self.env,
             marker.FOLDER: str(folder),
             marker.ATTEMPT: str(len(self._ends) + 1),
             marker.MEMORY: str(memory),
         }
-        for word in ("ready", "done"):
+        for word in _OF_ONE_ATTEMPT:
             (folder / word).unlink(missing_ok=True)
         if self.hydra:
             line = shown = hydra_line(self.launcher, self.order, place)
@@ -257,70 +214,71 @@ class Supervisor:
             process = subprocess.Popen(line, env=env)
         except OSError as error:
             raise Misuse(f"{self.launcher}: {error.strerror}") from None
-        lookout = Lookout(place)
+        lookout = Lookout(roll)
         lookout.start()
         try:
             status, stopped = self._wait(process, folder, lookout)
         finally:
             lookout.end()
-        done = marker.heard(folder, "done") is not None
-        return End(status, done, marker.heard(folder, "version") or 0, stopped)
+        begun, ready, done = (marker.heard(folder, word) is not None for word in _OF_ONE_ATTEMPT)
+        version = marker.heard(folder, "version") or 0
+        on_disk = ready or any(end.on_disk for end in self._ends)
+        return End(status, done, version, stopped, begun, on_disk, len(place.hosts) < 2)
 
     def _wait(
         self, process: subprocess.Popen[bytes], folder: Path, lookout: Lookout
     ) -> tuple[int, bool]:
         """mpirun's exit status, and whether it was told to stop."""
-        asked_s, passed = 0.0, False
+        asked_s, passed, sent, end_by_s = 0.0, "", 0, 0.0
         while (status := process.poll()) is None:
             time.sleep(_POLL_S)
             if lookout.silent:
                 self._say(f"{', '.join(lookout.silent)} cut off: ending what runs here")
                 process.kill()
                 process.wait()
-            if self._stop and not passed:
+            if self._stop and (not passed or self._stop == "SIGINT" != passed):
                 asked_s = asked_s or time.monotonic()
                 ready = marker.heard(folder, "ready") is not None
-                passed = self._pass_on(process, ready, time.monotonic() - asked_s)
-            asked_s = asked_s if self._stop else 0.0
-        return status, passed
+                sent = self._pass_on(process, ready, time.monotonic() - asked_s)
+                if sent:
+                    passed, end_by_s = self._stop, time.monotonic() + _END_S
+            if sent in (signal.SIGINT, signal.SIGTERM) and time.monotonic() > end_by_s:
+                self._say(f"{self.launcher} does not end: killed")
+                process.kill()
+                process.wait()
+        return status, bool(passed)
 
-    def _pass_on(self, process: subprocess.Popen[bytes], ready: bool, waited_s: float) -> bool:
-        """Tell the job what this process was told; False if not now, or not at all."""
+    def _pass_on(self, process: subprocess.Popen[bytes], ready: bool, waited_s: float) -> int:
+        """Tell the job what this process was told; the signal sent, 0 if not now or not at all."""
+        number = 0
         if self._stop == "SIGINT":
             # From a terminal Ctrl-C has reached mpirun already.
-            if waited_s > _CTRL_C_S:
-                process.send_signal(signal.SIGINT)
-            return waited_s > _CTRL_C_S
-        if ready:
+            number = signal.SIGINT if waited_s > _CTRL_C_S else 0
+        elif ready:
             # mpirun passes it to every rank; TERM would make it end them.
-            process.send_signal(signal.SIGUSR1)
-            return True
-        if waited_s < _READY_S:
-            return False
-        if self._stop == "SIGTERM":
-            process.terminate()
-            return True
+            number = signal.SIGUSR1
+        elif waited_s > _READY_S and self._stop == "SIGTERM":
+            number = signal.SIGTERM
+        if number:
+            process.send_signal(number)
+            return number
+        if self._stop == "SIGINT" or waited_s <= _READY_S:
+            return 0
         if not self._goes_on:
             self._goes_on = True
             self._say(
                 f"{self._stop}: the job keeps no checkpoints (--checkpoint-dir) yet: it goes on"
             )
-        return False
+        return 0
 
-    def _forget(self, memory: Path) -> None:
+    def _forget(self, memory: Path, roll: Roll) -> None:
         """Remove the checkpoints in the memory of all hosts."""
         shutil.rmtree(memory, ignore_errors=True)
         command = ["rm", "-rf", str(memory)]
-        others = [host for host in self.allocation.hosts if not _is_here(host)]
-        begun = time.monotonic()
-        sweeps = {host: _quietly(_on_host(self.allocation, host, command)) for host in others}
-        for host, sweep in sweeps.items():
-            limit_s = _LOST_S if host.name in self._given_up else _PROBE_S
-            try:
-                sweep.wait(max(0.1, begun + limit_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                sweep.kill()
-                sweep.wait()
+        lost = [host for host in self.allocation.hosts if host.name in self._given_up]
+        call(self.allocation, roll.others, command)
+        for host in lost:
+            call(self.allocation, [host], command, _LOST_S)
 
     def _say(self, words: str) -> None:
         print(f"diml run: {words}", file=sys.stderr, flush=True)

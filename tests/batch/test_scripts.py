@@ -54,25 +54,57 @@ def test_the_script_of_sge_says_99_for_again(tmp_path: Path, status: int, wanted
     assert run_script("sge", tmp_path, f"exit {status}") == wanted
 
 
-def run_script(system: System, folder: Path, diml: str) -> int:
+def run_script(system: System, folder: Path, diml: str, **env: str) -> int:
     """Run a script where `diml` is a script of the test's; its exit status."""
     (folder / "bin").mkdir()
     (folder / "bin" / "activate").write_text(f'PATH="{folder}/bin:$PATH"\n')
-    for name, text in (("diml", diml), ("scontrol", f'echo "$@" > {folder}/requeued')):
+    again = f'echo "$@" > "{folder}/requeued"'
+    # The clock of `timeout` is the test's.
+    clock = 'exec /usr/bin/timeout "${@:1:4}" "${SOON:-600}" "${@:6}"'
+    programs = {"diml": diml, "scontrol": again, "qsub": again, "timeout": clock}
+    for name, text in programs.items():
         (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / "bin" / name).chmod(0o700)
-    env = {"PATH": "/usr/bin:/bin", "DIML_VENV": str(folder), "SLURM_JOB_ID": "7"}
+    env |= {"PATH": "/usr/bin:/bin", "DIML_VENV": str(folder), "SLURM_JOB_ID": "7"}
     path = path_of(system, JOBS[-1])
     return subprocess.run(["bash", str(path)], env=env, cwd=folder, timeout=60).returncode
 
 
+def stopped_by(signal: str, level: str = "$PPID") -> str:
+    """A script that stands for diml: has its parent signalled, as a batch system does, once that
+    has come to its trap, and waits to be told."""
+    caught = "$(awk '/SigCgt/ {print $2}' /proc/$script/status)"
+    return (
+        f"trap 'exit 75' USR1; script={level}; until (( 0x{caught} & 0x4000 )); do sleep 0.1; done;"
+        f" kill -{signal} $script; for i in {{1..100}}; do sleep 0.1; done; exit 3"
+    )
+
+
 def test_the_script_of_slurm_passes_usr1_on_and_requeues(tmp_path: Path) -> None:
-    # The script that stands for diml signals its parent, as Slurm does, and waits to be told; not
-    # before the parent has come to its trap.
-    wait = "for i in {1..100}; do sleep 0.1; done"
-    diml = f"trap 'exit 75' USR1; sleep 2; kill -USR1 $PPID; {wait}; exit 3"
-    assert run_script("slurm", tmp_path, diml) == 0
+    assert run_script("slurm", tmp_path, stopped_by("USR1")) == 0
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
+# Behind `timeout`, the script is the parent of the parent.
+_ABOVE = "$(awk '/PPid/ {print $2}' /proc/$PPID/status)"
+
+
+@pytest.mark.parametrize(("system", "level"), [("slurm", "$PPID"), ("pbs", _ABOVE)])
+def test_a_cancelled_job_does_not_come_back(tmp_path: Path, system: System, level: str) -> None:
+    folder = tmp_path / "of a user"
+    folder.mkdir()
+    status = run_script(system, folder, stopped_by("TERM", level), PBS_O_WORKDIR=str(folder))
+    assert status == 75 and not (folder / "requeued").exists()
+
+
+def test_the_script_of_pbs_is_warned_and_submitted_again_with_its_variables(tmp_path: Path) -> None:
+    folder = tmp_path / "of a user"
+    folder.mkdir()
+    wait = "trap 'exit 75' USR1; for i in {1..100}; do sleep 0.1; done; exit 3"
+    found = {"PBS_O_WORKDIR": str(folder), "DIML_CHECKPOINTS": "/local/of mine", "SOON": "0.5"}
+    assert run_script("pbs", folder, wait, **found) == 0
+    words = (folder / "requeued").read_text().split()
+    assert words == ["-v", "DIML_CHECKPOINTS,DIML_VENV", "jobs/pbs/drill.pbs"]
 
 
 def test_the_doctor_prints_a_script_that_fits_the_allocation() -> None:

@@ -116,12 +116,14 @@ CRASHING = """
 """
 
 
-@pytest.mark.parametrize(("step", "where", "status"), [(0, "its beginning", 1), (5, "version", 75)])
-def test_a_crash_loop_is_given_up(tmp_path: Path, step: int, where: str, status: int) -> None:
+@pytest.mark.parametrize(("step", "where"), [(0, "its beginning"), (5, "version")])
+def test_a_crash_loop_is_given_up(tmp_path: Path, step: int, where: str) -> None:
+    """With 1, though there is a checkpoint: a batch script puts a job that leaves with 75 back."""
     (tmp_path / "program.py").write_text(textwrap.dedent(CRASHING))
     command = ["-m", "diml.cli", "run", "-n", "2", "--", "program.py", str(step)]
-    with start_mpi(None, command, cwd=tmp_path) as running:
-        done = running.wait(timeout_s=120).expect(status)
+    kept = {"DIML_CHECKPOINT_DIR": str(tmp_path / "kept")}
+    with start_mpi(None, command, env=kept, cwd=tmp_path) as running:
+        done = running.wait(timeout_s=120).expect(1)
     assert done.stderr.count("started again") == 1, done.report()
     assert f"twice without getting beyond {where}" in done.stderr and "given up" in done.stderr
     first, again = (tmp_path / "starts").read_text().splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,12 +93,32 @@ def test_a_sites_mpi_is_not_written_to(
 
 def test_what_is_missing_comes_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_launcher", lambda: None)
-    env = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "NUMBA_CACHE_DIR": "/proc/none"}
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    env = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "TMPDIR": "/proc"}
     findings = {finding.topic: finding for finding in doctor.examine(env)}
     assert "fault tolerance" not in findings
-    for topic in ("MPI", "launcher"):
+    for topic in ("MPI", "launcher", "shared memory", "temporary files", "compiled kernels"):
         assert not findings[topic].fine
         assert findings[topic].remedy
+
+
+def test_a_batch_script_of_slurm_is_a_good_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its shell has a rank and the number of tasks, though no srun has started it."""
+    monkeypatch.setattr(doctor, "find_launcher", lambda: None)
+    env = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
+    (launcher,) = (f for f in doctor.examine(env) if f.topic == "launcher")
+    assert launcher.fine and launcher.text.startswith("Slurm job 7")
+
+
+def test_other_hosts_of_sge_are_reached_by_qrsh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hosts").write_text("n1 4 all.q UNDEFINED\nn2 4 all.q UNDEFINED\n")
+    env = {"PE_HOSTFILE": str(tmp_path / "hosts"), "JOB_ID": "3"}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "other hosts" in [finding.topic for finding in doctor.examine_cluster(env)]
+    (tmp_path / "qrsh").touch(0o700)
+    assert "other hosts" not in [finding.topic for finding in doctor.examine_cluster(env)]
 
 
 def test_messages_of_one_fragment_go_at_once_unless_the_user_says_otherwise() -> None:

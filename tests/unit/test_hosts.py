@@ -70,7 +70,7 @@ def test_petuums_host_file_has_machine_0_twice_and_it_is_one_host(tmp_path: Path
 
 
 def test_open_mpis_host_file(tmp_path: Path) -> None:
-    got = read(tmp_path / "f", "# two\nn1 slots=3  # fast\n\nn2 slots=1\n")
+    got = read(tmp_path / "f", "\ufeff# two\r\nn1 slots=3  # fast\n\nn2 slots=1 max_slots=4\r\n")
     assert got.hosts == (Host("n1", 3), Host("n2", 1)) and got.system == "host file"
 
 
@@ -81,6 +81,8 @@ def test_open_mpis_host_file(tmp_path: Path) -> None:
         ("n1\n-x slots=3\n", "line 2: '-x' is no host"),
         ("0 10.0.0.1 99999\n", "line 1: 99999 is no port"),
         ("n1 slots=many\n", "line 1"),
+        ("n1 slots=0\n", "line 1: no slots"),
+        ("n1\n::1 slots=2\n", "line 2: mpirun cannot be given an IPv6 address"),
         ("n1; rm slots=1\n", "line 1"),
     ],
 )

@@ -13,10 +13,10 @@ import pytest
 
 from diml.cli import main
 from diml.errors import Misuse
-from diml.world import doctor
-from diml.world.command import Order, hydra_line, mpirun_line, program_words
+from diml.world import doctor, node_memory, supervise
+from diml.world.command import Order, hydra_line, mpirun_line, program_words, shares
 from diml.world.hosts import Allocation, Host
-from diml.world.supervise import End, Supervisor, hosts_left, judge
+from diml.world.supervise import End, Supervisor, judge
 
 JOB = Order(3, ("-m", "diml.jobs.drill", "--rounds", "2"))
 TWO = (Host("n1", 2), Host("n2", 2))
@@ -49,10 +49,26 @@ def test_elsewhere_hosts_are_named_and_variables_carried() -> None:
     assert "--host 10.0.0.1:2,10.0.0.2:2" in line(petuum)
 
 
+def test_no_host_gets_more_than_its_slots_while_another_has_some_left() -> None:
+    """By nodes, mpirun would give both five; by slots, one after the other, neighbours one host."""
+    for system in ("Slurm", "PBS"):
+        where = Allocation(system, "7", (Host("n1", 8), Host("n2", 2)))
+        words = " ".join(mpirun_line("mpirun", Order(10, ("x",)), where, {}, False))
+        assert "--host n1:8,n2:2 --map-by slot:OVERSUBSCRIBE --rank-by node" in words
+    for slots, processes, wanted in (
+        ((8, 2), 10, [8, 2]),
+        ((8, 2), 12, [10, 2]),
+        ((8, 2, 1), 5, [2, 2, 1]),
+        ((2, 2), 5, [3, 2]),
+        ((None, None), 3, [2, 1]),
+    ):
+        assert shares(processes, [Host("n", count) for count in slots]) == wanted
+
+
 def test_mpichs_launcher_has_words_of_its_own() -> None:
     words = hydra_line("mpiexec", JOB, Allocation("PBS", "7", TWO))
     text = " ".join(words).replace(sys.executable, "python")
-    assert text == "mpiexec -n 3 -hosts n1:2,n2:2 python -m diml.jobs.drill --rounds 2"
+    assert text == "mpiexec -n 3 -hosts n1:2,n2:1 python -m diml.jobs.drill --rounds 2"
 
 
 def test_a_job_is_a_module_or_a_script(tmp_path: Path) -> None:
@@ -62,7 +78,8 @@ def test_a_job_is_a_module_or_a_script(tmp_path: Path) -> None:
     assert program_words([str(script), "x"]) == (str(script), "x")
     assert program_words(["-m", "a.b"]) == ("-m", "a.b")
     for bad in ([], ["no such"], ["absent/job.py"], ["absent.py"], ["absent"],
-                ["diml.jobs.absent"], ["diml.jobs"], ["diml.jobs.mf.absent"]):  # fmt: skip
+                ["diml.jobs.absent"], ["diml.jobs"], ["diml.jobs.mf.absent"],
+                ["python", str(script)], [sys.executable, str(script)]):  # fmt: skip
         with pytest.raises(Misuse):
             program_words(bad)
 
@@ -80,10 +97,15 @@ def test_a_job_is_a_module_or_a_script(tmp_path: Path) -> None:
         ([End(0, False, 5, stopped=True)], False, 1),
         ([End(2, False)], False, 2),
         ([End(1, False, 5)], False, 1),
-        ([End(0, False, 5), End(0, False, 5)], False, 75),
+        ([End(3, False, 5)], False, 3),  # chosen by the program
+        ([End(signal.SIGUSR2, False)], True, 0),  # lost in the start
+        ([End(0, False, begun=False, alone=True)], False, 0),  # no program of DiML's
+        ([End(0, False, begun=False)], True, 0),  # or a node lost before
+        ([End(0, False, 5, on_disk=True), End(0, False, 5, on_disk=True)], False, 1),
         ([End(0, False), End(0, False)], False, 1),
         ([End(0, False, 3), End(0, False, 5)], True, 0),
-        ([End(0, False, n) for n in range(4)], False, 75),
+        ([End(0, False, n, on_disk=True) for n in range(4)], False, 75),
+        ([End(0, False, n) for n in range(4)], False, 1),  # what it had is in no memory any more
         ([End(0, False, 3), End(0, True, 5)], False, 0),
     ],
 )
@@ -91,14 +113,6 @@ def test_what_an_end_means(ends: list[End], again: bool, status: int) -> None:
     verdict = judge(ends, max_restarts=3)
     assert verdict.again == again
     assert again or verdict.status == status
-
-
-def test_a_host_that_does_not_answer_is_left_out() -> None:
-    here = Host(os.uname().nodename, 2)
-    where = Allocation("PBS", "1", (here, Host("no-such-host.invalid", 2)))
-    assert hosts_left(where).hosts == (here,)
-    alone = Allocation("PBS", "1", (Host("no-such-host.invalid", 2),))
-    assert hosts_left(alone) == alone
 
 
 def supervisor(folder: Path, script: str, max_restarts: int = 3) -> Supervisor:
@@ -112,10 +126,10 @@ def test_a_lost_job_is_started_again_until_it_is_done(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     script = """
-        echo "attempt $DIML_ATTEMPT, $2 processes, $6"
-        echo $((DIML_ATTEMPT * 5)) > $DIML_SUPERVISED/version
+        ln -sfn 0 $DIML_SUPERVISED/begun; echo "attempt $DIML_ATTEMPT, $2 processes, $6"
+        ln -sfn $((DIML_ATTEMPT * 5)) $DIML_SUPERVISED/version
         mkdir -p $DIML_NODE_MEMORY; echo $DIML_SUPERVISED $DIML_NODE_MEMORY > PATHS
-        [ $DIML_ATTEMPT = 2 ] && echo 0 > $DIML_SUPERVISED/done
+        [ $DIML_ATTEMPT = 2 ] && ln -sfn 0 $DIML_SUPERVISED/done
         exit 0""".replace("PATHS", str(tmp_path / "paths"))
     assert supervisor(tmp_path, script).run() == 0
     printed = capfd.readouterr()
@@ -127,8 +141,8 @@ def test_a_lost_job_is_started_again_until_it_is_done(
 
 
 def test_a_crash_loop_ends(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    script = f"echo 4 > $DIML_SUPERVISED/version; echo x >> {tmp_path}/starts; exit 137"
-    assert supervisor(tmp_path, script).run() == 75
+    script = f"ln -sfn 4 $DIML_SUPERVISED/version; echo x >> {tmp_path}/starts; exit 137"
+    assert supervisor(tmp_path, script).run() == 1
     assert (tmp_path / "starts").read_text() == "x\nx\n"
     assert "twice without getting beyond version 4: given up" in capfd.readouterr().err
 
@@ -152,18 +166,61 @@ def tell_later(number: int, seconds: float) -> None:
     threading.Thread(target=tell, daemon=True).start()
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
 def test_a_stop_signal_reaches_the_job_as_usr1_once_it_is_ready(
     tmp_path: Path, number: int
 ) -> None:
     script = """
-        trap 'echo 9 > $DIML_SUPERVISED/version; exit 75' USR1
-        sleep 0.8; echo 1 > $DIML_SUPERVISED/ready
+        trap 'ln -sfn 9 $DIML_SUPERVISED/version; exit 75' USR1
+        sleep 0.8; ln -sfn 1 $DIML_SUPERVISED/ready
         for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 0.5; done"""
     tell_later(number, 0.3)
     started = time.monotonic()
     assert supervisor(tmp_path, script).run() == 75
     assert time.monotonic() - started < 9  # by the signal, not by the script's own end
+
+
+def test_ctrl_c_reaches_the_job_though_it_was_told_to_stop_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "_CTRL_C_S", 0.5)
+    script = """
+        trap '' USR1; trap 'exit 9' INT
+        ln -sfn 1 $DIML_SUPERVISED/ready
+        for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 0.5; done"""
+    tell_later(signal.SIGTERM, 0.3)
+    tell_later(signal.SIGINT, 0.6)
+    tell_later(signal.SIGUSR1, 0.9)  # no reason to forget the Ctrl-C
+    started = time.monotonic()
+    assert supervisor(tmp_path, script).run() == 130
+    assert time.monotonic() - started < 9
+
+
+def test_what_does_not_end_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("_CTRL_C_S", "_END_S"):
+        monkeypatch.setattr(supervise, name, 0.2)
+    tell_later(signal.SIGINT, 0.1)
+    program = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(30)"
+    assert supervisor(tmp_path, f'exec "{sys.executable}" -c "{program}"').run() == 130
+    assert "does not end: killed" in capfd.readouterr().err
+
+
+def test_a_job_elsewhere_could_not_say_that_it_is_done(tmp_path: Path) -> None:
+    run = supervisor(tmp_path, "exit 0")
+    run.allocation = Allocation("Slurm", "7", (Host("no-such-host.invalid", 2),))
+    with pytest.raises(Misuse, match=r"is none of the hosts \(no-such-host.invalid\)"):
+        run.run()
+
+
+def test_a_memory_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = tmp_path / "absent" / "folder"
+    monkeypatch.setattr(node_memory, "new_folder", lambda: absent)
+    with pytest.raises(Misuse, match=r"no folder in the memory of the node: .*absent"):
+        supervisor(tmp_path, "exit 0").run()
 
 
 def test_handlers_are_given_back(tmp_path: Path) -> None:
@@ -172,7 +229,7 @@ def test_handlers_are_given_back(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-_SHOW = 'echo "$2 ${DIML_SERVERS:--} ${DIML_ON_FAILURE:--}"; echo 0 > $DIML_SUPERVISED/done'
+_SHOW = 'echo "$2 ${DIML_SERVERS:--} ${DIML_ON_FAILURE:--}"; ln -sfn 0 $DIML_SUPERVISED/done'
 
 
 @pytest.mark.parametrize(
@@ -228,3 +285,17 @@ def test_misuse_is_one_line(words: list[str], capfd: pytest.CaptureFixture[str])
     assert main(["run", *words]) == 2
     printed = capfd.readouterr()
     assert printed.err.startswith("diml: ") and printed.err.count("\n") == 1, printed.err
+
+
+@pytest.mark.parametrize(
+    "env",
+    [{"OMPI_COMM_WORLD_SIZE": "1"}, {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}],
+    ids=["mpirun", "srun"],
+)
+def test_one_of_many_starts_no_job(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert main(["run", "-n", "2", "diml.jobs.drill"]) == 2
+    assert "diml run starts mpirun itself, once: give it without" in capfd.readouterr().err
