@@ -253,7 +253,7 @@ class ParameterServer:
         """The key-value vector of that name: keys 0..size-1, `width` numbers each; else as
         `table`. Raises Misuse where the name is a table's."""
         spec = self._spec(name, size, width, dtype, init, rule, seed, options)
-        found = self._there(spec) or KeyValues(
+        found = self._there(spec, cached=False) or KeyValues(
             self._session, spec, self.reject_nonfinite, self.staleness_seen
         )
         if not isinstance(found, KeyValues):
@@ -279,14 +279,14 @@ class ParameterServer:
         rule_of(spec)
         return spec
 
-    def _there(self, spec: TableSpec) -> Table | KeyValues | None:
+    def _there(self, spec: TableSpec, cached: bool = True) -> Table | KeyValues | None:
         """What this worker has under the name already; where nothing, the servers make it."""
         if spec.id in self._tables:
             same_definition(self._core.specs[spec.id], spec)
             return self._tables[spec.id]
         request, sends = self._core.define(spec)
         self._session.ask(request, sends, f"making table {spec.name!r}")
-        self._core.defined(spec, request)
+        self._core.defined(spec, request, cached)
         return None
 
     def clock(self, local: Any = None, wait: bool = False) -> None:

@@ -105,14 +105,15 @@ class ClientCore:
         """Ask for a table to be there."""
         return self.questions.ask_all(Message(Kind.DEFINE, values=text_rows(spec.to_json())))
 
-    def defined(self, spec: TableSpec, request: int) -> None:
-        """Take the answers of `define`. Raises Misuse if a server knows another definition."""
+    def defined(self, spec: TableSpec, request: int, cached: bool = True) -> None:
+        """Take the answers of `define`. Rows of a table that is pushed to must not be `cached`:
+        they would lack what was pushed. Raises Misuse if a server knows another definition."""
         for reply in self.questions.take(request).replies.values():
             if reply.kind is Kind.REFUSED:
                 raise Misuse(text_of(reply))
         self.specs[spec.id] = spec
         cache = None
-        if self._cache_rows is not None and not spec.sparse:
+        if self._cache_rows is not None and cached and not spec.sparse:
             cache = RowCache(spec, self.servers, self._cache_rows, self.pushing)
         self._writing[spec.id] = Writing.of(spec, cache, self._significance)
 

@@ -145,7 +145,9 @@ class NodeCore:
 
     # Repair ----------------------------------------------------------------------------------
 
-    def _held(self) -> dict[int, Shard]:
+    @property
+    def held(self) -> dict[int, Shard]:
+        """By number, the shards that it has, with all that has come."""
         self.settle()
         if self.server is not None:
             self.server.settle()
@@ -155,7 +157,7 @@ class NodeCore:
     def report(self, place: Address, client: ClientCore | None = None) -> Report:
         """What this process holds and knows, under the place that it has from now on."""
         self.place = place
-        held = self._held()
+        held = self.held
         holdings = tuple(
             Holding(
                 shard.index,
@@ -179,20 +181,20 @@ class NodeCore:
         """Take back the clock that is not closed everywhere, in every copy that is to stay."""
         if plan.closed is None:
             return
-        for shard in self._held().values():
+        for shard in self.held.values():
             if shard.closed > plan.closed and shard.revertible:
                 shard.revert()
 
     def tree_of(self, shard: int) -> Tree:
         """A whole shard, to be sent."""
-        return self._held()[shard].to_tree()
+        return self.held[shard].to_tree()
 
     def finish(self, plan: Plan, rank: int, received: dict[int, Shard]) -> None:
         """Take up the places of the plan: `received` are the shards that came as transfers.
 
         Called once every transfer has arrived everywhere; what is not placed here is dropped.
         """
-        held = {**self._held(), **received}
+        held = {**self.held, **received}
         self._lost, self._known = plan.lost, self.place.role == "worker"
         self.server, self.copies, self._parts = None, {}, {}
         self._desk = None

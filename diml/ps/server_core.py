@@ -170,8 +170,9 @@ class ServerCore:
         if (message.clock, message.n) < (clock, n):
             if not (last and message.clock == clock):
                 return
-            # A replacement that reads fresher rows may send less; its clock ends all the same.
-            message = message._replace(kind=Kind.UPDATE, ids=NO_IDS, n=n)
+            # A replacement that reads fresher rows may send less; its clock ends all the same, and
+            # its own state (LOCAL) is that of the clock.
+            message = message._replace(ids=NO_IDS, n=n)
         assert message.clock == clock, f"{message} leaves out clocks from {clock} on"
         self._stage()
         self.shard.apply(message, last)

@@ -192,7 +192,7 @@ class Shard:
     def revert(self) -> None:
         """Take the last closed clock back: rows, ledger and the workers' states of its end."""
         assert self._undo is not None, f"shard {self.index} cannot take clock {self.closed} back"
-        for saved in self._undo:
+        for saved in reversed(self._undo):
             table = self.tables[saved.table]
             table.put(saved.ids, saved.values)
             table.put_state(saved.ids, saved.state)

@@ -198,6 +198,16 @@ def test_updates_that_no_clock_has_sent_are_not_lost_in_silence() -> None:
             end()
 
 
+@pytest.mark.parametrize("model", ["ssp(2)", "essp(2)", "asp"])
+def test_own_pushes_are_pulled_after_a_clock_whatever_is_kept(model: str) -> None:
+    ps = _server(model=model, row_cache_size=0)
+    kv = ps.kv("w", 4, rule="add")
+    for step in range(1, 5):
+        assert kv.pull([0, 3]).tolist() == [step - 1.0] * 2
+        kv.push([0, 3], [1.0, 1.0])
+        ps.clock()
+
+
 @pytest.mark.parametrize("model", ["bsp", "asp"])
 def test_push_pull_and_wait(model: str) -> None:
     ps = _server(model=model)

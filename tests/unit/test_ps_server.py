@@ -47,3 +47,19 @@ def test_rows_that_are_gathered_late_are_those_of_the_commit_that_shows_them(
     _commit(core, core.flush())
     (answer,) = core.handle(Message(Kind.GET, 0, 1, 0, SPEC.id, np.arange(10), request=10))
     assert whole(answer.message).values.tolist() == [[2.0, 2.0]] * 10
+
+
+def test_a_shorter_clock_of_another_life_keeps_its_own_state() -> None:
+    core = ServerCore(Shard(0, 1, 1), (), (0,))
+    opening = text_rows(json.dumps({"consistency": "ssp(1)"}))
+    core.handle(Message(Kind.OPEN, values=opening))
+    core.handle(Message(Kind.DEFINE, values=text_rows(SPEC.to_json())))
+    for n in range(3):
+        core.handle(_update(0)._replace(n=n, flags=Flag.NONE))
+    core.handle(_update(0)._replace(flags=Flag.NONE))
+    state = np.arange(4, dtype=np.uint8)
+    core.handle(Message(Kind.LOCAL, n=1, values=state.reshape(1, -1), flags=Flag.LAST))
+    found = core.shard.local_at(0, 1)
+    assert found is not None and found[0] == 1 and found[1].tolist() == state.tolist()
+    assert core.shard.ledger[0, :2].tolist() == [1, 0]
+    assert core.shard.tables[SPEC.id].values[:, 0].tolist() == [3.0] * 10
