@@ -76,14 +76,15 @@ class Worker:
         self._post(sends)
         yield from self._wait(request)
         local = self.core.opened(request)
-        assert local is None or local[0] == self.core.clock, "not the own state of this clock"
+        at = 0 if local is None else local[0]
+        assert at == self.core.clock, f"the own state is of clock {at}, not {self.core.clock}"
         return None if local is None else local[1]
 
-    def define(self, spec: TableSpec) -> Steps:
+    def define(self, spec: TableSpec, cached: bool = True) -> Steps:
         request, sends = self.core.define(spec)
         self._post(sends)
         yield from self._wait(request)
-        self.core.defined(spec, request)
+        self.core.defined(spec, request, cached)
 
     def get(self, spec: TableSpec, ids: Rows) -> Generator[None, None, Rows]:
         request, sends = self.core.get(spec, np.unique(ids) if spec.sparse else ids)
@@ -97,10 +98,10 @@ class Worker:
         return dense[ids]
 
     def update(self, spec: TableSpec, ids: Rows, values: Rows) -> None:
-        if spec.sparse:
-            places, columns = np.nonzero(values)
-            ids, values = ids[places] * spec.cols + columns, values[places, columns].reshape(-1, 1)
-        self.core.update(spec, ids, values)
+        self.core.update(spec, *_cells(spec, ids, values))
+
+    def push(self, spec: TableSpec, ids: Rows, values: Rows) -> None:
+        self._post(self.core.push(spec, *_cells(spec, ids, values))[1])
 
     def clock(self, local: Bytes) -> Steps:
         while not self.core.may_clock:
@@ -132,6 +133,14 @@ class Worker:
         self._post(sends)
         yield from self._wait(request)
         self.core.synchronised(request)
+
+
+def _cells(spec: TableSpec, ids: Rows, values: Rows) -> tuple[Rows, Rows]:
+    """Rows as a table takes them."""
+    if not spec.sparse:
+        return ids, values
+    places, columns = np.nonzero(values)
+    return ids[places] * spec.cols + columns, values[places, columns].reshape(-1, 1)
 
 
 class Disk(Nowhere):

@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -20,115 +21,75 @@ from numpy.typing import NDArray
 
 from diml.errors import GaveUp
 from diml.ps import table_shard
-from diml.ps.consistency import Consistency, parse_consistency
-from diml.ps.message import Address
+from diml.ps.message import Address, Kind
 from diml.ps.recovery import DEATHS_MAX
-from diml.ps.tables import TableSpec
+from diml.ps.shard import CLOCK
+from diml.ps.tables import TableSpec, row_range
 from tests.sim.ps_cluster import Cluster, Steps, Worker
+from tests.sim.ps_copies import Copies
+from tests.sim.ps_program import Program, moves, shape_of
 from tests.sim.registry import Verdict
 
 STEPS_MAX = 20_000
+MARKED = (
+    None, None, Kind.OPENED, Kind.UPDATE, Kind.LOCAL, Kind.GET, Kind.VALUES, Kind.PUSHED, Kind.ACK,
+    Kind.COMMIT, Kind.COMMITTED, Kind.COMMITTED, Kind.SAVE,
+)  # fmt: skip
 
 
 class Failure(AssertionError):
     """A checker's verdict; the message repeats the seed."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What a seed draws: sizes, model, and how often processes die."""
-
-    workers: int
-    servers: int
-    spares: int
-    replicas: int
-    consistency: Consistency
-    clocks: int
-    rows: int
-    kills: int
-    interrupt: float
-    on_wire: bool
-    cache_rows: int | None
-    sparse: bool
-    durable: bool
-    neighbours: bool
-
-
-def shape_of(rng: random.Random) -> Shape:
-    """Draw a run; whole kinds of trouble are absent in some of them."""
-    staleness = rng.choice((0, 0, 0, 1, 2, 4))
-    models = (None, None, None, "asp") if staleness == 0 else (None, f"essp({staleness})")
-    model = rng.choice(models)
-    spares = rng.choice((0, 1, 2, 3, 5))
-    return Shape(
-        workers=rng.randint(1, 3),
-        servers=rng.choice((1, 1, 2, 3, 4)),
-        spares=spares,
-        replicas=rng.choice((0, 1, 1, 1, 2)),
-        consistency=parse_consistency(model, 0 if model else staleness),
-        clocks=rng.randint(1, 5),
-        rows=rng.randint(4, 9),
-        kills=rng.randint(0, 3) if spares else 0,
-        interrupt=rng.choice((0.0, 0.0, 0.05)),
-        on_wire=rng.random() < 0.1,
-        cache_rows=rng.choice((None, None, 0, 3)),
-        sparse=rng.random() < 0.3,
-        durable=rng.random() < 0.3,
-        neighbours=rng.random() < 0.5,
-    )
-
-
 @dataclass
 class Outcome:
     """What a run came to."""
 
-    model: NDArray[np.float32] | None
-    deaths: Counter[str] = field(default_factory=Counter)
+    deaths: Counter[str]
     gave_up: bool = False
 
 
 class Schedule:
-    """A seeded run. `deadly=False` is the run without deaths that bits are compared with."""
+    """A seeded run."""
 
-    def __init__(self, seed: int, deadly: bool = True) -> None:
+    def __init__(self, seed: int) -> None:
         self.seed = seed
-        shape = self.shape = shape_of(random.Random(seed))
-        self.rng = random.Random(f"{seed} {deadly}")
+        rng = self.rng = random.Random(seed)
+        shape = self.shape = shape_of(rng)
         # In some schedules it is all workers that die, all at once.
-        self.all_at_once = random.Random(f"{seed} workers at once").random() < 0.2
-        self.kills = shape.kills if deadly else 0
-        interrupt = shape.interrupt if deadly else 0.0
-        self.interrupt = interrupt
+        self.all_at_once = rng.random() < 0.2
+        # The clocks from which on processes may die, the next one first.
+        self.kills = sorted(rng.randint(0, shape.clocks) for _ in range(shape.kills))
+        self.chance = rng.choice((0.003, 0.01, 0.03))
+        # Whether that is where servers stand at different clocks; else at any time.
+        self.uneven = rng.random() < 0.4
+        # A kind of message around which processes die more often.
+        self.marked = rng.choice(MARKED)
+        # Who does nothing for a while, unless all others wait.
+        self.stalled: Address | None = None
         self.cluster = Cluster(
-            self.rng, shape.workers, shape.servers, shape.spares, shape.replicas,
+            rng, shape.workers, shape.servers, shape.spares, shape.replicas,
             shape.consistency, shape.on_wire, shape.cache_rows,
-            shape.neighbours, random.Random(f"{seed} by bytes").random() < 0.5,
+            shape.neighbours, rng.random() < 0.5,
         )  # fmt: skip
         self.count = TableSpec(
             "count", shape.rows, shape.workers, "int32", seed=seed, sparse=shape.sparse
         )
-        self.model = TableSpec("model", shape.rows, 3, "float32", ("uniform", 0, 1), seed)
-        self.touched = self._draw_touched()
-        self.sums = np.zeros((shape.workers, shape.clocks + 1, shape.rows), np.int64)
-        for worker, clock in np.ndindex(shape.workers, shape.clocks):
-            np.add.at(self.sums[worker, clock], self.touched[worker][clock], 1)
-        self.sums = np.cumsum(self.sums, axis=1) - self.sums
+        init = ("uniform", 0, 1)
+        self.model = TableSpec("model", shape.rows, 3, "float32", init, seed, shape.rule)
+        assert self.count.id < self.model.id
+        self.plan = Program(shape, seed)
+        self.sums = self.plan.sums
+        self.states = self.plan.states(self.model) if shape.consistency.buffered else None
         # Clocks that any life of a worker has begun, hence may have sent.
         self.begun = [0] * shape.workers
-        self.final: NDArray[np.float32] | None = None
-
-    def _draw_touched(self) -> list[list[NDArray[np.int64]]]:
-        """Rows that each worker counts in each clock: the same in every life."""
-        rng = np.random.default_rng(self.seed)
-        shape = self.shape
-        return [
-            [rng.integers(0, shape.rows, rng.integers(0, 6)) for _ in range(shape.clocks)]
-            for _ in range(shape.workers)
-        ]
+        # Those that a former life has begun.
+        self.former = [0] * shape.workers
 
     # The program -----------------------------------------------------------------------------
 
     def worker(self, number: int) -> Worker:
+        self.former[number] = self.begun[number]
         worker = Worker(self.cluster, number)
         worker.steps = self._program(worker)
         return worker
@@ -136,7 +97,7 @@ class Schedule:
     def _program(self, worker: Worker) -> Steps:
         local = yield from worker.open()
         mine = np.zeros(3, np.float32) if local is None else local.view(np.float32).copy()
-        yield from worker.define(self.count)
+        yield from worker.define(self.count, cached=not self.shape.pushes)
         yield from worker.define(self.model)
         for clock in range(worker.core.clock, self.shape.clocks):
             self.begun[worker.number] = max(self.begun[worker.number], clock + 1)
@@ -147,35 +108,54 @@ class Schedule:
         yield from worker.barrier()
         everything = np.arange(self.shape.rows)
         counts = yield from worker.get(self.count, everything)
-        self._judge_reads(worker, everything, counts, 0, None)
+        nothing = np.zeros(self.shape.rows, np.bool_)
+        self._judge_reads(worker, everything, counts, everything[:0], nothing)
         if not np.array_equal(counts.T, self.sums[:, -1]):
             raise Failure(f"seed {self.seed}: counts {counts.T} are not {self.sums[:, -1]}")
-        self.final = (yield from worker.get(self.model, everything)).copy()
+        self._judge_model(worker, everything, (yield from worker.get(self.model, everything)))
         worker.finished = True
 
     def _one_clock(self, worker: Worker, clock: int, mine: NDArray[np.float32]) -> Steps:
         """Count the drawn rows in two calls; move the model by what was read of it."""
-        touched = self.touched[worker.number][clock]
-        ids = np.unique(np.concatenate([touched, [clock % self.shape.rows]]))
+        touched = self.plan.touched[worker.number][clock]
+        ids = self.plan.moved(worker.number, clock)
         rows = yield from worker.get(self.model, ids)
-        mine += rows.sum(axis=0)
-        worker.update(self.model, ids, np.float32(0.1) * rows - np.float32(0.01) * mine)
+        self._judge_model(worker, ids, rows)
         half = len(touched) // 2
         own = np.zeros((len(touched), self.shape.workers), np.int32)
         own[:, worker.number] = 1
-        if half:
+        if self.shape.pushes and half:
+            worker.push(self.count, touched[:half], own[:half])
+        elif half:
             worker.update(self.count, touched[:half], own[:half])
-        if clock % 2:
+        if clock % 2 or self.states is None:
+            ahead = self._ahead(worker.number, clock)
             counts = yield from worker.get(self.count, ids[::-1].copy())
-            self._judge_reads(worker, ids[::-1], counts, clock, touched[:half])
+            self._judge_reads(worker, ids[::-1], counts, touched[:half], ahead)
         if len(touched) > half:
             worker.update(self.count, touched[half:], own[half:])
+        moved = moves(rows, mine)
+        # Where reads may differ, so may what is done with them: another life sends less or more.
+        # It comes last of its clock: tables go by their ids.
+        times = 1 if self.states is not None else self.rng.choice((0, 1, 1, 3))
+        for _ in range(times):
+            worker.update(self.model, ids, moved)
+
+    def _ahead(self, worker: int, clock: int) -> NDArray[np.bool_]:
+        """By row, whether its server has all of this clock from a former life of the worker."""
+        ahead = np.zeros(self.shape.rows, np.bool_)
+        for process in self.cluster.seats.values():
+            if process.node.server is not None:
+                shard = process.node.server.shard
+                low, high = row_range(self.shape.rows, shard.index, shard.shards)
+                ahead[low:high] = shard.ledger[worker, CLOCK] > clock
+        return ahead
 
     # The judge -------------------------------------------------------------------------------
 
     def _judge_reads(
-        self, worker: Worker, ids: NDArray[np.int64], counts: NDArray[np.int32], clock: int,
-        pending: NDArray[np.int64] | None,
+        self, worker: Worker, ids: NDArray[np.int64], counts: NDArray[np.int32],
+        pending: NDArray[np.int64], ahead: NDArray[np.bool_],
     ) -> None:  # fmt: skip
         """Compare what was read with what may have been applied."""
         clock = worker.core.clock
@@ -188,16 +168,27 @@ class Schedule:
                 most = least = self.sums[other, clock][ids]
             if other == worker.number:
                 own = np.zeros(self.shape.rows, np.int64)
-                np.add.at(own, pending if pending is not None else [], 1)
+                np.add.at(own, pending, 1)
                 least = self.sums[other, clock][ids] + own[ids]
-                # A former life may have sent what this one still holds back.
-                most = most + own[ids]
+                # A former life may have sent what this one has only begun to.
+                most = most + np.where(ahead, 0, own)[ids]
+                if clock >= self.former[other]:
+                    most = least
             seen = counts[:, other]
             if (seen < least).any() or (seen > most).any():
                 raise Failure(
                     f"seed {self.seed}: worker {worker.number} at clock {clock} read of worker "
                     f"{other} {seen}, not within {least} and {most}"
                 )
+
+    def _judge_model(self, worker: Worker, ids: NDArray[np.int64], rows: NDArray[Any]) -> None:
+        """Where clocks are transactions: the bits of a run without deaths."""
+        clock = worker.core.clock
+        if self.states is not None and rows.tobytes() != self.states[clock][ids].tobytes():
+            raise Failure(
+                f"seed {self.seed}: worker {worker.number} at clock {clock} read {rows}, "
+                f"not {self.states[clock][ids]}"
+            )
 
     # The run ---------------------------------------------------------------------------------
 
@@ -218,12 +209,27 @@ class Schedule:
                 raise Failure(
                     f"seed {self.seed}: given up although all rows have holders"
                 ) from None
-            return Outcome(None, Counter(cluster.deaths), gave_up=True)
+            return Outcome(Counter(cluster.deaths), gave_up=True)
         self._judge_snapshots()
+        cluster.hold()
+        self._judge_copies(Copies(cluster), last=True)
         workers = [process.worker for process in cluster.seats.values() if process.worker]
         if not all(worker.finished for worker in workers):
             raise Failure(f"seed {self.seed}: nothing moves and not all have finished")
-        return Outcome(self.final, Counter(cluster.deaths))
+        return Outcome(Counter(cluster.deaths))
+
+    def _judge_copies(self, copies: Copies, last: bool) -> None:
+        """All copies of a shard are one, as of a clock, and at the end of a run also as of the
+        clock before."""
+        try:
+            copies.one_each()
+            copies.own_states_kept()
+            if self.states is not None:
+                copies.at_clock(self.model, self.states)
+                if last and copies.take_back():
+                    self._judge_copies(copies, last=False)
+        except AssertionError as error:
+            raise Failure(f"seed {self.seed}: {error}") from None
 
     def _judge_snapshots(self) -> None:
         """A durable checkpoint of a clock has all updates of the clocks before it, and no other."""
@@ -257,46 +263,87 @@ class Schedule:
     def _step(self) -> bool:
         """One thing that may happen next; False if nothing can."""
         cluster, rng = self.cluster, self.rng
-        if self.kills and rng.random() < 0.02:
-            self._kill()
+        if self._deadly and rng.random() < self._chance():
+            self._kill(None)
             return True
-        moves = cluster.channels
-        if moves and rng.random() < 0.7:
-            cluster.deliver(rng.choice(list(moves)))
+        if self.shape.stalls and rng.random() < 0.03:
+            self.stalled = rng.choice((None, *cluster.seats))
+        stalled = self.stalled
+        channels = [pair for pair in cluster.channels if pair[1] != stalled]
+        if channels and rng.random() < 0.7:
+            self._deliver(rng.choice(channels))
             return True
         if rng.random() < 0.2 and cluster.look_somewhere():
             return True
         flushes = [
             place for place, process in cluster.seats.items()
             if process.node.server is not None and not process.node.server.idle
+            and place != stalled
         ]  # fmt: skip
         if flushes and rng.random() < 0.5:
             cluster.flush(rng.choice(flushes))
             return True
-        runnable = [p.worker for p in cluster.seats.values() if p.worker and not p.worker.finished]
+        runnable = [
+            process.worker for place, process in cluster.seats.items()
+            if process.worker and not process.worker.finished and place != stalled
+        ]  # fmt: skip
         if runnable:
             worker = rng.choice(runnable)
             if rng.random() * cluster.slowness[worker.number] < 1:
                 next(worker.steps, None)
-        return bool(moves or runnable or flushes)
+        elif not channels and not flushes and stalled is not None:
+            self.stalled = None
+            return True
+        return bool(channels or runnable or flushes)
 
-    def _kill(self) -> None:
+    @property
+    def _deadly(self) -> bool:
+        return bool(self.kills) and max(self.begun) >= self.kills[0]
+
+    def _chance(self) -> float:
+        """Of a death at this step."""
+        if not self.uneven:
+            return self.chance
+        cores = [process.node.server for process in self.cluster.seats.values()]
+        closed = {core.shard.closed for core in cores if core is not None}
+        return 0.1 if len(closed) > 1 else self.chance / 10
+
+    def _deliver(self, pair: tuple[Address, Address]) -> None:
+        """Deliver a message, around which somebody may die: its sender or its receiver."""
+        marked = self._deadly and self.cluster.channels[pair][0].kind is self.marked
+        if not marked or self.rng.random() < 0.8:
+            self.cluster.deliver(pair)
+            return
+        if self.rng.random() < 0.5:
+            self.cluster.deliver(pair)
+        self._kill(self.rng.choice(pair))
+
+    def _kill(self, one: Address | None) -> None:
         """One to three deaths at once, or those of all workers, as far as there are spares for
-        the seats."""
+        the seats; `one` or who is stalled before others."""
         cluster = self.cluster
-        self.kills -= 1
+        del self.kills[0]
         workers = [place for place in sorted(cluster.seats) if place.role == "worker"]
         if self.all_at_once and not self._too_many(workers):
             cluster.kill(workers, "of all")
-            cluster.repair(self.worker, self.interrupt)
+            self._repair()
             return
         count = min(self.rng.choice((1, 1, 1, 2, 3)), len(cluster.seats))
         victims = self.rng.sample(sorted(cluster.seats), count)
+        if one is None and self.rng.random() < 0.5:
+            one = self.stalled
+        if one is not None:
+            victims = [one, *(victim for victim in victims[1:] if victim != one)]
         while victims and self._too_many(victims):
             victims.pop()
         if victims:
             cluster.kill(victims, "at work")
-            cluster.repair(self.worker, self.interrupt)
+            self._repair()
+
+    def _repair(self) -> None:
+        self.stalled = None
+        self.cluster.repair(self.worker, self.shape.interrupt)
+        self._judge_copies(Copies(self.cluster), last=False)
 
     def _too_many(self, victims: list[Address]) -> bool:
         spares = len(self.cluster.spares()) - sum(v.role == "spare" for v in victims)
@@ -314,30 +361,19 @@ POINTS = (
 def run_schedule(seed: int, trace: list[str] | None) -> Verdict:
     """The schedule of a seed, for `python -m tests.sim`."""
     outcome = check(seed, trace)
-    shape = shape_of(random.Random(seed))
-    model = shape.consistency.model
+    model = shape_of(random.Random(seed)).consistency.model
     if outcome.gave_up:
         return Verdict(f"{model}: given up, a shard had no holder left", outcome.deaths)
     return Verdict(f"{model}: every update once, no stale read", outcome.deaths)
 
 
 def check(seed: int, trace: list[str] | None = None) -> Outcome:
-    """Run the schedule of a seed, and where clocks are transactions compare bits with its twin.
-    In every other one all rows are gathered as late as those of large messages."""
+    """Run the schedule of a seed. In every other one all rows are gathered as late as those of
+    large messages."""
     late = mock.patch.object(table_shard, "LEAST_BYTES", 0)
     with late if seed % 2 else contextlib.nullcontext():
-        return _check(seed, trace)
-
-
-def _check(seed: int, trace: list[str] | None) -> Outcome:
-    schedule = Schedule(seed)
-    schedule.cluster.trace = trace
-    if trace is not None:
-        trace.append(str(schedule.shape))
-    outcome = schedule.run()
-    if schedule.shape.consistency.buffered and outcome.model is not None:
-        twin = Schedule(seed, deadly=False).run()
-        assert twin.model is not None
-        if outcome.model.tobytes() != twin.model.tobytes():
-            raise Failure(f"seed {seed}: the bits differ from those of the run without deaths")
-    return outcome
+        schedule = Schedule(seed)
+        schedule.cluster.trace = trace
+        if trace is not None:
+            trace.append(str(schedule.shape))
+        return schedule.run()

@@ -106,7 +106,7 @@ def test_a_replica_that_drops_updates_passed_on_is_caught(monkeypatch: pytest.Mo
             install(self, part, closes, between)
 
     monkeypatch.setattr(Shard, "_install", careless)
-    assert _caught(400)
+    assert _caught()
 
 
 def test_a_server_that_does_not_apply_what_it_passes_on_is_caught(
@@ -170,7 +170,7 @@ def test_a_worker_that_forgets_what_another_server_lacks_is_caught(
                 retained.popleft()
 
     monkeypatch.setattr(sent.Sent, "_trim", hasty)
-    assert _caught(400)
+    assert _caught()
 
 
 def test_a_meeting_that_forgets_former_lives_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
