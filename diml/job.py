@@ -288,7 +288,7 @@ class Job:
 
         Unlike `allgather` it keeps nothing for a replacement, so it suits what is large and can be
         had in another way, as input that each worker has read a part of. Whoever gets None takes
-        that other way; a replacement always does.
+        that other way; a replacement always does. Raises Shrunk as all collectives do.
         """
         world = self._world
         if world.epoch or world.incarnation or world.workers is None:
@@ -299,7 +299,9 @@ class Job:
             joined = np.empty(sum(counts), array.dtype)
             world.workers.allgatherv(np.ascontiguousarray(array), joined, counts)
             return joined
-        except PeerFailed:
+        except PeerFailed as error:
+            # At once: it may be no death, but the others have ended the job for what came of it.
+            self.repair(error)
             return None
         finally:
             world.calls.end()

@@ -23,7 +23,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from diml.errors import DimlError, PeerFailed
-from diml.world.transfer import Receiving, Sending, keep_unfilled, translated
+from diml.world.transfer import Receiving, Sending, keep_unfilled, showing, translated
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
@@ -110,10 +110,9 @@ class Link:
         The order is fixed, so that all ranks hold the same bits although `fn` need be neither
         commutative nor, in floating point, associative.
         """
-        try:
+        total, part = (send.copy(), np.empty_like(send)) if self.rank == 0 else (send, send)
+        with showing(send, recv, part):
             if self.rank == 0:
-                total = send.copy()
-                part = np.empty_like(send)
                 for source in range(1, self.size):
                     self._recv_array(part, source)
                     total = np.asarray(fn(total, part), dtype=send.dtype).reshape(send.shape)
@@ -122,8 +121,6 @@ class Link:
                 for (piece,) in _pieces(send):
                     self.comm.Send(piece, 0, LEAVE_TAG + 1)
             self._broadcast(recv, 0)
-        except MPI.Exception as error:
-            raise translated(error) from None
 
     def _recv_array(self, array: Array, source: int) -> None:
         for (piece,) in _pieces(array):
@@ -145,7 +142,7 @@ class Link:
 
     def allgatherv(self, send: Array, recv: Array, counts: Sequence[int]) -> None:
         """Concatenate everybody's flat array in rank order; `counts` are elements by rank."""
-        try:
+        with showing(send, recv):
             if sum(counts) <= 2**31 - 1:
                 self.comm.Allgatherv(send, [recv, counts])
                 self._check_gathered()
@@ -157,8 +154,6 @@ class Link:
                         part[...] = send
                     self._broadcast(part, root)
                     start += count
-        except MPI.Exception as error:
-            raise translated(error) from None
 
     def allgather_objects(self, value: Any) -> list[Any]:
         """Everybody's small object by rank (pickled; for repair and set-up, not for data)."""
@@ -191,10 +186,14 @@ class Link:
 
     def broadcast_object(self, value: Any, root: int) -> Any:
         """The root's small object (pickled; for repair and set-up, not for data)."""
-        try:
-            return self.comm.bcast(value, root)
-        except MPI.Exception as error:
-            raise translated(error) from None
+        text = pickle.dumps(value, pickle.HIGHEST_PROTOCOL) if self.rank == root else b""
+        size = np.array([len(text)])
+        with showing(size):
+            self.comm.Bcast(size, root)
+        said = np.frombuffer(text, np.uint8) if text else np.empty(size[0], np.uint8)
+        with showing(said):
+            self.comm.Bcast(said, root)
+        return pickle.loads(said.data)
 
     def sendrecv(self, send: Array, dest: int, recv: Array, source: int, tag: int) -> None:
         """Send one array and receive another at the same time, without deadlock on a ring.

@@ -6,6 +6,9 @@ them. Must not know communicators.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from mpi4py import MPI
 
 from diml.errors import CallFailed, DimlError, PeerFailed
@@ -94,6 +97,20 @@ class Receiving:
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
+
+
+@contextlib.contextmanager
+def showing(*buffers: object) -> Iterator[None]:
+    """A block that shows these to MPI. If it fails they are kept as long as the process lives: MPI
+    may still write to them. Errors of MPI's come out translated."""
+    try:
+        yield
+    except MPI.Exception as error:
+        keep_unfilled(buffers)
+        raise translated(error) from None
+    except PeerFailed:
+        keep_unfilled(buffers)
+        raise
 
 
 _UNFILLED: list[object] = []

@@ -231,3 +231,44 @@ def test_too_few_processes_are_refused_with_one_line(settings: dict[str, str]) -
     finished.expect(2)
     assert finished.stderr.count("\n") == 1
     assert "too few" in finished.stderr
+
+
+def test_memory_that_mpi_was_shown_outlives_a_failed_call() -> None:
+    program = """
+        import gc, weakref
+        import numpy as np
+        from mpi4py import MPI
+        from diml.errors import PeerFailed
+        from diml.world.link import Link
+
+        shown = []
+
+        class Broken:
+            def __getattr__(self, name):
+                if name == "Set_errhandler" or name.startswith("Get_"):
+                    return lambda *_: 2 * name.endswith("size")
+                def fail(*arrays):
+                    for array in arrays:
+                        if isinstance(array, np.ndarray):
+                            shown.append(weakref.ref(array if array.base is None else array.base))
+                    raise MPI.Exception(MPI.ERR_OTHER)
+                return fail
+
+        link = Link(Broken())
+        a, b = np.ones(3), np.ones(3)
+        for call in (
+            lambda: link.allreduce_custom(a, b, np.add),
+            lambda: link.allgather_objects("a"),
+            lambda: link.broadcast_object("a", 0),
+        ):
+            del shown[:]
+            try:
+                call()
+                raise AssertionError("no failure")
+            except PeerFailed:
+                pass
+            gc.collect()
+            assert shown and all(ref() is not None for ref in shown), call
+        print("kept")
+    """
+    assert run_mpi(None, program, timeout_s=30).expect(0).stdout == "kept\n"
