@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from diml.ps.client import Table
+    from diml.ps.table import Table
 
 T = TypeVar("T")
 _TELL_EVERY_S = 0.1

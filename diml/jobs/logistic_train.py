@@ -19,8 +19,9 @@ from diml.errors import DimlError
 from diml.jobs.account import Account, SharedPace
 from diml.jobs.logistic_data import Batch, Examples, Minibatches
 from diml.kernels.logistic import gradient_sum, loss_and_hits
-from diml.ps.client import ParameterServer, Table
+from diml.ps.client import ParameterServer
 from diml.ps.kv import KeyValues
+from diml.ps.table import Table
 
 # Columns of the table of losses.
 TRAIN_LOSS, TRAIN_HITS, TEST_LOSS, TEST_HITS, EXAMPLES = range(5)

@@ -1,148 +1,31 @@
-"""The parameter server as a worker's program sees it: tables, vectors, clocks.
+"""The parameter server as a worker's program sees it: clocks, and the making of tables and vectors.
 
-Owns the public calls. Must not know how servers store or recover anything, nor how messages
-travel: that is the cores' and the session's business.
+Owns the public calls but for those of a table and of a vector (`diml.ps.table`, `diml.ps.kv`). Must
+not know how servers store or recover anything, nor how messages travel: that is the cores' and the
+session's business.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from diml.checkpoint.codec import decode, encode
 from diml.errors import Misuse
-from diml.ps.checks import checked_ids, checked_updates
 from diml.ps.consistency import Consistency
 from diml.ps.kv import KeyValues
+from diml.ps.message import Bytes
 from diml.ps.private import ThreadCache
-from diml.ps.quick import Quick
 from diml.ps.rules import rule_of
 from diml.ps.saves import Resumed, Saves
 from diml.ps.session import Session
-from diml.ps.sparse import cells_of, matrix_of
+from diml.ps.table import Table
 from diml.ps.tables import TableSpec, same_definition, spec_of_init
 
-if TYPE_CHECKING:
-    import scipy.sparse as sp
-
 Event = Callable[..., None]
-
-
-class Table:
-    """Rows of parameters spread over the servers. Made by `ParameterServer.table`."""
-
-    def __init__(self, server: ParameterServer, session: Session, spec: TableSpec) -> None:
-        self._server, self._session, self._spec = server, session, spec
-        self._reading = f"reading table {spec.name!r}"
-        self._quick = Quick.of(session.core, spec) if session.has_wire else None
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return self._spec.name
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return self._spec.rows
-
-    @property
-    def cols(self) -> int:
-        """Numbers in a row."""
-        return self._spec.cols
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """NumPy dtype of the rows."""
-        return self._spec.numpy_dtype
-
-    def get(self, ids: ArrayLike) -> NDArray[Any]:
-        """Rows as (len(ids), cols), the caller's own: with all updates that the bound on
-        staleness demands, and all of this worker's (rule "add").
-
-        Waits for slower workers where the bound demands it. Raises Misuse for ids that are not
-        whole numbers in 0..rows-1, DeadlineExceeded naming who is late.
-        """
-        spec, session = self._spec, self._session
-        if spec.sparse:
-            return np.asarray(self.get_sparse(ids).toarray())
-        with session:
-            if session.core.pushing:
-                session.take_all()
-            quick = self._quick
-            found = session.read(quick, ids, self._reading) if quick is not None else None
-            if found is None:
-                request, sends = session.core.get(spec, checked_ids(spec, ids))
-                session.ask(request, sends, self._reading)
-                found = session.core.rows_of(request)
-            rows, staleness = found
-            self._server.staleness_seen[staleness] += 1
-        return rows
-
-    def inc(self, ids: ArrayLike, deltas: ArrayLike) -> None:
-        """Give `deltas` (len(ids), cols) to the rule of rows; ids may repeat. With rule "add"
-        visible here at once; to others once this worker's clock has ended. Both are copied.
-
-        Raises Misuse for bad ids, another shape, or numbers that the table's dtype cannot hold.
-        """
-        if self._spec.sparse:
-            self.inc_sparse(ids, np.asarray(deltas))
-            return
-        spec, quick = self._spec, self._quick
-        if quick is not None and not self._server.reject_nonfinite:
-            segment = quick.segment(ids, deltas)
-            if segment is not None:
-                with self._session as session:
-                    session.core.update_framed(spec, segment)
-                return
-        checked = checked_ids(spec, ids)
-        array = checked_updates(spec, checked, deltas, self._server.reject_nonfinite)
-        with self._session as session:
-            session.core.update(spec, checked, array)
-
-    def get_sparse(self, ids: ArrayLike) -> sp.csr_array:
-        """As `get`, of a table made with `sparse=True`: a SciPy matrix (len(ids), cols).
-
-        Raises as `get`, and Misuse for a table that is not sparse.
-        """
-        spec, session = self._sparse_spec(), self._session
-        checked = checked_ids(spec, ids)
-        with session:
-            request, sends = session.core.get(spec, np.unique(checked))
-            session.ask(request, sends, self._reading)
-            cells, values, staleness = session.core.cells_of(request)
-            self._server.staleness_seen[staleness] += 1
-        return matrix_of(spec, checked, cells, values)
-
-    def inc_sparse(self, ids: ArrayLike, deltas: Any) -> None:
-        """As `inc`, of a table made with `sparse=True`: `deltas` is a SciPy matrix, or an array,
-        (len(ids), cols); only cells that it stores are sent."""
-        spec = self._sparse_spec()
-        cells, values = cells_of(spec, ids, deltas, self._server.reject_nonfinite)
-        with self._session as session:
-            session.core.update(spec, cells, values)
-
-    def _sparse_spec(self) -> TableSpec:
-        if not self._spec.sparse:
-            raise Misuse(f"table {self.name!r} is dense: it was not made with sparse=True")
-        return self._spec
-
-    def thread_cache(self) -> ThreadCache:
-        """A cache of this table for one compute thread: its updates wait there, without a lock,
-        until `ps.clock()` flushes them; the thread must rest meanwhile. A program that compares
-        bits makes its threads' caches in a fixed order.
-
-        Raises Misuse if the table's rule is another than "add".
-        """
-        if self._spec.rule != "add" or self._spec.sparse:
-            raise Misuse(f"table {self.name!r}: threads gather dense updates of rule 'add' only")
-        cache = ThreadCache(self._spec, self.get, self._server.reject_nonfinite)
-        self._server.thread_caches.append(cache)
-        return cache
 
 
 class ParameterServer:
@@ -179,7 +62,7 @@ class ParameterServer:
         self._closed = False
         self.worker, self.workers = session.core.worker, workers
         self.reject_nonfinite = reject_nonfinite
-        self.staleness_seen: Counter[int] = Counter()
+        self.staleness_seen: Counter[int] = session.seen
         self.thread_caches: list[ThreadCache] = []
         self.local: Any = None
         self.local_clock = 0
@@ -299,7 +182,12 @@ class ParameterServer:
             local: this worker's own state (see `job.checkpoint` for what it may hold); a
                 replacement finds it as `ps.local`.
         """
-        state = None if local is None else encode(local, "local")
+        plain = local is None and not wait and not self.thread_caches
+        if not (plain and self._session.end_clock()):
+            self._end_clock(None if local is None else encode(local, "local"), wait)
+        self._committed()
+
+    def _end_clock(self, state: Bytes | None, wait: bool) -> None:
         core = self._core
         with self._session as session:
             for cache in self.thread_caches:
@@ -312,7 +200,6 @@ class ParameterServer:
             session.strike_inside()
             if wait:
                 session.wait(lambda: core.all_acknowledged, "clock()", core.behind)
-        self._committed()
 
     def checkpoint(self, local: Any = None) -> None:
         """Come to a durable checkpoint, if the job keeps any (`--checkpoint-dir`, `diml run`).

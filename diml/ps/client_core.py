@@ -31,7 +31,7 @@ from diml.ps.pending import Pending, Segment, Writing
 from diml.ps.questions import Questions, Request
 from diml.ps.reading import Reading, assemble, assemble_cells
 from diml.ps.recovery import Plan
-from diml.ps.sent import Sent
+from diml.ps.sent import Framed, Sent
 from diml.ps.tables import TableSpec, split
 
 # A checkpoint that a repair interrupts is left out.
@@ -200,9 +200,9 @@ class ClientCore:
         """Add to rows; it is sent when the clock ends."""
         self._writing[spec.id].add(ids, values)
 
-    def update_framed(self, spec: TableSpec, segment: Segment) -> None:
-        """As `update` with what is in its frame already (`diml.ps.quick`)."""
-        self._writing[spec.id].keep(segment)
+    def update_framed(self, spec: TableSpec, buffer: Bytes) -> None:
+        """As `update` with the bytes of a message (`diml.ps.quick`)."""
+        self._writing[spec.id].keep_framed(buffer)
 
     def push(self, spec: TableSpec, ids: Ids, values: Rows) -> tuple[tuple[int, int], list[Send]]:
         """Update rows at once, not at the end of the clock; returns the update's (clock, n)."""
@@ -278,6 +278,27 @@ class ClientCore:
         if self._doubtful:
             self._drop_doubtful()
         return sends
+
+    def finish_framed(self) -> Framed | None:
+        """As `finish_clock` without an own state, where one update is all that the clock has and
+        it is in the bytes of its message: how it is to be sent. None, and nothing is done, if the
+        clock is anything else."""
+        only = None
+        for writing in self._writing.values():
+            if writing.pending:
+                if only is not None:
+                    return None
+                only = writing
+        if only is None or self.servers > 1 or self._doubtful:
+            return None
+        buffer = only.take_framed()
+        if buffer is None:
+            return None
+        assert self.may_clock, f"worker {self.worker} is a window ahead at clock {self.clock}"
+        framed = self.sent.retain_framed(self.clock, self.n, buffer)
+        self.clock += 1
+        self.n = 0
+        return framed
 
     def _spread(
         self, spec: TableSpec, segment: Segment, by_server: list[list[Message]], flags: int

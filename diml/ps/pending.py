@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from diml.kernels import rows as kernels
 from diml.ps.cache import RowCache
-from diml.ps.message import Bytes, Ids, Message, Rows, frame
+from diml.ps.message import HEADER_BYTES, Bytes, Ids, Message, Rows, frame
 from diml.ps.rules import Rule, rule_of
 from diml.ps.tables import TableSpec
 
+_INT64 = np.dtype(np.int64)
 # More than so many calls are merged into one: a message each would cost more than the merge.
 _SEGMENTS_MAX = 16
 
@@ -32,15 +33,20 @@ class Segment(NamedTuple):
 
 
 class Pending:
-    """The updates of one table since the last clock."""
+    """The updates of one table since the last clock.
+
+    Attributes:
+        framed: the only one, as long as nobody has looked into it: the bytes of its message.
+    """
 
     def __init__(self, cols: int, dtype: np.dtype[Any]) -> None:
         self._cols, self._dtype = cols, dtype
+        self.framed: Bytes | None = None
         self._segments: list[Segment] = []
         self._merged = False
 
     def __bool__(self) -> bool:
-        return bool(self._segments)
+        return self.framed is not None or bool(self._segments)
 
     def add(self, ids: Ids, values: NDArray[Any]) -> None:
         """Remember an update; both arrays are copied. Shapes (m,) and (m, cols)."""
@@ -53,10 +59,31 @@ class Pending:
 
     def keep(self, segment: Segment) -> None:
         """Remember an update that is in its frame already."""
+        self._unframe()
         self._segments.append(segment)
         self._merged = False
         if len(self._segments) > _SEGMENTS_MAX:
             self.merge()
+
+    def keep_framed(self, buffer: Bytes) -> None:
+        """As `keep`, of the bytes of a message (`diml.ps.words.write_update`)."""
+        if self.framed is None and not self._segments:
+            self.framed = buffer
+        else:
+            self.keep(self._segment(buffer))
+
+    def _unframe(self) -> None:
+        if self.framed is not None:
+            self._segments, self.framed = [self._segment(self.framed)], None
+            self._merged = False
+
+    def _segment(self, buffer: Bytes) -> Segment:
+        """What is in the bytes of a message."""
+        cols, dtype = self._cols, self._dtype
+        count = (len(buffer) - HEADER_BYTES) // (8 + cols * dtype.itemsize)
+        start = HEADER_BYTES + 8 * count
+        its_ids: Ids = np.ndarray(count, _INT64, buffer, HEADER_BYTES)
+        return Segment(its_ids, np.ndarray((count, cols), dtype, buffer, start), buffer)
 
     def overlay(self, ids: Ids, rows: Rows) -> None:
         """Add the pending updates of `ids` to `rows`, in place."""
@@ -69,15 +96,18 @@ class Pending:
 
     def take(self) -> list[Segment]:
         """The updates in the order in which they were made; they are no longer pending."""
+        self._unframe()
         segments, self._segments = self._segments, []
         return segments
 
     def peek(self) -> list[Segment]:
         """What is pending, left there."""
+        self._unframe()
         return list(self._segments)
 
     def merge(self) -> None:
         """Make one segment of all, with each row once and in the order of ids."""
+        self._unframe()
         if self._merged:
             return
         ids = np.concatenate([segment.ids for segment in self._segments])
@@ -128,10 +158,20 @@ class Writing:
         if self.cache is not None:
             self.cache.add(ids, values)
 
-    def keep(self, segment: Segment) -> None:
-        """As `add` of a table that has no cache."""
+    def keep_framed(self, buffer: Bytes) -> None:
+        """As `add` of the bytes of a message, for a table that has no cache."""
         self.open = True
-        self.pending.keep(segment)
+        self.pending.keep_framed(buffer)
+
+    def take_framed(self) -> Bytes | None:
+        """The bytes of the message that is all of `segments`; None, and nothing is taken, if these
+        are anything else."""
+        pending, rule = self.pending, self.rule
+        framed = pending.framed
+        if framed is None or not rule.additive or self.echo is not None or self.significance > 0:
+            return None
+        self.open, pending.framed = False, None
+        return framed
 
     def pushed(self, message: Message, unapplied: list[Message]) -> None:
         """Take pushed rows into the cache; `unapplied` are own updates that they lack."""

@@ -11,27 +11,32 @@ from collections import deque
 from typing import Protocol
 
 from diml.errors import PeerFailed
-from diml.ps.message import Address, Bytes, Message, Send, whole
+from diml.ps.message import Address, Bytes, Ids, Message, Send, whole
 from diml.ps.node_core import NodeCore
+from diml.ps.quick import Quick
 from diml.ps.saving import Storage
+from diml.ps.sent import Framed
 from diml.ps.shard import Shard
 
 _NAP_S = 0.01
 
 
+# What an exchange has come to where it is not the answer.
+UNANSWERED, UNASKED = -1, -2
+
+
 class Wire(Protocol):
     """The way of bytes (see `diml.ps.quick`)."""
 
-    def send_bytes(self, to: Address, buffer: Bytes) -> None:
-        """Send one message. Raises PeerFailed."""
+    def exchange(
+        self, quick: Quick, ids: Ids, room: Bytes, clock: int, n: int, request: int
+    ) -> tuple[int, int, int]:
+        """Ask for rows, and wait for the answer a short time. What it says of its clocks (see
+        `read_answer`), itself in `room`; or UNANSWERED: whatever has come or comes will be
+        received; or UNASKED: the question was not sent. Raises PeerFailed."""
 
-    def receive_bytes(
-        self, timeout_s: float, room: Bytes | None = None
-    ) -> tuple[Address, Bytes] | None:
-        """The next message, or None after so long; in `room`, where it fits. Raises PeerFailed."""
-
-    def opened(self, sender: Address, data: Bytes) -> Message:
-        """What the bytes say."""
+    def send_framed(self, to: Address, framed: Framed) -> None:
+        """Send an update. Raises PeerFailed."""
 
 
 class Port(Protocol):

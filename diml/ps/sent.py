@@ -9,8 +9,23 @@ tables, nor who waits.
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
-from diml.ps.message import Address, Message, Send, update_key
+from diml.ps.message import Address, Bytes, Message, Send, decode, update_key
+
+
+class Framed(NamedTuple):
+    """An update that is a clock, as the bytes of its message, for a time without looking at it."""
+
+    clock: int
+    n: int
+    mark: int
+    buffer: Bytes
+
+    def opened(self) -> Message:
+        """The message."""
+        message = decode(self.buffer)
+        return message._replace(clock=self.clock, n=self.n, mark=self.mark)
 
 
 class Sent:
@@ -24,7 +39,7 @@ class Sent:
         """`buffered`: clocks are transactions."""
         self._servers, self._buffered = servers, buffered
         self.watermark = 0
-        self._retained: list[deque[Message]] = [deque() for _ in servers]
+        self._retained: list[deque[Message | Framed]] = [deque() for _ in servers]
         # By server, the first (clock, n) that it has not acknowledged.
         self._acknowledged = [(0, 0)] * len(servers)
 
@@ -41,6 +56,16 @@ class Sent:
             for message in messages:
                 sends.append(Send(self._servers[server], message))
         return sends
+
+    def retain_framed(self, clock: int, n: int, buffer: Bytes) -> Framed:
+        """Remember what goes to the only server."""
+        framed = Framed(clock, n, self.watermark, buffer)
+        self._retained[0].append(framed)
+        return framed
+
+    def _messages(self, server: int) -> list[Message]:
+        """What a server may need again."""
+        return [m if isinstance(m, Message) else m.opened() for m in self._retained[server]]
 
     def acknowledge(self, server: int, clock: int, n: int) -> None:
         """A server has all before (clock, n)."""
@@ -79,15 +104,16 @@ class Sent:
         """Updates of a table that a server had not applied when (clock, n) was its next."""
         return [
             update
-            for update in self._retained[server]
+            for update in self._messages(server)
             if update.table == table and (update.clock, update.n) >= since
         ]
 
     def again(self, ledgers: list[tuple[int, int]]) -> list[Send]:
         """After a repair: what the servers, whose next (clock, n) these are, do not have."""
         sends = []
-        for to, retained, ledger in zip(self._servers, self._retained, ledgers, strict=True):
-            sends += [Send(to, message) for message in retained if update_key(message) >= ledger]
+        for server, (to, ledger) in enumerate(zip(self._servers, ledgers, strict=True)):
+            messages = self._messages(server)
+            sends += [Send(to, message) for message in messages if update_key(message) >= ledger]
         self._acknowledged = list(ledgers)
         self.watermark = min(ledgers)[0]
         self._trim()

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from diml.errors import DeadlineExceeded, Misuse, PeerFailed
 from diml.ps.client_core import ClientCore
-from diml.ps.message import Kind, Rows, Send, text_of
-from diml.ps.port import Port
+from diml.ps.message import Address, Bytes, Rows, Send, text_of
+from diml.ps.port import UNASKED, Port
 from diml.ps.quick import Quick
 
 _WHO_TIMEOUT_S = 5.0
-# An answer that takes longer is not waited for in the short way.
-_SOON_S = 1e-3
+_ONLY_SERVER = Address("server", 0)
 
 Drill = Callable[[int, int, str], None]
 
@@ -39,7 +40,13 @@ class Calls(Protocol):
 
 
 class Session:
-    """The worker's core, and its way to the servers. `with session:` is one public call."""
+    """The worker's core, and its way to the servers. `with session:` is one public call.
+
+    Attributes:
+        seen: how many reads have seen which staleness.
+        turn: threads of the worker take turns.
+        over: whether the job is.
+    """
 
     def __init__(
         self, port: Port, core: ClientCore, deadline_s: float, drill: Drill | None, calls: Calls
@@ -53,6 +60,7 @@ class Session:
         # Calls of the program since its clock began: the sequence of a drill.
         self._calls = 0
         self._began_at = 0
+        self.seen: Counter[int] = Counter()
         self.turn = threading.RLock()
         self.over = False
 
@@ -85,38 +93,60 @@ class Session:
         if self._drill is not None:
             self._drill(self.core.clock, self._calls, "inside")
 
-    def read(self, quick: Quick, ids: ArrayLike, what: str) -> tuple[Rows, int] | None:
-        """Rows and their staleness by the short way, as far as it leads: if another message comes,
-        or none soon, or somebody has died, by the long way from there. None if there is nothing
-        to ask for. Raises DeadlineExceeded and Misuse."""
-        question = quick.question(ids)
-        if question is None:
-            return None
-        wire, other, failed = self._wire, None, False
+    def read(self, quick: Quick, ids: ArrayLike, what: str) -> Rows | None:
+        """Rows by the short way, as far as it leads: if another message comes, or none soon, or
+        somebody has died, by the long way from there. None, and nothing is asked, if all of it must
+        go the long way. Raises DeadlineExceeded and Misuse."""
+        wire, core = self._wire, self.core
         assert wire is not None
-        self._waits.serial += 1
-        try:
-            wire.send_bytes(quick.server, question)
-            self.strike_inside()
-            while (arrived := wire.receive_bytes(_SOON_S, quick.room)) is not None:
-                found = quick.answer(arrived[1])
-                if found is not None:
-                    return found
-                message = wire.opened(*arrived)
-                if message.kind is not Kind.ACK:
-                    other = message
-                    break
-                self.core.handle(quick.server.number, message)
-        except PeerFailed:
-            failed = True
-        # From here on the core knows the question, so that a repair asks it again.
-        request, _ = self.core.get(quick.spec, quick.ids)
-        if other is not None:
-            self.core.handle(quick.server.number, other)
-        if failed:
-            self._recover()
-        self.answered(request, what)
-        return self.core.rows_of(request)
+        with self.turn:
+            plain = quick.ready(ids)
+            if plain is None or self.over:
+                return None
+            self._waits.serial += 1
+            room, failed = np.empty(quick.room_bytes, np.uint8), False
+            clock, n, request = core.clock, core.n, core.questions.next
+            try:
+                slowest, mark, its_n = wire.exchange(quick, plain, room, clock, n, request)
+                if slowest >= 0:
+                    rows, staleness = quick.shown(room, slowest, mark, its_n)
+                    self.seen[staleness] += 1
+                    return rows
+                if slowest == UNASKED:
+                    return None
+            except PeerFailed:
+                failed = True
+            # From here on the core knows the question, so that a repair asks it again.
+            core.get(quick.spec, quick.ids)
+            if failed:
+                self._recover()
+            self.answered(request, what)
+            rows, staleness = core.rows_of(request)
+            self.seen[staleness] += 1
+            return rows
+
+    def update(self, quick: Quick, buffer: Bytes) -> bool:
+        """Take an update by the short way; False, and nothing is done, if the job is over."""
+        with self.turn:
+            if not self.over:
+                self.core.update_framed(quick.spec, buffer)
+        return not self.over
+
+    def end_clock(self) -> bool:
+        """End a clock by the short way; False, and nothing is done, if it takes the long way."""
+        wire = self._wire
+        if wire is None or self._drill is not None or self.over:
+            return False
+        with self.turn:
+            core = self.core
+            framed = core.finish_framed() if core.all_acknowledged else None
+            if framed is None:
+                return False
+            try:
+                wire.send_framed(_ONLY_SERVER, framed)
+            except PeerFailed:
+                self._recover()
+        return True
 
     def ask(self, request: int, sends: list[Send], what: str) -> None:
         """Send a question and wait for all its answers. Raises DeadlineExceeded."""
@@ -167,8 +197,8 @@ class Session:
 
     @property
     def has_wire(self) -> bool:
-        """Whether reads can go the short way."""
-        return self._wire is not None
+        """Whether calls can go the short way, which has no place inside for a drill to strike."""
+        return self._wire is not None and self._drill is None
 
     def _recover(self) -> None:
         self._revoked_by_none = not self._port.recover()

@@ -12,6 +12,7 @@ from collections import deque
 
 import numpy as np
 
+from diml.ps.exchange import OTHER, OUTSIDE, exchange, send_update
 from diml.ps.filters import Filters
 from diml.ps.message import (
     HEADER_BYTES,
@@ -21,6 +22,7 @@ from diml.ps.message import (
     Bytes,
     Fill,
     Flag,
+    Ids,
     Kind,
     Message,
     Send,
@@ -29,7 +31,10 @@ from diml.ps.message import (
 )
 from diml.ps.neighbours import Neighbours, is_note
 from diml.ps.pieces import announced, announcement, begun, cuts, is_announcement, span
+from diml.ps.port import UNANSWERED, UNASKED
+from diml.ps.quick import Quick
 from diml.ps.quick_serve import Desk
+from diml.ps.sent import Framed
 from diml.ps.serve_loop import AWAKE_S, serve
 from diml.world.direct import NOTHING, Direct
 from diml.world.link import ANY, LEAVE_TAG, Link
@@ -138,13 +143,60 @@ class WorldPort:
 
     def send_bytes(self, to: Address, buffer: Bytes) -> None:
         """Send a message that needs no filters. Raises PeerFailed."""
-        filters = self.filters
         self._current()
-        self._idle_s = 0.0
-        size = len(buffer)
+        self._count_plain(len(buffer))
+        self._direct.send(buffer, self._ranks[to], PS_TAG)
+
+    def _count_plain(self, size: int) -> None:
+        filters = self.filters
         filters.plain_bytes += size
         filters.wire_bytes += size
-        self._direct.send(buffer, self._ranks[to], PS_TAG)
+        self._idle_s = 0.0
+
+    def send_framed(self, to: Address, framed: Framed) -> None:
+        """Send an update that is in its frame. Raises PeerFailed."""
+        if self._world.footing.full is not self._link:
+            self._current()
+        clock, n, mark, buffer = framed
+        self._count_plain(len(buffer))
+        direct = self._direct
+        result = send_update(direct.words, self._ranks[to], PS_TAG, buffer, clock, mark, n)
+        if result:
+            direct.sent(result, buffer)
+
+    def exchange(
+        self, quick: Quick, ids: Ids, room: Bytes, clock: int, n: int, request: int
+    ) -> tuple[int, int, int]:
+        """Ask for rows and wait for them a short time: see `Wire`."""
+        if self._world.footing.full is not self._link or self._neighbours.borrowing:
+            self._current()
+        if self._handed():
+            return UNASKED, 0, 0
+        frame, direct = quick.frame, self._direct
+        self._count_plain(len(frame))
+        found: tuple[int, int, int] = exchange(
+            direct.words, self._ranks[quick.server], PS_TAG, self._crowded, AWAKE_S, frame, ids,
+            quick.rows, room, quick.code, quick.cols, clock, n, request,
+        )  # fmt: skip
+        return found if found[0] >= 0 else (self._without_answer(found, frame, room), 0, 0)
+
+    def _without_answer(self, found: tuple[int, int, int], frame: Bytes, room: Bytes) -> int:
+        """What an exchange without the answer has come to; another message is received next."""
+        result, count, _ = found
+        direct = self._direct
+        if result == OUTSIDE:
+            return UNASKED
+        if result == NOTHING:
+            self._idle_s = AWAKE_S
+        elif result == OTHER:
+            source = direct.source
+            data = room[:count] if count <= len(room) else self._rest(count)
+            whole = self._whole(self._current(), data, source)
+            if whole is not None:
+                self._arrived.append((self._places[source], whole))
+        else:
+            direct.sent(result, frame)
+        return UNANSWERED
 
     def _pour(self, link: Link, message: Message, fill: Fill, rank: int) -> None:
         """Send rows piece by piece, each as soon as it is gathered."""
@@ -173,15 +225,13 @@ class WorldPort:
         found = self.receive_bytes(timeout_s)
         return None if found is None else (found[0], self.opened(*found))
 
-    def receive_bytes(
-        self, timeout_s: float, room: Bytes | None = None
-    ) -> tuple[Address, Bytes] | None:
-        """As `receive`, the message as it came, in `room` if it fits there. Without `room` the
-        bytes are the caller's until the next message is received: see `opened`."""
+    def receive_bytes(self, timeout_s: float) -> tuple[Address, Bytes] | None:
+        """As `receive`, the message as it came. The bytes are the caller's until the next message
+        is received: see `opened`."""
         self._current()
         if self._handed():
             return self._arrived.popleft()
-        into, awake_s = self._room if room is None else room, self._awake_s(timeout_s)
+        into, awake_s = self._room, self._awake_s(timeout_s)
         count = self._direct.receive(into, PS_TAG, awake_s, self._crowded)
         return self._came(count, into, timeout_s, awake_s)
 
@@ -229,19 +279,27 @@ class WorldPort:
                 return self._arrived.popleft() if self._arrived else None
             data, source = found.data, found.source
         self._idle_s = 0.0
-        if len(data) == HEADER_BYTES:
-            if is_announcement(data):
-                data = self._in_pieces(link, data, source)
-            elif is_note(data):
-                answer = self._neighbours.heard(data, source)
-                if answer is not None:
-                    link.isend(answer, source, PS_TAG)
-                return None
+        whole = self._whole(link, data, source)
+        if whole is None:
+            return None
         if self._handed():
             # What was handed over before this was sent comes before it.
-            self._arrived.append((self._places[source], self._own(data)))
+            self._arrived.append((self._places[source], self._own(whole)))
             return self._arrived.popleft()
-        return self._places[source], data
+        return self._places[source], whole
+
+    def _whole(self, link: Link, data: Bytes, source: int) -> Bytes | None:
+        """The message that has come or begun to come; None if it is for this port itself."""
+        if len(data) != HEADER_BYTES:
+            return data
+        if is_announcement(data):
+            return self._in_pieces(link, data, source)
+        if not is_note(data):
+            return data
+        answer = self._neighbours.heard(data, source)
+        if answer is not None:
+            link.isend(answer, source, PS_TAG)
+        return None
 
     def _handed(self) -> bool:
         """Whether anything is there that did not come as a message."""

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import diml
-from diml.ps.client import ParameterServer, Table
+from diml.ps.client import ParameterServer
+from diml.ps.table import Table
 
 ROWS = 50
 

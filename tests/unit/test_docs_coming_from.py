@@ -16,8 +16,9 @@ from diml.config import OPTIONS
 from diml.docs.cli import coming_from, main
 from diml.job import Job
 from diml.jobs import lasso, logistic, mf_flags
-from diml.ps.client import ParameterServer, Table
+from diml.ps.client import ParameterServer
 from diml.ps.kv import KeyValues
+from diml.ps.table import Table
 from diml.strads import Program
 
 OWNERS: dict[str, tuple[Any, ...]] = {

@@ -13,10 +13,14 @@ from diml.ps.client import ParameterServer
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
 from diml.ps.filters import Filters
-from diml.ps.message import Address, Bytes, Flag, Kind, Message, Send
+from diml.ps.message import Address, Bytes, Flag, Ids, Kind, Message, Send
 from diml.ps.node_core import NodeCore
+from diml.ps.port import UNANSWERED, UNASKED
+from diml.ps.quick import Quick
 from diml.ps.recovery import make_plan
+from diml.ps.sent import Framed
 from diml.ps.session import Session
+from diml.ps.words import is_plain_ack, read_answer, stamp_update, write_question
 from diml.world.calls import Calls
 
 WORKER, SERVER = Address("worker", 0), Address("server", 0)
@@ -48,15 +52,31 @@ class Wired:
         sends += self.node.flush()
         self.arrived += [self._filters.pack(send.message, 0).copy() for send in sends]
 
-    def receive_bytes(
-        self, timeout_s: float, room: Bytes | None = None
-    ) -> tuple[Address, Bytes] | None:
+    def send_framed(self, to: Address, framed: Framed) -> None:
+        stamp_update(framed.buffer, framed.clock, framed.mark, framed.n)
+        self.send_bytes(to, framed.buffer)
+
+    def exchange(
+        self, quick: Quick, ids: Ids, room: Bytes, clock: int, n: int, request: int
+    ) -> tuple[int, int, int]:
+        """As `diml.ps.exchange.exchange`."""
+        if not write_question(quick.frame, ids, quick.rows, clock, request):
+            return UNASKED, 0, 0
+        self.send_bytes(quick.server, quick.frame)
         if self.dies:
             raise PeerFailed("somebody has died")
         if self.is_late:
             self.is_late = False
-            return None
-        return (SERVER, self.arrived.popleft()) if self.arrived else None
+            return UNANSWERED, 0, 0
+        while is_plain_ack(self.arrived[0]):
+            self.arrived.popleft()
+        data = self.arrived[0]
+        if len(data) == len(room):
+            found = read_answer(data, request, quick.code, len(ids), quick.cols, clock, n)
+            if found[0] >= 0:
+                room[:] = self.arrived.popleft()
+                return found
+        return UNANSWERED, 0, 0
 
     def opened(self, sender: Address, data: Bytes) -> Message:
         message = self._filters.unpack(data, 1)
@@ -64,8 +84,9 @@ class Wired:
         return message
 
     def receive(self, timeout_s: float) -> tuple[Address, Message] | None:
-        found = self.receive_bytes(timeout_s)
-        return None if found is None else (SERVER, self.opened(*found))
+        if self.dies:
+            raise PeerFailed("somebody has died")
+        return (SERVER, self.opened(SERVER, self.arrived.popleft())) if self.arrived else None
 
     def recover(self) -> bool:
         assert self.core is not None
@@ -175,10 +196,14 @@ def test_an_answer_that_knows_more_than_was_sent_is_left_alone() -> None:
     early = Message(Kind.VALUES, 0, 0, 0, 0, values=first + 5, mark=1, request=request)
     assert not early.flags & Flag.LAST
     assert port.core is not None
-    quick = table._quick
-    quick.question(np.array([1]))
-    assert quick.answer(Filters().pack(early, 1)) is None
-    assert port.core.questions.next == request
-    plain = early._replace(mark=0)
-    rows, staleness = quick.answer(Filters().pack(plain, 1))
+    quick, ids = table._quick, np.array([1])
+    assert quick.ready(ids) is ids
+
+    def read(answer: Message) -> Any:
+        data = Filters().pack(answer, 1)
+        return data, *read_answer(data, request, quick.code, 1, quick.cols, 0, 0)
+
+    assert read(early)[1] < 0
+    rows, staleness = quick.shown(*read(early._replace(mark=0)))
     assert np.array_equal(rows, first + 5) and staleness == 0
+    assert port.core.questions.next == request + 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from diml.ps.message import HEADER_BYTES, Flag, Kind, Message, decode, encode
-from diml.ps.words import ask_again, copy_update, read_answer
+from diml.ps.message import CODES, Flag, Kind, Message, encode
+from diml.ps.words import is_plain_ack, read_answer, stamp_update, write_question, write_update
 
 IDS = np.array([12, 10, 12, 17])
 TABLE, LOW = 0xFEDCBA98, 10
@@ -16,12 +17,11 @@ GET = Message(Kind.GET, 1, 2**40 + 2, 0, TABLE, IDS, request=2**32 - 2)
 
 def test_a_question_is_asked_again_at_another_clock() -> None:
     frame = encode(GET)
-    known = frame[HEADER_BYTES:].view(np.int64)
-    assert ask_again(frame, known, IDS.copy(), 2**33 + 5, 9)
-    assert np.array_equal(frame, encode(GET._replace(clock=2**33 + 5, request=9)))
-    for others in (IDS[:-1].copy(), IDS + 1, IDS[::-1].copy()):
-        assert not ask_again(frame, known, others, 1, 1)
-    assert decode(frame).request == 9
+    others = IDS[::-1].copy()
+    assert write_question(frame, others, 18, 2**33 + 5, 9)
+    assert np.array_equal(frame, encode(GET._replace(clock=2**33 + 5, request=9, ids=others)))
+    for bad in (IDS - 11, IDS + 1, IDS[:-1].copy(), np.append(IDS, 1)):
+        assert not write_question(frame, bad, 18, 1, 1)
 
 
 def test_an_answer_is_taken_for_what_it_is() -> None:
@@ -50,9 +50,23 @@ def test_an_answer_is_taken_for_what_it_is() -> None:
     assert read_answer(filtered, 3, 1, 10, 3, 2**41, 5) == nothing
 
 
-def test_an_update_is_copied_and_looked_at() -> None:
-    ids, rows = np.empty(4, np.int64), np.empty((4, 3), np.float32)
-    assert copy_update(IDS, ROWS[:4], 18, ids, rows)
-    assert np.array_equal(ids, IDS) and np.array_equal(rows, ROWS[:4])
-    assert not copy_update(IDS, ROWS[:4], 17, ids, rows)
-    assert not copy_update(IDS - 11, ROWS[:4], 18, ids, rows)
+def test_an_acknowledgement_is_taken_for_one() -> None:
+    ack = Message(Kind.ACK, 3, 2**40, 7)
+    assert is_plain_ack(encode(ack))
+    others = (ack._replace(kind=Kind.VALUES), ack._replace(ids=IDS), ack._replace(flags=Flag.ACK))
+    assert not any(is_plain_ack(encode(other)) for other in others)
+    filtered = encode(ack)
+    filtered[58] = 2
+    assert not is_plain_ack(filtered)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64"])
+def test_an_update_is_the_message_that_the_codec_makes(dtype: str) -> None:
+    rows = ROWS[:4].astype(dtype)
+    message = Message(Kind.UPDATE, 3, 2**40, 2**32 - 1, TABLE, IDS, rows, Flag.LAST, mark=2**39 + 1)
+    data = np.full(len(encode(message)), 255, np.uint8)
+    assert write_update(data, IDS, rows, 18, 3, TABLE, CODES[rows.dtype])
+    stamp_update(data, 2**40, 2**39 + 1, 2**32 - 1)
+    assert np.array_equal(data, encode(message))
+    assert not write_update(data, IDS, rows, 17, 3, TABLE, 1)
+    assert not write_update(data, IDS - 11, rows, 18, 3, TABLE, 1)
