@@ -269,6 +269,9 @@ def try_fault_tolerance(launcher: Path, env: Mapping[str, str]) -> Finding:
     if recovered and process.returncode == 0:
         text = f"on (tried: three ranks, one killed, the others recovered in {recovered[1]})"
         return Finding(topic, text)
-    said = next((line.strip() for line in err.splitlines() if line.strip(" -\t")), "nothing said")
+    said = next(
+        (s for s in err.splitlines() if s.strip(" -\t") and not s.startswith((" ", "Traceback"))),
+        "nothing said",
+    ).strip()
     text = f"off (tried: three ranks, one killed: mpirun returned {process.returncode}, {said!r})"
     return Finding(topic, text, False, "mend what stands above, then try again")

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from diml.world.batch import Job, script
+from diml.world.hosts import expand_counts
 from tests.batch import cluster
 from tests.batch.cluster import Cluster
 from tests.helpers.mpi import CHECKOUT, start_mpi
@@ -98,6 +99,24 @@ def test_a_plain_mpirun_deals_the_ranks_out_over_the_nodes(slurm: Cluster) -> No
     slurm.wait_until(lambda: slurm.state(job) in ("CANCELLED", "COMPLETED"), job, "the end")
     text = slurm.output(job)
     assert [text.count(f" on {node}\n") for node in cluster.NODES] == [3, 3], text
+
+
+def test_each_node_gets_what_it_has_slots_for_and_the_doctor_finds_all_fine(
+    slurm: Cluster,
+) -> None:
+    """Seven tasks on two nodes are six and one; by nodes, mpirun would make four and three."""
+    (slurm.folder / "where.py").write_text(
+        "import os, diml\nwith diml.init() as job:\n    print(f'on {os.uname().nodename};')\n"
+    )
+    path = slurm.folder / "uneven.sbatch"
+    run = "diml run -n 7 -- where.py"
+    path.write_text(
+        f"#!/bin/bash\n#SBATCH -o %x-%j.out\necho =$SLURM_TASKS_PER_NODE=\ndiml doctor\n{run}\n"
+    )
+    text = slurm.finish(slurm.submit(path, options=("-N2", "-n7")))
+    assert "\nall fine\n" in text, text
+    granted = expand_counts(text.split("=")[1])
+    assert [text.count(f"on {node};") for node in cluster.NODES] == granted, text
 
 
 def test_two_jobs_side_by_side(slurm: Cluster, wanted: str) -> None:

@@ -36,6 +36,12 @@ def _fake_launcher(path: Path, script: str) -> Path:
     return path
 
 
+def test_it_tells_the_error_of_a_traceback(tmp_path: Path) -> None:
+    script = "printf '%s\\n' ------- 'Traceback (most recent call last):' '  File x' 'E: why' >&2"
+    finding = try_fault_tolerance(_fake_launcher(tmp_path / "mpirun", script), {})
+    assert not finding.fine and "'E: why'" in finding.text
+
+
 def test_a_launcher_that_starts_singletons_is_seen(tmp_path: Path) -> None:
     launcher = _fake_launcher(tmp_path / "mpirun", 'shift 2; exec "$@"')
     finding = try_fault_tolerance(launcher, dict(os.environ))
