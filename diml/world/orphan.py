@@ -10,6 +10,7 @@ in MPI_Init for one that is lost.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import os
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from diml.world.launch import host_identity, siblings
 from diml.world.marker import FOLDER
@@ -51,6 +53,16 @@ def spawn_arguments() -> list[str]:
     an option that says what it is, and whose."""
     own = sys.orig_argv[2 if was_spawned() else 1 :]
     return [f"-X{_OPTION}={os.getpid()}@{host_identity()}", *own]
+
+
+def spawned_here() -> frozenset[int]:
+    """The pids of the processes on this host that this one has spawned and that are alive."""
+    mine, found = f"-X{_OPTION}={os.getpid()}@".encode(), set()
+    for pid in siblings():
+        with contextlib.suppress(OSError):
+            if mine in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
+    return frozenset(found)
 
 
 def was_spawned() -> bool:

@@ -19,19 +19,23 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from mpi4py import MPI
 
 from diml.world.link import Link
-from diml.world.orphan import arm_alarm, spawn_arguments
+from diml.world.orphan import arm_alarm, spawn_arguments, spawned_here
 
 _JOIN_TAG, _CONFIRM_TAG, _DISMISS_TAG = 1, 2, 3
 _BRIDGE_TAG = 77
 _CLOSE_DEADLINE_S = 20
 _BRIDGE_DEADLINE_S = 20
 _NAP_S = 0.002
+_LOOK_EVERY_S = 0.02
+# By then a process that starts on this host has been seen.
+_UNSEEN_MOST_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,36 +50,55 @@ class Child:
             self.pair.isend(None, 1, _DISMISS_TAG).Test()
 
 
+class _Attempt:
+    """One try to start a process: a thread, and whether that process is alive."""
+
+    def __init__(self, spawn: Callable[[], None]) -> None:
+        self._before, self._seen = spawned_here(), False
+        self._begun_s = self._looked_s = time.monotonic()
+        self.thread = threading.Thread(target=spawn, daemon=True)
+        self.thread.start()
+
+    def lost(self) -> bool:
+        """Whether the process has died on this host, which the thread does not hear of in MPI; on
+        another host, whether it takes long, so that another try is worth it."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < _LOOK_EVERY_S:
+            return False
+        self._looked_s = now_s
+        alive = not spawned_here() <= self._before
+        self._seen = self._seen or alive
+        return not alive and (self._seen or now_s - self._begun_s > _UNSEEN_MOST_S)
+
+
 class Spawner:
     """Keeps one process ready, on the leader. Other ranks have one too, which does nothing yet."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child: Child | None = None
-        self._attempt: threading.Thread | None = None
+        self._attempt: _Attempt | None = None
 
     def prepare(self) -> None:
         """Begin to start a process in the background, unless one is ready or on its way."""
         with self._lock:
             if self._child is None and self._attempt is None:
-                self._attempt = threading.Thread(target=self._spawn, daemon=True)
-                self._attempt.start()
+                self._attempt = _Attempt(self._spawn)
 
     def take(self, deadline_s: float) -> Child | None:
         """The process that is ready, or is so within the deadline; it is the caller's then."""
-        self.prepare()
         until = time.monotonic() + deadline_s
         while time.monotonic() < until:
+            self.prepare()
             with self._lock:
                 child, self._child = self._child, None
                 if child is not None:
                     return child
-                alive = self._attempt is not None
-            if not alive:
-                self.prepare()
+                if self._attempt is not None and self._attempt.lost():
+                    # The thread is stuck in MPI, which nothing can interrupt: it is left to itself.
+                    self._attempt = None
             time.sleep(_NAP_S)
         with self._lock:
-            # The thread is stuck in MPI, which nothing can interrupt: it is left to itself.
             self._attempt = None
         return None
 
@@ -86,9 +109,11 @@ class Spawner:
 
     def close(self) -> None:
         """Dismiss the process that was not needed."""
-        attempt = self._attempt
-        if attempt is not None:
-            attempt.join(timeout=_CLOSE_DEADLINE_S)
+        attempt, until = self._attempt, time.monotonic() + _CLOSE_DEADLINE_S
+        while attempt is not None and attempt.thread.is_alive() and time.monotonic() < until:
+            attempt.thread.join(_LOOK_EVERY_S)
+            if attempt.lost():
+                break
         with self._lock:
             child, self._child = self._child, None
         if child is not None:
@@ -111,8 +136,10 @@ class Spawner:
             # Whoever needs the process sees that there is none, and tries again or gives up.
             child = None
         with self._lock:
-            if self._attempt is threading.current_thread():
-                self._child, self._attempt = child, None
+            if self._attempt is not None and self._attempt.thread is threading.current_thread():
+                self._attempt = None
+            if self._child is None:
+                self._child = child
             elif child is not None:
                 child.dismiss()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from diml.events import read_events
+from tests.helpers import processes
 from tests.helpers.mpi import Finished, run_mpi, start_mpi
 
 # Sums that depend on every rank, committed at each step; right only if nobody is lost or doubled.
@@ -74,6 +76,22 @@ def test_without_a_spare_a_new_process_is_spawned(tmp_path: Path) -> None:
     finished = _run(3, log, DIML_DRILL="1,5,0,0")
     _assert_right(finished, 3)
     assert [event["rank"] for event in _events(log, "join")] == [1]
+
+
+def test_a_new_process_that_dies_while_it_starts_is_tried_again(tmp_path: Path) -> None:
+    log = tmp_path / "events"
+    env = {"DIML_EVENTS": str(log), "DIML_SPARES": "0", "DIML_DRILL": "1,5,0,0"}
+    with start_mpi(3, SUMS, env=env) as running:
+
+        def spawned() -> list[int]:
+            return [p.pid for p in processes.find(running.mark) if "-Xdiml_spawned" in p.command]
+
+        running.wait_until(spawned, "a new process", timeout_s=30)
+        time.sleep(0.15)
+        assert all(running.kill(pid) for pid in spawned())
+        # Not noticed, it would be waited for until the job is given up after a minute.
+        finished = running.wait(timeout_s=40)
+    _assert_right(finished, 3)
 
 
 def test_all_but_one_rank_die_at_once(tmp_path: Path) -> None:
