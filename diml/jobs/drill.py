@@ -140,11 +140,16 @@ def _own_log() -> Path:
     run = os.environ.get("PMIX_NAMESPACE", f"alone-{os.getpid()}").partition("@")[0]
     # Under `diml run` it goes at the end with all that is there, on hosts of spares alone as well.
     folder = os.environ.get(marker.MEMORY) or tempfile.gettempdir()
-    return Path(folder) / f"diml-drill-{re.sub('[^A-Za-z0-9.-]', '_', run)}.jsonl"
+    name = re.sub("[^A-Za-z0-9.-]", "_", run)
+    # Another user's file, left behind by a drill that was killed, could not be written to.
+    return Path(folder) / f"diml-drill-{os.getuid()}-{name}.jsonl"
 
 
 def _report(job: Job, lines: Iterable[str], identical: bool, seconds: float) -> None:
-    events = sorted((json.loads(line) for line in lines), key=lambda e: float(e["time"]))
+    told = (json.loads(line) for line in lines)
+    # An event log goes on from run to run.
+    own = (event for event in told if event["run"] == job.world.host.run)
+    events = sorted(own, key=lambda e: float(e["time"]))
     deaths, settings = deaths_in(events), job.settings
     print(*table(deaths), sep="\n")
     for drill in unfired(settings.drills, events, job.size, settings.servers or 0):
@@ -172,6 +177,9 @@ def main(arguments: Sequence[str]) -> int | None:
         return drill_chaos.run(flags)
     if flags.job:
         raise Misuse(f"{flags.job[0]!r}: only --chaos takes a job")
+    for name, value in (("--for", flags.duration), ("--workers", flags.workers)):
+        if value is not None:
+            raise Misuse(f"{name}: only --chaos takes it")
     import diml
     from diml.jobs.drill_programs import PROGRAMS, check_exact, expected_model
 

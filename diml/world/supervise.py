@@ -220,6 +220,8 @@ class Supervisor:
             status, stopped = self._wait(process, folder, lookout)
         finally:
             lookout.end()
+        if self.hydra and signal.SIGINT < status < signal.SIGRTMIN:
+            status = -status  # what ended a process, in MPICH's words
         begun, ready, done = (marker.heard(folder, word) is not None for word in _OF_ONE_ATTEMPT)
         version = marker.heard(folder, "version") or 0
         on_disk = ready or any(end.on_disk for end in self._ends)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from diml.errors import Misuse
 from diml.jobs import drill
 from diml.jobs.drill_chaos import Kill, account, living
 from diml.jobs.drill_programs import check_exact, expected_model
+
+if TYPE_CHECKING:
+    from diml.job import Job
 
 PLACE = {"role": "worker", "incarnation": 0, "epoch": 0, "host": "here"}
 
@@ -76,3 +81,22 @@ def test_rabits_own_cases_are_unchanged() -> None:
 def test_what_makes_no_sense_is_refused(words: list[str], says: str) -> None:
     with pytest.raises(Misuse, match=says):
         drill.main(words)
+
+
+def test_the_account_of_a_drill_is_of_its_own_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """An event log that there was before has the deaths of other runs."""
+    told = [*STARTED, JOINED, REPAIR]
+    before = [{**event, "run": "z", "seconds": 9.0} for event in told]
+    lines = [json.dumps(event) for event in before + told]
+    settings = SimpleNamespace(drills=(), servers=0)
+    world = SimpleNamespace(host=SimpleNamespace(run="a"))
+    job = SimpleNamespace(world=world, settings=settings, size=2)
+    drill._report(cast("Job", job), lines, identical=True, seconds=1.0)
+    printed = capsys.readouterr().out
+    assert "1 deaths" in printed and "400.0 ms" in printed and "9000" not in printed
+
+
+@pytest.mark.parametrize("flag", ["--for", "--workers"])
+def test_only_chaos_takes_its_flags(flag: str) -> None:
+    with pytest.raises(Misuse, match=f"{flag}: only --chaos"):
+        drill.main([flag, "3"])

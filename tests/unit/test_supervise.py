@@ -40,10 +40,12 @@ def test_slurm_is_asked_by_mpirun_itself_until_a_node_is_lost() -> None:
 
 
 def test_elsewhere_hosts_are_named_and_variables_carried() -> None:
-    got = line(Allocation("PBS", "7", TWO), DIML_SPARES="1", OMP_NUM_THREADS="1", HOME="/")
+    got = line(
+        Allocation("PBS", "7", TWO), DIML_SPARES="1", OMP_NUM_THREADS="1", HOME="/", PYTHONPATH="x"
+    )
     assert (
-        "-n 3 --host n1:2,n2:2 --map-by node:OVERSUBSCRIBE -x DIML_SPARES -x OMP_NUM_THREADS python"
-        in got
+        "-n 3 --host n1:2,n2:2 --map-by node:OVERSUBSCRIBE -x DIML_SPARES -x OMP_NUM_THREADS "
+        "-x PYTHONPATH python" in got
     )
     petuum = Allocation("host file", hosts=(Host("10.0.0.1"), Host("10.0.0.2")))
     assert "--host 10.0.0.1:2,10.0.0.2:2" in line(petuum)
