@@ -8,12 +8,12 @@ what a replica got wrong shows at once, not only should its server die and nobod
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diml.ps.shard import CLOCK, N, Shard
 from diml.ps.sparse_shard import SparseShard
 from diml.ps.tables import TableSpec
 from tests.sim.ps_cluster import Cluster
+from tests.sim.ps_program import State
 
 
 class Copies:
@@ -44,15 +44,18 @@ class Copies:
             at = 0 if found is None else found[0]
             assert at == clock, f"worker {worker} would go on at {clock}, its state is of {at}"
 
-    def at_clock(self, model: TableSpec, states: list[NDArray[np.float32]]) -> None:
+    def at_clock(self, model: TableSpec, states: list[State]) -> None:
         """Where clocks are transactions: the model is as it was at the clock that a shard has
         closed."""
         for copies in self._by_shard.values():
             for shard in copies:
-                if (table := shard.tables.get(model.id)) is not None:
-                    wanted = states[shard.closed][table.low : table.high]
-                    same = table.values.tobytes() == wanted.tobytes()
-                    assert same, f"shard {shard.index} at clock {shard.closed}: {table.values}"
+                if (table := shard.tables.get(model.id)) is None:
+                    continue
+                values, state, steps = states[shard.closed]
+                rows = slice(table.low, table.high)
+                wanted = values[rows].tobytes(), state[rows].tobytes(), steps[shard.index]
+                found = table.values.tobytes(), table.state.tobytes(), table.steps
+                assert found == wanted, f"shard {shard.index} at clock {shard.closed}: {found}"
 
     def take_back(self) -> bool:
         """Take the last clock back in all copies; False if one cannot."""

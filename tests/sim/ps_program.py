@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,8 @@ class Shape:
 def shape_of(rng: random.Random) -> Shape:
     """Draw a run; whole kinds of trouble are absent in some of them."""
     staleness = rng.choice((0, 0, 0, 1, 2, 4))
-    models = (None, None, None, "asp") if staleness == 0 else (None, f"essp({staleness})")
+    pushing = f"essp({staleness})"
+    models = (None, None, None, "asp") if staleness == 0 else (None, pushing, pushing)
     model = rng.choice(models)
     spares = rng.choice((0, 1, 2, 2, 3, 3, 4, 6))
     consistency = parse_consistency(model, 0 if model else staleness)
@@ -55,7 +56,7 @@ def shape_of(rng: random.Random) -> Shape:
         workers=rng.randint(1, 3),
         servers=rng.choice((1, 1, 2, 2, 3, 4)),
         spares=spares,
-        replicas=rng.choice((0, 1, 1, 1, 2, 2)),
+        replicas=rng.choice((0, 1, 1, 1, 1, 2, 2, 2)),
         consistency=consistency,
         clocks=rng.randint(1, 4),
         rows=rng.randint(4, 9),
@@ -78,6 +79,14 @@ def moves(rows: NDArray[Any], mine: NDArray[np.float32]) -> NDArray[np.float32]:
     which changes."""
     mine += rows.sum(axis=0)
     return np.float32(0.1) * rows - np.float32(0.01) * mine
+
+
+class State(NamedTuple):
+    """A table at a clock: its rows, the state of its rule, and by server the rule's steps."""
+
+    values: NDArray[np.float32]
+    state: NDArray[np.float32]
+    steps: tuple[int, ...]
 
 
 class Program:
@@ -117,15 +126,15 @@ class Program:
             return np.sort(touched)
         return np.unique(np.concatenate([touched, [clock % self._shape.rows]]))
 
-    def states(self, model: TableSpec) -> list[NDArray[np.float32]]:
-        """The model's rows before each clock and after the last one, where each clock of all
+    def states(self, model: TableSpec) -> list[State]:
+        """The model before each clock and after the last one, where each clock of all
         workers is one transaction, in worker order."""
         shape, rule = self._shape, rule_of(model)
         values = first_values(model, 0, shape.rows)
         state = np.zeros((shape.rows, rule.slots * 3), np.float32)
         mine = np.zeros((shape.workers, 3), np.float32)
         steps, numbers = [0] * shape.servers, rule.numbers
-        states = [values.copy()]
+        states = [State(values.copy(), state.copy(), tuple(steps))]
         for clock in range(shape.clocks):
             wanted = np.zeros((shape.workers, shape.rows), np.bool_)
             deltas = np.zeros((shape.workers, shape.rows, 3), np.float32)
@@ -144,5 +153,5 @@ class Program:
                         rule.kernel(
                             values, state, 0, ids, delta[:, ids].sum(axis=0), steps[server], numbers
                         )
-            states.append(values.copy())
+            states.append(State(values.copy(), state.copy(), tuple(steps)))
         return states

@@ -61,12 +61,13 @@ class Schedule:
         # The clocks from which on processes may die, the next one first.
         self.kills = sorted(rng.randint(0, shape.clocks) for _ in range(shape.kills))
         self.chance = rng.choice((0.003, 0.01, 0.03))
-        # Whether that is where servers stand at different clocks; else at any time.
-        self.uneven = rng.random() < 0.4
+        # That chance where servers stand at different clocks of a worker, if that is aimed at.
+        self.uneven = rng.choice((None, None, 0.02, 0.1))
         # A kind of message around which processes die more often.
         self.marked = rng.choice(MARKED)
-        # Who does nothing for a while, unless all others wait.
+        # Who does nothing for a while, and from whom to whom nothing comes, unless all others wait.
         self.stalled: Address | None = None
+        self.held_up: tuple[Address, Address] | None = None
         self.cluster = Cluster(
             rng, shape.workers, shape.servers, shape.spares, shape.replicas,
             shape.consistency, shape.on_wire, shape.cache_rows,
@@ -130,8 +131,9 @@ class Schedule:
             worker.update(self.count, touched[:half], own[:half])
         if clock % 2 or self.states is None:
             ahead = self._ahead(worker.number, clock)
-            counts = yield from worker.get(self.count, ids[::-1].copy())
-            self._judge_reads(worker, ids[::-1], counts, touched[:half], ahead)
+            wanted = np.arange(self.shape.rows) if self.states is None else ids[::-1].copy()
+            counts = yield from worker.get(self.count, wanted)
+            self._judge_reads(worker, wanted, counts, touched[:half], ahead)
         if len(touched) > half:
             worker.update(self.count, touched[half:], own[half:])
         moved = moves(rows, mine)
@@ -184,10 +186,10 @@ class Schedule:
     def _judge_model(self, worker: Worker, ids: NDArray[np.int64], rows: NDArray[Any]) -> None:
         """Where clocks are transactions: the bits of a run without deaths."""
         clock = worker.core.clock
-        if self.states is not None and rows.tobytes() != self.states[clock][ids].tobytes():
+        if self.states is not None and rows.tobytes() != self.states[clock].values[ids].tobytes():
             raise Failure(
                 f"seed {self.seed}: worker {worker.number} at clock {clock} read {rows}, "
-                f"not {self.states[clock][ids]}"
+                f"not {self.states[clock].values[ids]}"
             )
 
     # The run ---------------------------------------------------------------------------------
@@ -266,10 +268,10 @@ class Schedule:
         if self._deadly and rng.random() < self._chance():
             self._kill(None)
             return True
-        if self.shape.stalls and rng.random() < 0.03:
-            self.stalled = rng.choice((None, *cluster.seats))
-        stalled = self.stalled
-        channels = [pair for pair in cluster.channels if pair[1] != stalled]
+        if self.shape.stalls and rng.random() < 0.04:
+            self._stall()
+        stalled, held_up = self.stalled, self.held_up
+        channels = [pair for pair in cluster.channels if pair[1] != stalled and pair != held_up]
         if channels and rng.random() < 0.7:
             self._deliver(rng.choice(channels))
             return True
@@ -291,10 +293,19 @@ class Schedule:
             worker = rng.choice(runnable)
             if rng.random() * cluster.slowness[worker.number] < 1:
                 next(worker.steps, None)
-        elif not channels and not flushes and stalled is not None:
-            self.stalled = None
+        if channels or runnable or flushes:
             return True
-        return bool(channels or runnable or flushes)
+        self.stalled = self.held_up = None
+        return stalled is not None or held_up is not None
+
+    def _stall(self) -> None:
+        """Hold somebody up, or the messages from one to another, or nobody any more."""
+        self.stalled = self.held_up = None
+        channels = list(self.cluster.channels)
+        if channels and self.rng.random() < 0.5:
+            self.held_up = self.rng.choice(channels)
+        elif self.rng.random() < 0.8:
+            self.stalled = self.rng.choice(list(self.cluster.seats))
 
     @property
     def _deadly(self) -> bool:
@@ -302,11 +313,11 @@ class Schedule:
 
     def _chance(self) -> float:
         """Of a death at this step."""
-        if not self.uneven:
+        if self.uneven is None:
             return self.chance
         cores = [process.node.server for process in self.cluster.seats.values()]
-        closed = {core.shard.closed for core in cores if core is not None}
-        return 0.1 if len(closed) > 1 else self.chance / 10
+        clocks = {core.shard.ledger[:, CLOCK].tobytes() for core in cores if core is not None}
+        return self.uneven if len(clocks) > 1 else self.chance / 10
 
     def _deliver(self, pair: tuple[Address, Address]) -> None:
         """Deliver a message, around which somebody may die: its sender or its receiver."""
@@ -341,7 +352,7 @@ class Schedule:
             self._repair()
 
     def _repair(self) -> None:
-        self.stalled = None
+        self.stalled = self.held_up = None
         self.cluster.repair(self.worker, self.shape.interrupt)
         self._judge_copies(Copies(self.cluster), last=False)
 
