@@ -2,6 +2,7 @@
 
 `make soak N=200` draws as many runs as are asked for, of more jobs. The seeds here stand for small
 ones with two strikes each; seats are filled by spares and by processes that are started for them.
+A run that was over before anything was hit is no run: `Soak.run` fails.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ RUNS = (
     ("combined", 2047),
     ("collectives", 2005),
     ("collectives", 2014),
+    ("lasso tall", 3111),
+    ("logistic", 3086),
+    ("kmeans", 3096),
+    ("ccd", 3111),
+    ("mf ps", 3090),
 )
 
 
