@@ -29,6 +29,7 @@ from diml.checkpoint.disk import Disk
 from diml.checkpoint.manifest import Found, Identity, Manifest, Order, local_name, local_owner
 from diml.checkpoint.slots import Slots
 from diml.errors import Misuse
+from diml.world.claim import make_private
 
 # Where ranks keep all cores busy, the caller waits some milliseconds for a thread that it wakes to
 # get a core and give the interpreter back. So much is written to memory in less.
@@ -131,10 +132,7 @@ class Vault:
         self._idle.set()
         self._whole: list[Order] = []
         try:
-            # One by one: `parents=True` would leave those above open to all.
-            missing = [path for path in (directory, *directory.parents) if not path.exists()]
-            for path in reversed(missing):
-                path.mkdir(mode=0o700, exist_ok=True)
+            make_private(directory)
         except OSError as error:
             raise Misuse(f"checkpoint directory {directory}: {error.strerror}") from None
         if not os.access(directory, os.W_OK | os.X_OK):

@@ -22,6 +22,7 @@ from diml.errors import Misuse
 from diml.events import EventLog
 from diml.exports import sinks_of
 from diml.world import marker, node_memory
+from diml.world.claim import Claim
 from diml.world.host import first_host, later_host
 from diml.world.launch import end_siblings, refuse_singleton, say_once
 from diml.world.link import Link
@@ -74,8 +75,12 @@ def start(settings: Settings, servers_default: int, comm: MPI.Intracomm | None =
             at_failure(link.revoke)
     run = str(full.broadcast_object(uuid.uuid4().hex[:12], 0))
     events = _event_log(settings, full, run)
+    claim = _claim_directory(settings, full, run)
     world = World(settings, footing, events, first_host(full, run))
     at_return(world.watchdog.stop, events.close)
+    if claim is not None:
+        world.at_end.append(claim.release)
+        at_return(claim.release)
     return world
 
 
@@ -116,7 +121,11 @@ def start_spawned(settings: Settings) -> World:
     footing = rebuild.join(full, welcome)
     sinks = sinks_of(settings.tensorboard, settings.prometheus)
     events = EventLog(settings.events, run=run, uid=uid, sinks=sinks)
-    return World(settings, footing, events, later_host(uid, run, processes))
+    world = World(settings, footing, events, later_host(uid, run, processes))
+    if settings.checkpoint_dir is not None:
+        with contextlib.suppress(Misuse):  # this job has begun
+            world.at_end.append(Claim(settings.checkpoint_dir, _job_name(run)).release)
+    return world
 
 
 def _hold_node_memory() -> None:
@@ -126,6 +135,27 @@ def _hold_node_memory() -> None:
         with contextlib.suppress(OSError):
             node_memory.sweep(Path(folder).parent)
             node_memory.hold(Path(folder))
+
+
+def _job_name(run: str) -> str:
+    """The same for all attempts of `diml run`: processes of a lost one may be about to leave."""
+    return os.environ.get(marker.MEMORY) or run
+
+
+def _claim_directory(settings: Settings, full: Link, run: str) -> Claim | None:
+    """Hold the checkpoint directory for this job, if it has one. Raises Misuse, on all alike, where
+    another job holds it."""
+    claim, problem, directory = None, "", settings.checkpoint_dir
+    # One process first: where all see one directory, the others then find it theirs.
+    for turn in (True, False) if directory is not None else ():
+        try:
+            if (full.rank == 0) is turn and directory is not None:
+                claim = Claim(directory, _job_name(run))
+        except Misuse as error:
+            problem = str(error)
+        if problems := [text for text in full.allgather_objects(problem) if text]:
+            raise Misuse(problems[0])
+    return claim
 
 
 def _command() -> list[str]:

@@ -53,6 +53,7 @@ class World(Position):
         repairs: seconds of each repair that this process took part in.
         at_repair: hooks that restore state, run by `recover` in this order, collectively on
             `full` over workers, servers and spares; they may raise PeerFailed.
+        at_end: called when the job is over in good order.
         resumable: whether the job can go on from a durable checkpoint if it gives up.
     """
 
@@ -60,6 +61,7 @@ class World(Position):
         self.settings = settings
         super().__init__(footing, host)
         self.at_repair: list[Callable[[], None]] = []
+        self.at_end: list[Callable[[], None]] = []
         self.resumable: Callable[[], bool] = lambda: False
         self.repairs: list[float] = []
         self.event = event
@@ -270,6 +272,8 @@ class World(Position):
         self.event("leave")
         marker.say("done")
         self.watchdog.stop()
+        for step in self.at_end:
+            step()
 
     def wait_as_spare(self) -> None:
         """Stay until there is a seat for this process, or until the job is over.
