@@ -12,6 +12,9 @@ from __future__ import annotations
 import atexit
 import errno
 import os
+import resource
+import select
+import stat
 import sys
 import traceback
 from collections.abc import Callable
@@ -61,13 +64,30 @@ def output_refused(error: BaseException) -> str | None:
     if not isinstance(error, OSError) or error.filename or error.errno not in _REFUSED:
         return None
     try:
+        # What it has not taken it still has, and fails of again; unless nothing is kept back (-u).
         sys.stdout.flush()
-        # Files that the program writes fail in the same words: only another try tells.
-        os.write(sys.stdout.fileno(), b"\n")
+        refuses = _refuses(sys.stdout.fileno())
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return f"cannot write the output: {error.strerror}"
-    return None
+        refuses = True
+    if not refuses:
+        return None  # files that the program writes fail in the same words
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return f"cannot write the output: {error.strerror}"
+
+
+def _refuses(file: int) -> bool:
+    """Whether what is written there is lost; found out without writing where somebody reads it."""
+    mode = os.fstat(file).st_mode
+    if stat.S_ISREG(mode):
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        full = os.fstatvfs(file).f_bavail == 0
+        return full or (limit != resource.RLIM_INFINITY and os.fstat(file).st_size >= limit)
+    if stat.S_ISCHR(mode) and not os.isatty(file):
+        os.write(file, b"\n")
+        return False
+    poll = select.poll()
+    poll.register(file, 0)
+    return bool(poll.poll(0))
 
 
 def watch_exit(current: Callable[[], _Leaving | None]) -> None:

@@ -222,9 +222,14 @@ class Vault:
     def view(self) -> str:
         """Fingerprint of what `listed` gives: equal for processes that see one directory.
 
-        Different directories with an equal one hold the same shards of the same run.
+        Different directories with an equal one hold the same shards of the same run. Raises Misuse
+        where the directory cannot be read.
         """
-        names = (str(path.relative_to(self.directory)) for path in self._medium.listed())
+        try:
+            names = [str(path.relative_to(self.directory)) for path in self._medium.listed()]
+        except OSError as error:
+            words = f"{error.filename or self.directory}: {error.strerror}"
+            raise Misuse(f"checkpoint directory {words}") from None
         return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
     def found(self, part: int = 0, parts: int = 1) -> list[Found]:

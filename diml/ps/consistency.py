@@ -73,9 +73,11 @@ def parse_consistency(text: str | None, staleness: int) -> Consistency:
         staleness = int(match[2])
     if model == "bsp" and staleness:
         raise Misuse(f"consistency bsp has staleness 0, not {staleness}")
+    if model == "asp" and staleness:
+        raise Misuse(f"consistency asp has no bound: leave out staleness {staleness}, or take ssp")
     if model == "ssp" and staleness == 0:
         model = "bsp"
-    return Consistency(model, 0 if model == "asp" else staleness)
+    return Consistency(model, staleness)
 
 
 def slowest(clocks: Sequence[int]) -> int:

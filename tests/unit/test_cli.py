@@ -151,3 +151,19 @@ def test_a_stdout_that_takes_nothing_is_one_line(words: list[str]) -> None:
         )
     assert done.returncode == 1
     assert done.stderr == "diml: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.parametrize("unbuffered", [[], ["-u"]])
+def test_stdout_is_told_from_a_file_of_the_program_that_meets_a_full_disk(
+    unbuffered: list[str],
+) -> None:
+    program = (
+        "import errno, sys\n"
+        "from diml.ending import output_refused\n"
+        "print('mine')\n"
+        "print(output_refused(OSError(errno.ENOSPC, 'full')), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, *unbuffered, "-c", program], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("mine\n", "None\n")

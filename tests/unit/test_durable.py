@@ -312,3 +312,14 @@ def test_an_old_version_that_another_rank_has_just_deleted_is_no_failure(
     vault.offer(manifest(2, attempt=2, run="new"), states(2, 0))
     assert vault.drain(30) and vault.written == 2
     vault.close()
+
+
+def test_a_directory_that_cannot_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(Misuse, match=f"checkpoint directory {tmp_path}: Permission denied"):
+        Vault(tmp_path, "run").view()

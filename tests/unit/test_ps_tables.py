@@ -85,10 +85,16 @@ def test_models() -> None:
     assert parse_consistency("ssp(3)", 0) == parse_consistency(None, 3) == Consistency("ssp", 3)
     assert parse_consistency("ssp(0)", 0).buffered
     assert str(parse_consistency("ssp(3)", 0)) == "ssp(3)"
-    assert parse_consistency("asp", 2) == Consistency("asp", 0)
     assert parse_consistency("asp", 0).readable(100, 0)
     assert parse_consistency(None, 2).readable(5, 3)
     assert not parse_consistency(None, 2).readable(5, 2)
-    for text, staleness in (("bsp", 1), ("ssp(3)", 2), ("essp?", 0), (None, -1), ("bsp(2)", 0)):
+    for text, staleness in (
+        ("bsp", 1),
+        ("ssp(3)", 2),
+        ("essp?", 0),
+        (None, -1),
+        ("bsp(2)", 0),
+        ("asp", 2),
+    ):
         with pytest.raises(Misuse):
             parse_consistency(text, staleness)
