@@ -93,7 +93,7 @@ def _add_launching(run: argparse.ArgumentParser, required: bool) -> None:
     run.add_argument("-n", type=_count, required=required, metavar="N", help="workers")
     run.add_argument("--spares", type=_count, metavar="S", help="processes more, to take over")
     run.add_argument(
-        "--hosts", type=Path, metavar="FILE", help="host file (Open MPI's, PBS's, Petuum's)"
+        "--hosts", type=Path, metavar="FILE", help="host file (Open MPI's, PBS's, SGE's, Petuum's)"
     )
     run.add_argument(
         "--max-restarts", type=_count, default=3, metavar="R", help="of a lost job (default 3)"
