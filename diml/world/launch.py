@@ -119,18 +119,17 @@ def refuse_singleton(
     program with its arguments, for the line to end in the command that works.
     """
     by_mpirun = [("mpirun", env[size]) for _, size in _MPIRUN if size in env]
-    by_srun = [("srun", env[size]) for rank, size in _SRUN if rank in env and size in env]
+    by_srun = [(size, env[size]) for rank, size in _SRUN if rank in env and size in env]
     if world_size != 1 or not by_mpirun + by_srun:
         return None
     launcher, size = (by_mpirun + by_srun)[0]
     if not (size.isascii() and size.isdigit()) or int(size) < 2:
         return None
     program = shlex.join(command) if command else "python -m diml.jobs.NAME ..."
-    cause = (
-        "srun cannot start this MPI's ranks"
-        if launcher == "srun"
-        else "that mpirun is another MPI's"
-    )
+    cause = {
+        "mpirun": "that mpirun is another MPI's",
+        "SLURM_STEP_NUM_TASKS": "srun cannot start this MPI's ranks",
+    }.get(launcher, "so many tasks are granted, and a batch script starts one process")
     return (
         f"{size} processes were meant, but this one is alone ({cause}): "
         f"use this environment's own `mpirun -n {size} {program}`"

@@ -23,8 +23,8 @@ ANSWER_S = 20.0
 """For a host to do what it was asked."""
 _LOOK_S = 10.0
 _AGAIN_S = 10.0
-# A job may have 40,000 steps in Slurm, and each look is one.
-_SLURM_LOOK_S = 60.0
+# A job may have 40,000 steps in Slurm, and each look is one. So often too where nobody answers.
+_SELDOM_S = 60.0
 _AT_ONCE = 64
 
 
@@ -154,7 +154,7 @@ class Lookout(threading.Thread):
         # Whoever has many hosts asks them less often.
         rounds = 1 + len(self._roll.others) // _AT_ONCE
         slurm = self._roll.place.system == "Slurm"
-        every_s = _SLURM_LOOK_S if slurm else _LOOK_S * rounds
+        every_s = _SELDOM_S if slurm else _LOOK_S * rounds
         before: frozenset[Host] = frozenset()
         while self._roll.others and not self._over.is_set():
             found = self._roll.ask()
@@ -162,7 +162,8 @@ class Lookout(threading.Thread):
             missing = frozenset() if found is None else known - found
             self.silent = tuple(sorted(host.name for host in missing & before))
             before = missing
-            self._over.wait(self._again_s if missing else every_s)
+            pause_s = every_s if found is not None else _SELDOM_S
+            self._over.wait(self._again_s if missing else pause_s)
 
     def end(self) -> None:
         """No more questions; one under way comes to its end by itself."""

@@ -10,6 +10,7 @@ is lost at the same place again and again: a batch script puts it back into the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -187,12 +188,12 @@ class Supervisor:
                 self._say(verdict.words)
             if not verdict.again:
                 return verdict.status
-            if self._stop:
-                return self._ends[-1].resumable
-            if gone := roll.strike_out():
+            if not self._stop and (gone := roll.strike_out()):
                 self._say(f"going on without {', '.join(gone)}")
                 self._given_up += gone
                 names_hosts = True
+            if self._stop:
+                return _INTERRUPTED if self._stop == "SIGINT" else self._ends[-1].resumable
 
     def _attempt(self, folder: Path, memory: Path, roll: Roll, names_hosts: bool) -> End:
         place = roll.place
@@ -283,4 +284,6 @@ class Supervisor:
             call(self.allocation, [host], command, _LOST_S)
 
     def _say(self, words: str) -> None:
-        print(f"diml run: {words}", file=sys.stderr, flush=True)
+        # A full disk or a reader that has gone is no reason to leave a job alone.
+        with contextlib.suppress(OSError):
+            print(f"diml run: {words}", file=sys.stderr, flush=True)

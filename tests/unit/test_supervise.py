@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -223,6 +224,19 @@ def test_a_memory_that_cannot_be_written_is_one_line(
     monkeypatch.setattr(node_memory, "new_folder", lambda: absent)
     with pytest.raises(Misuse, match=r"no folder in the memory of the node: .*absent"):
         supervisor(tmp_path, "exit 0").run()
+
+
+def test_a_log_on_a_full_disk_is_no_reason_to_leave_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f"ln -sfn 0 $DIML_SUPERVISED/done; sleep 0.3; touch {tmp_path}/ended"
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert supervisor(tmp_path, script).run() == 0
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert (tmp_path / "ended").exists()
 
 
 def test_handlers_are_given_back(tmp_path: Path) -> None:
