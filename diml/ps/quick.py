@@ -57,7 +57,9 @@ class Quick:
         # As a message has it.
         self._table = spec.id
         self.ids: Ids = NO_IDS
-        self.frame, self._count, self.room_bytes = np.empty(HEADER_BYTES, np.uint8), 0, 0
+        self.frame, self.room_bytes = np.empty(HEADER_BYTES, np.uint8), 0
+        # How many rows the question asks for; none has been written yet.
+        self._count = -1
 
     @classmethod
     def of(cls, core: ClientCore, spec: TableSpec) -> Quick | None:

@@ -27,20 +27,27 @@ WORKER, SERVER = Address("worker", 0), Address("server", 0)
 
 
 class Wired:
-    """A server of one worker, reached by bytes."""
+    """A server of one worker, reached by bytes.
 
-    def __init__(self) -> None:
+    Attributes:
+        handled: the bytes of all messages that the server has been given.
+        is_late, dies, loses: what happens to the next question, and to what is sent next.
+    """
+
+    def __init__(self, short: bool = True) -> None:
+        """`short`: whether messages that are bytes already have a way of their own."""
+        self._short = short
+        self.handled: list[bytes] = []
         self.node = NodeCore(SERVER, 1, 1, 0, 0)
         self.core: ClientCore | None = None
         self.arrived: deque[Bytes] = deque()
         self.opened_kinds: list[Kind] = []
-        # What the next call of each kind does.
-        self.fails = self.is_late = self.dies = False
+        self.is_late = self.dies = self.loses = False
         self._filters = Filters()
 
     @property
-    def wire(self) -> Wired:
-        return self
+    def wire(self) -> Wired | None:
+        return self if self._short else None
 
     def post(self, sends: list[Send]) -> None:
         for to, message in sends:
@@ -48,6 +55,10 @@ class Wired:
 
     def send_bytes(self, to: Address, buffer: Bytes) -> None:
         assert to == SERVER
+        if self.loses:
+            self.loses, self.dies = False, True
+            raise PeerFailed("somebody has died")
+        self.handled.append(buffer.tobytes())
         sends = self.node.handle(WORKER, self._filters.unpack(buffer.copy(), 0))
         sends += self.node.flush()
         self.arrived += [self._filters.pack(send.message, 0).copy() for send in sends]
@@ -96,8 +107,9 @@ class Wired:
         return True
 
 
-def _opened(staleness: int = 0) -> tuple[Wired, ParameterServer]:
-    port, core = Wired(), ClientCore(0, 1, parse_consistency(None, staleness))
+def opened(staleness: int = 0, short: bool = True) -> tuple[Wired, ParameterServer]:
+    """A worker and its server."""
+    port, core = Wired(short), ClientCore(0, 1, parse_consistency(None, staleness))
     port.core = core
     ps = ParameterServer(
         Session(port, core, 0.05, None, Calls()), 1, 3, False, lambda what, **fields: None
@@ -112,7 +124,7 @@ def _table(ps: ParameterServer, **options: Any) -> Any:
 
 @pytest.mark.parametrize("staleness", [0, 2])
 def test_reads_are_short_and_see_every_update(staleness: int) -> None:
-    port, ps = _opened(staleness)
+    port, ps = opened(staleness)
     table, rng = _table(ps), np.random.default_rng(0)
     twin = table.get(np.arange(50))
     port.opened_kinds.clear()
@@ -131,7 +143,7 @@ def test_reads_are_short_and_see_every_update(staleness: int) -> None:
 
 
 def test_a_changed_list_of_the_same_array_is_read_anew() -> None:
-    _, ps = _opened()
+    _, ps = opened()
     table = _table(ps)
     whole = table.get(np.arange(50))
     ids = np.array([4, 5, 6])
@@ -149,7 +161,7 @@ def test_a_changed_list_of_the_same_array_is_read_anew() -> None:
 
 
 def test_what_comes_late_or_in_between_goes_the_long_way() -> None:
-    port, ps = _opened()
+    port, ps = opened()
     table = _table(ps)
     ids = np.array([1, 2])
     first = table.get(ids)
@@ -165,7 +177,7 @@ def test_what_comes_late_or_in_between_goes_the_long_way() -> None:
 
 
 def test_a_death_on_the_short_way_is_met_like_any_other() -> None:
-    port, ps = _opened()
+    port, ps = opened()
     table = _table(ps)
     ids = np.array([1, 2])
     first = table.get(ids)
@@ -182,14 +194,14 @@ def test_a_death_on_the_short_way_is_met_like_any_other() -> None:
     "options", [{"rule": "adarevision"}, {"sparse": True}], ids=["echo", "sparse"]
 )
 def test_other_tables_have_no_short_way(options: dict[str, Any]) -> None:
-    port, ps = _opened()
+    port, ps = opened()
     table = ps.table("t", 50, 3, "float64", **options)
     table.get(np.array([1]))
     assert Kind.VALUES in port.opened_kinds
 
 
 def test_an_answer_that_knows_more_than_was_sent_is_left_alone() -> None:
-    port, ps = _opened()
+    port, ps = opened()
     table = _table(ps)
     first = table.get(np.array([1]))
     request = port.core.questions.next if port.core else 0
