@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from diml.ps.client import ParameterServer
@@ -77,6 +77,11 @@ def _state(port: Wired, ps: ParameterServer) -> object:
     }
 
 
+_CLOCK = ("clock", False, False)
+
+
+# A push has a number in its clock, which the clock's own update comes after.
+@example([("push", None, [1]), ("get", 0, [1]), ("inc", 0, [1]), _CLOCK, ("get", 0, [1])], 2)
 @settings(max_examples=150, deadline=None)
 @given(operations=_operations, staleness=st.sampled_from([0, 2]))
 def test_both_ways_do_the_same(operations: list[tuple[str, Any, Any]], staleness: int) -> None:
