@@ -95,13 +95,20 @@ def end_siblings() -> None:
 def siblings() -> dict[int, dict[str, str]]:
     """The environments, by pid, of the living processes that this process's parent started."""
     found: dict[int, dict[str, str]] = {}
-    for listing in Path(f"/proc/{os.getppid()}/task").glob("*/children"):
+    for pid in children(os.getppid()):
         with contextlib.suppress(OSError):
-            for pid in listing.read_text().split():
-                with contextlib.suppress(OSError):
-                    text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
-                    variables = (item.split("=", 1) for item in text.split("\0") if "=" in item)
-                    found[int(pid)] = dict(variables)
+            text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+            variables = (item.split("=", 1) for item in text.split("\0") if "=" in item)
+            found[pid] = dict(variables)
+    return found
+
+
+def children(parent: int) -> list[int]:
+    """The pids of what a process has started and has not seen the end of."""
+    found: list[int] = []
+    for listing in Path(f"/proc/{parent}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, listing.read_text().split())
     return found
 
 

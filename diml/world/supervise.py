@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -27,11 +28,13 @@ from diml.errors import Misuse, Resumable
 from diml.world import marker, node_memory
 from diml.world.command import Order, hydra_line, mpirun_line
 from diml.world.hosts import Allocation
+from diml.world.launch import children
 from diml.world.lookout import Lookout, Roll, call
 
 _READY_S = 10.0  # for a job that is told to stop to say that it can
 _CTRL_C_S = 2.0
 _END_S = 30.0  # for mpirun to end what it was told to end
+_STAYS_S = 30.0  # for mpirun to end once nobody is left
 _LOST_S = 2.0  # for a host that was given up, to be swept if it is back
 _POLL_S = 0.1
 _FAILED, _INTERRUPTED = 1, 130
@@ -118,6 +121,42 @@ def _is_its_own(status: int) -> bool:
 
 def _shell(status: int) -> int:
     return status if status >= 0 else 128 - status
+
+
+class Leavings:
+    """Whether a launcher stays though all that it had started on this host has left."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._had = False
+        self._alone_since_s: float | None = None
+
+    def idle(self) -> bool:
+        """To be asked again and again: whether it has had nobody left for long, and nothing that
+        somebody has yet to read."""
+        if any(map(_lives, children(self._pid))):
+            self._had, self._alone_since_s = True, None
+        elif self._had and self._alone_since_s is None:
+            self._alone_since_s = time.monotonic()
+        if self._alone_since_s is None or not _taken():
+            return False
+        return time.monotonic() - self._alone_since_s > _STAYS_S
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] != b"Z"
+    except OSError:
+        return False
+
+
+def _taken() -> bool:
+    """Whether stdout and stderr, the launcher's as well, have room for more."""
+    poll = select.poll()
+    for file in (1, 2):
+        poll.register(file, select.POLLOUT)
+    room = [file for file, seen in poll.poll(0) if seen & select.POLLOUT]
+    return len(room) == 2
 
 
 @dataclass
@@ -217,8 +256,9 @@ class Supervisor:
             raise Misuse(f"{self.launcher}: {error.strerror}") from None
         lookout = Lookout(roll)
         lookout.start()
+        alone = len(place.hosts) < 2
         try:
-            status, stopped = self._wait(process, folder, lookout)
+            status, stopped = self._wait(process, folder, lookout, alone)
         finally:
             lookout.end()
         if self.hydra and signal.SIGINT < status < signal.SIGRTMIN:
@@ -226,15 +266,22 @@ class Supervisor:
         begun, ready, done = (marker.heard(folder, word) is not None for word in _OF_ONE_ATTEMPT)
         version = marker.heard(folder, "version") or 0
         on_disk = ready or any(end.on_disk for end in self._ends)
-        return End(status, done, version, stopped, begun, on_disk, len(place.hosts) < 2)
+        return End(status, done, version, stopped, begun, on_disk, alone)
 
     def _wait(
-        self, process: subprocess.Popen[bytes], folder: Path, lookout: Lookout
+        self, process: subprocess.Popen[bytes], folder: Path, lookout: Lookout, alone: bool
     ) -> tuple[int, bool]:
-        """mpirun's exit status, and whether it was told to stop."""
+        """mpirun's exit status, and whether it was told to stop. `alone`: on this host only."""
         asked_s, passed, sent, end_by_s = 0.0, "", 0, 0.0
+        leavings = Leavings(process.pid)
         while (status := process.poll()) is None:
             time.sleep(_POLL_S)
+            if alone and leavings.idle():
+                self._say(f"{self.launcher} stays though the last process has left: killed")
+                process.kill()
+                status = process.wait()
+                done = marker.heard(folder, "done") is not None
+                return 0 if done else status, bool(passed)
             if lookout.silent:
                 self._say(f"{', '.join(lookout.silent)} cut off: ending what runs here")
                 process.kill()

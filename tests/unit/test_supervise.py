@@ -210,6 +210,33 @@ def test_what_does_not_end_is_killed(
     assert "does not end: killed" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("done", "status", "starts"), [(True, 0, 1), (False, 1, 2)])
+def test_a_launcher_that_stays_behind_is_killed_and_one_at_work_is_not(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    done: bool,
+    status: int,
+    starts: int,
+) -> None:
+    monkeypatch.setattr(supervise, "_STAYS_S", 0.3)
+    # It neither ends nor looks after the process that it has started, which works for a while.
+    program = f"""
+import os, pathlib, subprocess, time
+subprocess.Popen(["sh", "-c", "sleep 0.8; echo worked"])
+word = pathlib.Path(os.environ["DIML_SUPERVISED"])
+for name in ("begun", "done")[: 1 + {done}]:
+    (word / name).symlink_to("0")
+time.sleep(30)
+"""
+    (tmp_path / "stays.py").write_text(program)
+    script = f'exec "{sys.executable}" "{tmp_path}/stays.py"'
+    assert supervisor(tmp_path, script, 1).run() == status
+    printed = capfd.readouterr()
+    assert printed.out == "worked\n" * starts
+    assert printed.err.count("stays though the last process has left: killed") == starts
+
+
 def test_a_job_elsewhere_could_not_say_that_it_is_done(tmp_path: Path) -> None:
     run = supervisor(tmp_path, "exit 0")
     run.allocation = Allocation("Slurm", "7", (Host("no-such-host.invalid", 2),))
