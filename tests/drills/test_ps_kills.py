@@ -1,6 +1,6 @@
-"""SIGKILLs from outside at random moments, over MF, logistic regression and a counting program.
+"""SIGKILLs from outside at random moments, over MF, logistic regression and counting programs.
 
-`DIML_PS_KILLS` sets how many in all (default 12; `make soak`: 100). Without staleness the result
+`DIML_PS_KILLS` sets how many in all (default 18; `make soak`: 100). Without staleness the result
 has the bits of the run without deaths; with it, a table of integers tells that each update was
 applied exactly once. Every kill falls between 5 % and 95 % of its run, the next one after the
 repair; some take a worker and a server at once.
@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.drills import ps_short
 from tests.drills.ps_kills import Killer
 from tests.helpers.mpi import Finished, run_mpi, start_mpi
 
-KILLS = int(os.environ.get("DIML_PS_KILLS", "12"))
+KILLS = int(os.environ.get("DIML_PS_KILLS", "18"))
 KILLS_A_RUN = 3
 RUNS = -(-KILLS // KILLS_A_RUN)
 WORKERS = 3
@@ -30,13 +31,18 @@ ONCE = "every update once"
 
 @dataclass(frozen=True)
 class Program:
-    """A job to be disturbed: its command, how far it goes, how far it is, what it came to."""
+    """A job to be disturbed: its command, how far it goes, how far it is, what it came to.
+
+    Attributes:
+        replicas: of the servers' rows; where there are none only workers are killed.
+    """
 
     command: Sequence[str]
     args: Callable[[Path], list[object]]
     steps: int
     done: Callable[[Path, str], int]
     result: Callable[[Path, Finished], object]
+    replicas: int = 1
 
 
 def _lines_of_losses(folder: Path, stdout: str) -> int:
@@ -84,7 +90,18 @@ def _logistic_args(folder: Path) -> list[object]:
     return ["--datafile", folder / "x.svm", "--output_prefix", folder / "out", "--quiet", *flags]
 
 
+def _short_args(folder: Path) -> list[object]:
+    return ["--clocks", SHORT]
+
+
+def _short_clocks(folder: Path, stdout: str) -> int:
+    return ps_short.TELL_EVERY * stdout.count("clock ")
+
+
 COUNT = ["-m", "tests.drills.ps_count"]
+# Clocks of some hundred microseconds.
+SHORT = 8_000
+SHORT_COMMAND = ["-m", "tests.drills.ps_short"]
 PROGRAMS = {
     "mf": Program(
         ["-m", "diml.jobs.mf"], _mf_args, 250, _lines_of_losses, _files("out.L", "out.R")
@@ -94,14 +111,16 @@ PROGRAMS = {
     ),
     "count": Program(COUNT, _count_args(0), 120, lambda _, out: out.count("\nclock "), _digest),
     "stale": Program(COUNT, _count_args(3), 120, lambda _, out: out.count("\nclock "), _counted),
+    "short": Program(SHORT_COMMAND, _short_args, SHORT, _short_clocks, _counted),
+    "alone": Program(SHORT_COMMAND, _short_args, SHORT, _short_clocks, _counted, replicas=0),
 }
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], object]:
-    """The result of a program without deaths, by name; each is run once, but for the one whose
+    """The result of a program without deaths, by name; each is run once, but for those whose
     bits may differ."""
-    results: dict[str, object] = {"stale": ONCE}
+    results: dict[str, object] = dict.fromkeys(("stale", "short", "alone"), ONCE)
 
     def result(name: str) -> object:
         if name not in results:
@@ -121,13 +140,18 @@ def test_random_kills(seed: int, undisturbed: Callable[[str], object], tmp_path:
     rng = random.Random(seed)
     name = list(PROGRAMS)[seed % len(PROGRAMS)]
     program, servers = PROGRAMS[name], rng.choice((1, 2))
+    if program.command is SHORT_COMMAND:
+        # Of several servers rows come the long way.
+        servers = 1
+    roles = ("worker", "worker", "server") if program.replicas else ("worker",)
     # A worker and its server at once, where another server or the standby has its rows.
-    both = rng.random() < 0.25
+    both = rng.random() < 0.25 and program.replicas > 0
     # One for each seat, and the standby of a single server.
     spares = KILLS_A_RUN + both + (servers == 1)
     env = {
         "DIML_SERVERS": str(servers),
         "DIML_SPARES": str(spares),
+        "DIML_PS_REPLICAS": str(program.replicas),
         "DIML_EVENTS": str(tmp_path / "events"),
     }
     first, last = program.steps * 6 // 100, program.steps * 50 // 100
@@ -141,7 +165,7 @@ def test_random_kills(seed: int, undisturbed: Callable[[str], object], tmp_path:
 
         for moment in moments:
             killer.wait_until(lambda moment=moment: done() >= moment)
-            one = (rng.choice(("worker", "worker", "server")),)
+            one = (rng.choice(roles),)
             killer.strike(("worker", "server") if both and not killer.killed else one, done)
         finished = running.wait(timeout_s=120).expect(0)
     print(f"{name}, {servers} servers: {', '.join(killer.killed)} of {program.steps}")
