@@ -19,7 +19,7 @@ import tempfile
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,12 +130,14 @@ def _marked(pid: int, mark: str) -> bool:
         return False
 
 
-def _read(log: Path) -> list[dict[str, Any]]:
-    return read_events(log) if log.exists() else []
+def _read(log: Path, before: Container[str] = ()) -> list[dict[str, Any]]:
+    """The events of a log that goes on from run to run, without those of the runs `before`."""
+    events = read_events(log) if log.exists() else []
+    return [event for event in events if event["run"] not in before]
 
 
 def _torment(
-    job: subprocess.Popen[bytes], log: Path, mark: str, flags: Namespace
+    job: subprocess.Popen[bytes], log: Path, before: Container[str], mark: str, flags: Namespace
 ) -> tuple[list[Kill], int]:
     """Kill until the job ends or the time is over; the kills and the job's exit status."""
     chance = random.Random(flags.seed or 0)
@@ -149,7 +151,7 @@ def _torment(
             break
         if due is not None and now < due:
             continue
-        events = _read(log)
+        events = _read(log, before)
         killed = {(kill.run, kill.uid) for kill in kills}
         targets = {pid: who for pid, who in living(events).items() if who not in killed}
         if not targets:
@@ -177,7 +179,7 @@ def run(flags: Namespace) -> int:
         raise Misuse("--chaos needs a job: --chaos SECONDS --workers N -- JOB ARGUMENTS")
     with tempfile.TemporaryDirectory(prefix="diml-chaos-") as scratch:
         log = Path(scratch) / "events.jsonl" if flags.events is None else Path(flags.events)
-        log.unlink(missing_ok=True)
+        before = {event["run"] for event in _read(log)}
         mark = uuid.uuid4().hex
         workers = max(2, os.cpu_count() or 2) if flags.workers is None else flags.workers
         command = [sys.executable, "-m", "diml.cli", "run", "-n", str(workers)]
@@ -187,11 +189,11 @@ def run(flags: Namespace) -> int:
         env = {**os.environ, _MARK: mark, "DIML_EVENTS": str(log.absolute())}
         with subprocess.Popen([*command, "--", *flags.job], env=env) as job:
             try:
-                kills, status = _torment(job, log, mark, flags)
+                kills, status = _torment(job, log, before, mark, flags)
             except KeyboardInterrupt:
                 job.wait()
                 raise
-        print(*account(_read(log), kills), sep="\n")
+        print(*account(_read(log, before), kills), sep="\n")
         if not kills:
             print("nobody was killed: the job was over before its first kill was due")
         print(f"result         exit status {status}", flush=True)

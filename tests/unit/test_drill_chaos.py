@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -100,3 +101,13 @@ def test_the_account_of_a_drill_is_of_its_own_run(capsys: pytest.CaptureFixture[
 def test_only_chaos_takes_its_flags(flag: str) -> None:
     with pytest.raises(Misuse, match=f"{flag}: only --chaos"):
         drill.main([flag, "3"])
+
+
+def test_an_event_log_that_there_was_before_stays(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text(json.dumps(STARTED[0]) + "\n")
+    flags = ["--chaos", "9", "--workers", "2", "--events", str(log), "--", "absent"]
+    assert drill.main(flags) == 2  # of `diml run`: there is no such job
+    assert log.read_text().count("\n") == 1
+    with pytest.raises(Misuse, match=r"event log .*: Is a directory"):
+        drill.main([*flags[:5], str(tmp_path), *flags[6:]])
