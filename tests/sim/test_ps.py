@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from diml.ps.message import NO_IDS, NO_ROWS, Address, Bytes, Kind, Message, Send
 from diml.ps.recovery import Plan, Report
 from diml.ps.saving import Saving, Storage
 from diml.ps.shard import Shard
+from diml.ps.table_shard import TableShard
 from diml.world import lending
 from diml.world.lending import Lender
 from tests.sim import ps_cluster, ps_schedule
@@ -211,4 +213,53 @@ def test_a_server_that_does_not_push_what_changed_is_caught(
         ]
 
     monkeypatch.setattr(server_core.ServerCore, "_pushes", lazy)
+    assert _caught()
+
+
+def test_a_worker_that_counts_clocks_as_acknowledged_too_early_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finish_clock = client_core.ClientCore.finish_clock
+
+    def early(self: client_core.ClientCore, local: Bytes | None) -> list[Send]:
+        sends = finish_clock(self, local)
+        return [Send(to, m._replace(mark=m.clock + 1, frame=None)) for to, m in sends]
+
+    monkeypatch.setattr(client_core.ClientCore, "finish_clock", early)
+    assert _caught()
+
+
+def test_a_replica_that_installs_a_commit_twice_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    install = Shard.install
+
+    def eager(self: Shard, parts: list[Message], between: Callable[[], object]) -> None:
+        install(self, parts, between)
+        install(self, parts, between)
+
+    monkeypatch.setattr(Shard, "install", eager)
+    assert _caught()
+
+
+def test_a_clock_that_is_taken_back_without_the_rule_s_state_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    revert = Shard.revert
+
+    def forgetful(self: Shard) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(TableShard, "put_state", lambda self, ids, state: None)
+            revert(self)
+
+    monkeypatch.setattr(Shard, "revert", forgetful)
+    assert _caught()
+
+
+def test_a_replacement_that_goes_on_too_far_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hasty(reports: Sequence[Report], replicas: int) -> Plan:
+        plan = make_plan(reports, replicas)
+        clocks = zip(*([clock for clock, _ in ledger] for ledger in plan.ledgers), strict=True)
+        return replace(plan, resume=tuple(max(of_servers) for of_servers in clocks))
+
+    make_plan = ps_cluster.make_plan
+    monkeypatch.setattr(ps_cluster, "make_plan", hasty)
     assert _caught()
