@@ -174,6 +174,9 @@ def _run(flags: argparse.Namespace) -> int:
         env["DIML_SPARES"] = str(flags.spares)
     order = Order(flags.n + (flags.spares or 0) + servers, program)
     where = allocation(os.environ, flags.hosts)
+    if where.system in ("host file", "PBS"):
+        # ssh, by which mpirun starts there, may wait for ever for a host that is not there.
+        env.setdefault("PRTE_MCA_plm_ssh_args", "-o ConnectTimeout=30")
     return Supervisor(str(launcher), order, where, flags.max_restarts, env, hydra).run()
 
 

@@ -310,6 +310,21 @@ def test_spares_and_servers_come_on_top(
     assert capfd.readouterr().out == f"{wanted}\n"
 
 
+def test_ssh_does_not_wait_for_ever_for_a_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    launcher, hosts = tmp_path / "mpirun", tmp_path / "hosts"
+    launcher.write_text('#!/bin/sh\necho "Open MPI $PRTE_MCA_plm_ssh_args"; exit 3\n')
+    launcher.chmod(0o700)
+    hosts.write_text("localhost slots=2\n")
+    command = ["--mpirun", str(launcher), "--hosts", str(hosts), "--", "email.message"]
+    assert main(["run", "-n", "2", *command]) == 3
+    assert "Open MPI -o ConnectTimeout=30\n" in capfd.readouterr().out
+    monkeypatch.setenv("PRTE_MCA_plm_ssh_args", "-p 2222")
+    assert main(["run", "-n", "2", *command]) == 3
+    assert "Open MPI -p 2222\n" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     "words",
     [
