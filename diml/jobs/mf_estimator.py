@@ -126,8 +126,11 @@ class MatrixFactorization:
     def recommend(self, row: int, top: int = 10) -> tuple[Ids, npt.NDArray[np.float64]]:
         """The columns with the highest values that `fit` did not know in a row, and the values.
 
-        Ties are broken by id. Raises ValueError for a row that the fitted matrix does not have.
+        Ties are broken by id. Raises ValueError for a row that the fitted matrix does not have, and
+        for less than one column.
         """
+        if top < 1:
+            raise ValueError(f"top = {top!r} is below 1")
         factors = self._factors()
         if not 0 <= row < len(factors.left):
             raise ValueError(f"a row id outside 0..{len(factors.left) - 1}")
@@ -172,9 +175,11 @@ class MatrixFactorization:
         if self.update not in UPDATES:
             raise ValueError(f"update {self.update!r} is none of {', '.join(UPDATES)}")
         step = DEFAULT_STEP[self.update] if self.step_size is None else self.step_size
+        for name, least in (("n_components", 1), ("max_iter", 1), ("random_state", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or value < least:
+                raise ValueError(f"{name} = {value!r} is not a whole number from {least} on")
         for name, value, good in (
-            ("n_components", self.n_components, self.n_components >= 1),
-            ("max_iter", self.max_iter, self.max_iter >= 1),
             ("regularization", self.regularization, 0 <= self.regularization < np.inf),
             ("step_size", step, 0 < step < np.inf),
         ):
@@ -261,6 +266,8 @@ def _known(
         if values.shape != rows.shape:
             raise ValueError(f"{len(rows)} pairs need as many values, y has {values.shape}")
         shape = int(rows.max(initial=-1)) + 1, int(cols.max(initial=-1)) + 1
+    if np.iscomplexobj(values):
+        raise ValueError("complex values are not supported")
     values = np.asarray(values).astype(np.float32)
     if not len(rows):
         raise ValueError("there are no entries")

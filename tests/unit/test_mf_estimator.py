@@ -90,6 +90,7 @@ def test_parameters_as_scikit_learn_has_them() -> None:
         (np.zeros((0, 2)), [], "no entries"),
         (scipy.sparse.csr_matrix((3, 3)), None, "no entries"),
         (scipy.sparse.eye(3), [1, 1, 1], "leave out y"),
+        (scipy.sparse.csr_matrix(np.eye(3) * 1j), None, "complex"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -102,6 +103,9 @@ def test_bad_parameters_and_calls_are_refused() -> None:
     X, y = pairs()
     for name, value in (
         ("n_components", 0),
+        ("n_components", 1.5),
+        ("random_state", -1),
+        ("random_state", None),
         ("update", "sgd"),
         ("step_size", 0),
         ("regularization", -1),
@@ -116,5 +120,7 @@ def test_bad_parameters_and_calls_are_refused() -> None:
         model.predict([[0, 100]])
     with pytest.raises(ValueError, match=r"row id outside 0..199"):
         model.recommend(200)
+    with pytest.raises(ValueError, match="top = 0 is below 1"):
+        model.recommend(0, 0)
     with pytest.raises(ValueError, match="lower step_size"):
         MatrixFactorization(2, update="petuum", step_size=1e4, max_iter=30).fit(X, y)
