@@ -1,9 +1,9 @@
 """One trial of a sweep on this rank: a job run inside of another, on a communicator lent to it.
 
-Owns what a job may touch in the process and gets back as it was: the environment's DIML variables,
-standard output and error, signal handlers, `sys.argv`, the process's own `diml.Job`; and what the
-signals of a batch system do, between trials and inside of them. Must not know what the sweep makes
-of the outcome.
+Owns what a job may touch in the process and gets back as it was: the environment, the working
+folder, standard output and error, signal handlers, `sys.argv` and `sys.path`, the process's own
+`diml.Job`; and what the signals of a batch system do, between trials and inside of them. Must not
+know what the sweep makes of the outcome.
 
 A job is a module with a `main(arguments)`, as those of `diml.jobs`, or a script. Its result is
 what its events say: the values of its last `progress` and `result`.
@@ -223,16 +223,20 @@ def _status(run: Callable[[], Any]) -> int:
 
 @contextlib.contextmanager
 def _aside(seed: int, outcome: Outcome) -> Iterator[None]:
-    """The environment of a trial; afterwards the outer job's again."""
-    kept = {name: os.environ.pop(name) for name in _VARIABLES if name in os.environ}
+    """The environment and the place of a trial; afterwards the outer job's again."""
+    kept, folder, path = dict(os.environ), os.getcwd(), list(sys.path)
+    for name in _VARIABLES:
+        os.environ.pop(name, None)
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     os.environ.update({TRIAL: "1", "DIML_SEED": str(seed)})
     try:
         yield
     finally:
-        for name in (TRIAL, "DIML_SEED"):
-            os.environ.pop(name, None)
+        for name in os.environ.keys() - kept.keys():
+            del os.environ[name]
         os.environ.update(kept)
+        os.chdir(folder)
+        sys.path[:] = path
         for number, handler in handlers.items():
             taker = getattr(signal.getsignal(number), "__self__", None)
             if isinstance(taker, StopRequest):

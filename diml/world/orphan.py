@@ -48,6 +48,17 @@ _UCX_SIGNAL = "UCX_DEBUG_SIGNO"
 _LOCAL_RANK, _JOB = "OMPI_COMM_WORLD_LOCAL_RANK", "PMIX_NAMESPACE"
 
 
+def _working_folder() -> str:
+    with contextlib.suppress(FileNotFoundError):
+        return os.getcwd()
+    return "/"
+
+
+# Where this process was when the job began. Its command line is to be read from there, also by
+# those that are started later: the program may have gone elsewhere since.
+BEGAN_IN = _working_folder()
+
+
 def spawn_arguments() -> list[str]:
     """The interpreter's arguments of a process that this one, the leader, spawns: its own, behind
     an option that says what it is, and whose."""

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from mpi4py import MPI
 
 from diml.world.link import Link
-from diml.world.orphan import arm_alarm, spawn_arguments, spawned_here
+from diml.world.orphan import BEGAN_IN, arm_alarm, spawn_arguments, spawned_here
 
 _JOIN_TAG, _CONFIRM_TAG, _DISMISS_TAG = 1, 2, 3
 _BRIDGE_TAG = 77
@@ -126,7 +126,7 @@ class Spawner:
             alone.Set_errhandler(MPI.ERRORS_RETURN)
             command = spawn_arguments()
             info = MPI.Info.Create()
-            info.Set("wdir", os.getcwd())
+            info.Set("wdir", BEGAN_IN)
             between = alone.Spawn(sys.executable, command, 1, info)
             between.Set_errhandler(MPI.ERRORS_RETURN)
             pair = between.Merge(False)

@@ -241,11 +241,14 @@ def test_a_desk_that_cannot_write_ends_the_sweep() -> None:
 def test_a_trial_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIML_SPARES", "2")
     monkeypatch.setenv("DIML_SUPERVISED", "/x")
-    before = dict(os.environ)
+    before, path, here = dict(os.environ), list(sys.path), Path.cwd()
     with _aside(5, Outcome()):
         assert "DIML_SPARES" not in os.environ and "DIML_SUPERVISED" not in os.environ
         assert os.environ["DIML_SEED"] == "5"
-    assert dict(os.environ) == before
+        os.environ.update(HOME="/", DIML_SPARES="99", NEW="1")
+        sys.path.clear()
+        os.chdir("/")
+    assert dict(os.environ) == before and sys.path == path and Path.cwd() == here
 
 
 def test_a_signal_that_a_trial_took_over_is_not_lost() -> None:
