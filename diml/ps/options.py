@@ -24,7 +24,8 @@ class Options:
         consistency: bsp, ssp(s), essp(s) or asp; by default bsp at staleness 0, else ssp.
         reject_nonfinite: refuse updates with NaN or infinity.
         row_cache_size: keep up to so many rows of each table (0: all) from one read to the
-            next, as long as the bound allows. None: none, but all under essp.
+            next, as long as the bound allows. None: none, but all under essp. Key-value vectors
+            are asked for anew each time: what was pushed to them would be missing in kept rows.
         filters: of "keys", "half", and "snappy" or "lz4": see `diml.ps.filters`.
         significance: rows of tables with rule "add" that have changed by less, in all of their
             numbers, stay with the worker (which sees them) until they have changed by more,
