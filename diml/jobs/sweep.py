@@ -18,7 +18,7 @@ import contextlib
 import math
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,7 @@ class Sweep:
         left = [trial for trial in range(self._plan.trials) if trial not in self._rows]
         if left and model["barren"] >= _BARREN_MOST:
             raise GaveUp(f"ranks keep dying in trials; {len(left)} are left, {left[0]} the first")
-        # What may kill its ranks comes last, so that the others are done by then.
-        return sorted(left, key=lambda trial: (model["lost"].get(str(trial), 0), trial))
+        return self._in_order(left, model["lost"])
 
     def _meet(self, model: dict[str, Any]) -> dict[str, Any]:
         """Put together what all know: finished rows, and what became of trials cut off."""
@@ -135,14 +134,29 @@ class Sweep:
                 # Its job has survived the death (it had a spare), and has come to its end.
                 rows[trial] = row
                 continue
-            lost[str(trial)] = lost.get(str(trial), 0) + 1
-            if lost[str(trial)] >= _TRIES:
-                reason = f"ranks died in each of {_TRIES} tries"
-                rows[trial] = {**row, "status": LOST, self._flags.metric: "", "reason": reason}
+            self._cut_off(trial, row, lost, rows)
+        if not cut and len(rows) == before and model["barren"] >= 0:
+            # All members of the groups that ran something have died, and nobody can tell what it
+            # was: that which is dealt out first, since nothing was finished.
+            left = self._in_order(set(range(self._plan.trials)) - rows.keys(), lost)
+            for trial in left[: self._job.size // self._flags.ranks_per_trial]:
+                self._cut_off(trial, self._row(trial, [Outcome()]), lost, rows)
         barren = 0 if len(rows) > before or model["barren"] < 0 else model["barren"] + 1
         stop = max(name for _, _, name in told)
         agreed = {"lost": lost, "barren": barren, "stop": stop}
         return {"rows": [rows[t] for t in sorted(rows)], **agreed}
+
+    def _cut_off(self, trial: int, row: Row, lost: dict[str, int], rows: dict[int, Row]) -> None:
+        """Count a try of a trial whose ranks have died; the last one is its end."""
+        lost[str(trial)] = lost.get(str(trial), 0) + 1
+        if lost[str(trial)] >= _TRIES:
+            reason = f"ranks died in each of {_TRIES} tries"
+            rows[trial] = {**row, "status": LOST, self._flags.metric: "", "reason": reason}
+
+    @staticmethod
+    def _in_order(left: Iterable[int], lost: Mapping[str, int]) -> list[int]:
+        """What may kill its ranks comes last, so that the others are done by then."""
+        return sorted(left, key=lambda trial: (lost.get(str(trial), 0), trial))
 
     def _episode(self, left: Sequence[int]) -> Desk | None:
         """Run trials until none is left or somebody dies. Returns the desk, still open."""

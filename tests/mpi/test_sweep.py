@@ -124,14 +124,15 @@ def test_a_death_at_a_meeting_changes_nothing(tmp_path: Path, drill: str) -> Non
     _check(_table(tmp_path / "out.csv"))
 
 
-def test_a_trial_that_kills_its_ranks_is_given_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_trial_that_kills_its_ranks_is_given_up(tmp_path: Path, size: int) -> None:
     script = "import os, sys, time, signal, diml\n"
     script += "with diml.init() as job:\n    job.barrier()\n"
-    script += "    if sys.argv[1] == '--x=1' and job.rank == 1:\n"
+    script += "    if sys.argv[1] == '--x=1' and job.rank == job.size - 1:\n"
     script += "        os.kill(os.getpid(), signal.SIGKILL)\n"
     script += "    job.barrier()\n    job.event('result', values={'size': job.size})\n"
     (tmp_path / "job.py").write_text(script)
-    args = ["--grid", "x=0,1,2", "--ranks-per-trial", 2, "--metric", "size", "--csv"]
+    args = ["--grid", "x=0,1,2", "--ranks-per-trial", size, "--metric", "size", "--csv"]
     args += [tmp_path / "out.csv", "--quiet", "--", tmp_path / "job.py"]
     run_mpi(2, SWEEP, args=args, timeout_s=120).expect(0)
     rows = _table(tmp_path / "out.csv")
