@@ -16,9 +16,9 @@ FOLDER = "DIML_SUPERVISED"
 ATTEMPT = "DIML_ATTEMPT"
 MEMORY = "DIML_NODE_MEMORY"
 
-Word = Literal["begun", "ready", "version", "done"]
+Word = Literal["begun", "ready", "version", "left", "done"]
 """begun: `diml.init` was called. ready: stop signals end in a checkpoint on a disk. version: the
-newest that is kept. done: all is done."""
+newest that is kept. left: it ends in error, with this status. done: all is done."""
 
 
 def say(word: Word, value: int = 0) -> None:

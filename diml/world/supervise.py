@@ -39,7 +39,7 @@ _LOST_S = 2.0  # for a host that was given up, to be swept if it is back
 _POLL_S = 0.1
 _FAILED, _INTERRUPTED = 1, 130
 _RESUMABLE = Resumable.exit_status
-_OF_ONE_ATTEMPT: tuple[marker.Word, ...] = ("begun", "ready", "done")
+_OF_ONE_ATTEMPT: tuple[marker.Word, ...] = ("begun", "ready", "left", "done")
 # The signals that stop a run, the weaker first. SGE's warning is USR2.
 _STOPS = ("", "SIGUSR1", "SIGTERM", "SIGINT")
 _TOLD = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
@@ -55,6 +55,7 @@ class End:
         version: the newest checkpoint that it is known to have kept; 0 for none.
         stopped: it was told to stop.
         begun: some process of it has called `diml.init`.
+        left: the status with which it has said that it leaves in error, if it has.
         on_disk: it keeps checkpoints on a disk.
         alone: it had this host only, so none can have been lost.
     """
@@ -64,6 +65,7 @@ class End:
     version: int = 0
     stopped: bool = False
     begun: bool = True
+    left: int | None = None
     on_disk: bool = False
     alone: bool = False
 
@@ -90,7 +92,7 @@ def judge(ends: Sequence[End], max_restarts: int) -> Verdict:
     twice at the same version or has been started again often enough.
     """
     last = ends[-1]
-    if last.done or _is_its_own(last.status):
+    if last.done or _is_its_own(last):
         return Verdict(False, _shell(last.status))
     if last.status == 0 and last.alone and not last.begun:
         return Verdict(False, 0, "the program has ended, and never called diml.init")
@@ -109,14 +111,20 @@ def judge(ends: Sequence[End], max_restarts: int) -> Verdict:
     return Verdict(True, 0, lost)
 
 
-def _is_its_own(status: int) -> bool:
-    """Whether a program has chosen this status, so that another try would come to the same.
+def _is_its_own(end: End) -> bool:
+    """Whether the program has chosen this status, so that another try would come to the same.
 
-    Open MPI's launcher has 0 or more than 125 for what happens to a job, and processes leave with
-    the number of USR2 when one of them is lost before the job has begun (`orphan`).
+    MPI ends a job with numbers of its own: a process that is lost in MPI_Init takes the others
+    with it, with an error class of MPI's. So a job that has begun has to say with what it leaves.
+    Before, all statuses are a program's but those over 125, which are Open MPI's launcher's, and
+    the number of USR2, with which processes leave when one of them is lost (`orphan`).
     """
-    by_itself = 0 < status < 126 and status not in (_RESUMABLE, signal.SIGUSR2)
-    return by_itself or status in (_INTERRUPTED, -signal.SIGINT)
+    status = end.status
+    if status in (_FAILED, Misuse.exit_status, _INTERRUPTED, -signal.SIGINT):
+        return True
+    if not 0 < status < 126 or status == _RESUMABLE:
+        return False
+    return status == end.left if end.begun else status != signal.SIGUSR2
 
 
 def _shell(status: int) -> int:
@@ -263,10 +271,12 @@ class Supervisor:
             lookout.end()
         if self.hydra and signal.SIGINT < status < signal.SIGRTMIN:
             status = -status  # what ended a process, in MPICH's words
-        begun, ready, done = (marker.heard(folder, word) is not None for word in _OF_ONE_ATTEMPT)
+        begun, ready, left, done = (marker.heard(folder, word) for word in _OF_ONE_ATTEMPT)
         version = marker.heard(folder, "version") or 0
-        on_disk = ready or any(end.on_disk for end in self._ends)
-        return End(status, done, version, stopped, begun, on_disk, alone)
+        on_disk = ready is not None or any(end.on_disk for end in self._ends)
+        return End(
+            status, done is not None, version, stopped, begun is not None, left, on_disk, alone
+        )
 
     def _wait(
         self, process: subprocess.Popen[bytes], folder: Path, lookout: Lookout, alone: bool

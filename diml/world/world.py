@@ -237,6 +237,7 @@ class World(Position):
             self._last_words = ""
         if not self.full.agree(True):
             return False
+        marker.say("left", endings[speaker])
         raise JobEnded(endings[speaker])
 
     def leave(self) -> None:
@@ -314,6 +315,7 @@ class World(Position):
         MPI_Abort.
         """
         self._ending, self._last_words = status, words
+        marker.say("left", status)
         limit_s = self.settings.deadline_s if lent() else _END_DEADLINE_S  # nobody lent is forced
         with self.watchdog.limit(limit_s, "everyone to leave", status, words):
             try:

@@ -19,8 +19,10 @@ _LISTENER = """
         paths = ()
         if event == "open" and isinstance(args[2], int) and args[2] & writing:
             paths = args[:1]
-        elif event in ("os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod"):
+        elif event in ("os.mkdir", "os.truncate", "os.chmod"):
             paths = args[:1]
+        elif event in ("os.link", "os.symlink"):
+            paths = args[1:2]
         elif event == "os.rename":
             paths = args[:2]
         for path in paths:

@@ -100,7 +100,10 @@ def test_a_job_is_a_module_or_a_script(tmp_path: Path) -> None:
         ([End(0, False, 5, stopped=True)], False, 1),
         ([End(2, False)], False, 2),
         ([End(1, False, 5)], False, 1),
-        ([End(3, False, 5)], False, 3),  # chosen by the program
+        ([End(3, False, 5, left=3)], False, 3),  # chosen by the program
+        ([End(14, False, 5)], True, 0),  # by MPI
+        ([End(14, False, 5, left=1)], True, 0),
+        ([End(14, False, begun=False)], False, 14),
         ([End(signal.SIGUSR2, False)], True, 0),  # lost in the start
         ([End(0, False, begun=False, alone=True)], False, 0),  # no program of DiML's
         ([End(0, False, begun=False)], True, 0),  # or a node lost before
