@@ -24,6 +24,8 @@ from tests.helpers.mpi import CHECKOUT
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "munged", "unshare")
 NODES = ("n1", "n2")
 _QUIET_S = 4.0
+# Every other state passes: among them some that last a moment, such as SIGNALING.
+_ENDS = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "TIMEOUT")
 _CONFIGURATION = """\
 ClusterName=ci
 SlurmctldHost={host}(127.0.0.1)
@@ -50,6 +52,7 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 JobRequeue=1
 KillWait=2
+MinJobAge=3600
 SlurmdTimeout=20
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -174,9 +177,13 @@ class Cluster:
         return name.read_text(errors="replace") if name.exists() else ""
 
     def state(self, job: int) -> str:
-        """RUNNING, PENDING, COMPLETED, FAILED, ..."""
+        """RUNNING, PENDING, COMPLETED, FAILED, ...; empty if the controller does not answer."""
         text = self.ask("scontrol", "show", "job", str(job))
-        return text.partition("JobState=")[2].split(" ")[0] or "GONE"
+        return text.partition("JobState=")[2].split(" ")[0]
+
+    def ended(self, job: int) -> bool:
+        """Whether a job will do nothing more."""
+        return self.state(job) in _ENDS
 
     def wait_until(
         self, reached: Callable[[], bool], job: int, what: str, timeout_s: float = 90
@@ -191,7 +198,7 @@ class Cluster:
         """Wait for a job's end; its output. A job put back into the queue starts soon again."""
         deadline = time.monotonic() + timeout_s
         pending_s = 0.0
-        while (now := self.state(job)) in ("RUNNING", "PENDING", "COMPLETING", "CONFIGURING"):
+        while (now := self.state(job)) not in _ENDS:
             assert time.monotonic() < deadline, f"still {now}\n{self.report(job)}"
             pending_s = (pending_s or time.monotonic()) if now == "PENDING" else 0.0
             # Not before its last processes are gone (KillWait), or the node refuses it.

@@ -96,7 +96,7 @@ def test_a_plain_mpirun_deals_the_ranks_out_over_the_nodes(slurm: Cluster) -> No
     slurm.wait_until(lambda: len(said.findall(slurm.output(job))) == 6, job, "six ranks")
     # Where ranks are no MPI programs mpirun has been seen to wait for ever after their end.
     slurm.ask("scancel", str(job))
-    slurm.wait_until(lambda: slurm.state(job) in ("CANCELLED", "COMPLETED"), job, "the end")
+    slurm.wait_until(lambda: slurm.ended(job), job, "the end")
     text = slurm.output(job)
     assert [text.count(f" on {node}\n") for node in cluster.NODES] == [3, 3], text
 
@@ -154,8 +154,7 @@ def told(slurm: Cluster, name: str) -> list[int]:
 def wait_for_iteration(slurm: Cluster, job: int, name: str, iteration: int) -> None:
     deadline = time.monotonic() + 90
     while len(told(slurm, name)) < iteration:
-        now = slurm.state(job)
-        assert time.monotonic() < deadline and now in ("PENDING", "RUNNING"), slurm.report(job)
+        assert time.monotonic() < deadline and not slurm.ended(job), slurm.report(job)
         time.sleep(0.05)
 
 
