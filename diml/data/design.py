@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import scipy  # its `sparse` is imported at its first use: a tenth of a second
 from numpy.typing import NDArray
 
 from diml.data import design_binary, design_text
@@ -61,6 +62,44 @@ def read_design(
         source = y_path if y_path is not None else x_path
         raise Misuse(f"{source}: {len(y)} values of y for {rows} rows of X")
     return design, y
+
+
+def read_rows(path: Path, columns: int, base: int) -> design_text.Rows:
+    """A file's rows for a model of so many columns, with what there is of y: NaN where it lacks.
+
+    Args:
+        base: the number of the model's first column where that is a libsvm file's to say; its rows
+            may have fewer columns than the model, and more.
+
+    Raises:
+        Misuse: as `read_design`; another number of columns in the other formats.
+    """
+    kind = _kind(path)
+    if kind == "libsvm":
+        return design_text.read_libsvm_rows(path, base, bare=True)
+    design: SparsePart | DensePart
+    y: Floats | None = None
+    if kind == "npz":
+        design, y = design_binary.read_npz(path, 0, 1)
+    elif kind == "hdf5":
+        design, y = design_binary.read_hdf5(path, 0, 1)
+    elif kind == "matrixmarket":
+        design = design_text.read_matrixmarket(path, 0, 1)
+    else:
+        raise Misuse(f"{path}: an array alone: rows are libsvm, MatrixMarket, .npz or HDF5")
+    if design.total != columns:
+        raise Misuse(f"{path}: {design.total} columns, those of the model are {columns}")
+    if isinstance(design, SparsePart):
+        rows = design.rows
+        X = scipy.sparse.csc_matrix((design.data, design.indices, design.indptr), (rows, columns))
+    else:
+        rows, X = len(design.X), design.X
+    if y is not None and len(y) != rows:
+        raise Misuse(f"{path}: {len(y)} values of y for {rows} rows of X")
+    csr = scipy.sparse.csr_matrix(X)
+    labels = np.full(rows, np.nan) if y is None else y
+    places = csr.indptr.astype(np.int64), csr.indices.astype(np.int64)
+    return design_text.Rows(labels, *places, csr.data.astype(np.float64), base)
 
 
 def read_response(path: str | os.PathLike[str]) -> Floats:

@@ -22,7 +22,8 @@ _CHUNK_ENTRIES = 1_000_000  # looked at together
 class SparsePart:
     """Columns `first` … of an (rows, total) matrix in CSC form; row numbers rise in a column.
 
-    indptr (columns + 1,) int64, indices int32, data float32 or float64.
+    indptr (columns + 1,) int64, indices int32, data float32 or float64. `base` is the number that
+    the first column has in its file: 1, or 0 in a libsvm file with a column 0.
     """
 
     rows: int
@@ -31,6 +32,7 @@ class SparsePart:
     indptr: Integers
     indices: NDArray[np.int32]
     data: NDArray[np.floating[Any]]
+    base: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -86,7 +86,7 @@ def read_libsvm(path: Path, part: int, parts: int) -> tuple[SparsePart, Floats]:
         row = np.repeat(np.arange(at, at + len(label)), lengths)
         fill.add(row, cols - base, values)
         at += len(label)
-    return fill.part(rows), np.concatenate(labels)
+    return replace(fill.part(rows), base=base), np.concatenate(labels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ from diml.data.outputs import check_writable
 from diml.errors import Misuse
 from diml.jobs.account import Account
 from diml.jobs.flags import JobParser, at_least, check_files, job_parser, parse, real, run_job
-from diml.jobs.lasso_output import Log, write_coefficients, write_cv, write_path
+from diml.jobs.lasso_model import Labels, write_coefficients
+from diml.jobs.lasso_output import Log, write_cv, write_path
 from diml.report.progress import Progress
 from diml.strads import POLICIES, Policy, policy_by_name, solve_lasso
 from diml.strads.columns import Columns, SparseColumns, columns_from, columns_of
@@ -183,15 +184,16 @@ def load(
         asked = vars(flags)[name]
         if asked and asked != found:
             raise Misuse(f"--{name} says {asked}, but X has {found}")
-    return held, copy, signs(y) if flags.loss == "logistic" else y
+    return held, copy, y
 
 
-def signs(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Two classes as −1 (the smaller number) and 1. Raises Misuse for any other number of them."""
+def signs(y: NDArray[np.float64]) -> tuple[NDArray[np.float64], Labels]:
+    """Two classes as −1 (the smaller number) and 1, and what they were. Raises Misuse for any other
+    number of them."""
     classes = np.unique(y)
     if len(classes) != 2:
         raise Misuse(f"--loss logistic needs two classes in y, which has {len(classes)} values")
-    return np.where(y == classes[1], 1.0, -1.0)
+    return np.where(y == classes[1], 1.0, -1.0), (float(classes[0]), float(classes[1]))
 
 
 def validated(job: diml.Job, flags: Namespace, held: Columns, y: NDArray[np.float64],
@@ -289,6 +291,9 @@ def main(arguments: Sequence[str]) -> int:
         seed = job.settings.seed
         check_same_files(job, flags.data_xfile, flags.data_yfile)
         held, copy, y = load(flags, job.rank, job.size, seed)
+        labels = None
+        if flags.loss == "logistic":
+            y, labels = signs(y)
         warm_up(held)
         penalty = {
             "loss": flags.loss,
@@ -331,7 +336,8 @@ def main(arguments: Sequence[str]) -> int:
             found = {"objective": last.objective, "lambda": last.lam, "gap": last.gap}
             job.event("result", values={**found, "nonzeros": len(last.ids)})
             if flags.output:
-                write_coefficients(Path(flags.output), last, held.total)
+                base = held.base if isinstance(held, SparseColumns) else 1
+                write_coefficients(Path(flags.output), last, held.total, base, labels)
             if flags.path_output:
                 write_path(Path(flags.path_output), program.solutions, held.total)
     return 0

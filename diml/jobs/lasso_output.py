@@ -1,7 +1,7 @@
-"""What the Lasso job writes: coefficients, the path, and a line for each measurement.
+"""What the Lasso job writes beside its coefficients: the path, and a line for each measurement.
 
-Owns file formats. Files appear whole (written beside, then renamed), except the log, which grows by
-a flushed line. Must not know how the Lasso is solved.
+Owns file formats; that of the coefficients is `lasso_model`'s. Files appear whole (written beside,
+then renamed), except the log, which grows by a flushed line. Must not know how the Lasso is solved.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
 from diml.strads.lasso_problem import Round, Solution
@@ -49,28 +48,7 @@ class Log:
                 number = line.partition(",")[0]
                 if number.isdigit() and int(number) < first and line.count(",") == 7:
                     kept.append(line)
-        _whole(self._path, ("\n".join(kept) + "\n").encode())
-
-
-def write_coefficients(path: Path, answer: Solution, count: int) -> None:
-    """`.npz`: coef (p,), intercept, gap, lambda; any other name: a 1 × p MatrixMarket matrix."""
-    if path.suffix == ".npz":
-        fields: dict[str, Any] = {
-            "coef": answer.dense(count),
-            "intercept": answer.intercept,
-            "gap": answer.gap,
-            "kkt": answer.kkt,
-            "lambda": answer.lam,
-        }
-        _whole(path, _npz(fields))
-        return
-    note = f"intercept {answer.intercept!r}\nlambda {answer.lam!r}\ngap {answer.gap!r}"
-    row = scipy.sparse.coo_matrix(
-        (answer.values, (np.zeros(len(answer.ids), np.int64), answer.ids)), shape=(1, count)
-    )
-    buffer = io.BytesIO()
-    scipy.io.mmwrite(buffer, row, comment=note, precision=17)
-    _whole(path, buffer.getvalue())
+        write_whole(self._path, ("\n".join(kept) + "\n").encode())
 
 
 def write_path(path: Path, answers: Sequence[Solution], count: int) -> None:
@@ -90,12 +68,12 @@ def write_path(path: Path, answers: Sequence[Solution], count: int) -> None:
         "objective": np.array([a.objective for a in answers]),
         "intercept": np.array([a.intercept for a in answers]),
     }
-    _whole(path, _npz(coefs | numbers | {"nonzeros": np.diff(coefs["indptr"])}))
+    write_whole(path, _npz(coefs | numbers | {"nonzeros": np.diff(coefs["indptr"])}))
 
 
 def write_cv(path: Path, lambdas: NDArray[np.float64], errors: NDArray[np.float64]) -> None:
     """`.npz` with lambda (N,) and errors (folds, N)."""
-    _whole(path, _npz({"lambda": lambdas, "errors": errors}))
+    write_whole(path, _npz({"lambda": lambdas, "errors": errors}))
 
 
 def _npz(fields: dict[str, Any]) -> bytes:
@@ -104,7 +82,8 @@ def _npz(fields: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place, then rename it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_bytes(content)
     os.replace(beside, path)

@@ -89,7 +89,7 @@ class SparseColumns(SparsePart):
         start, end = self.indptr[first], self.indptr[last]
         indptr = self.indptr[first : last + 1] - start
         data, indices = self.data[start:end], self.indices[start:end]
-        return SparseColumns(self.rows, self.total, first, indptr, indices, data)
+        return SparseColumns(self.rows, self.total, first, indptr, indices, data, self.base)
 
 
 class DenseColumns(DensePart):
@@ -148,7 +148,8 @@ def columns_from(part: SparsePart | DensePart) -> Columns:
     """The columns that a reader read."""
     if isinstance(part, DensePart):
         return DenseColumns(part.total, part.first, part.X)
-    return SparseColumns(part.rows, part.total, part.first, part.indptr, part.indices, part.data)
+    arrays = part.indptr, part.indices, part.data
+    return SparseColumns(part.rows, part.total, part.first, *arrays, part.base)
 
 
 def columns_of(X: Any, part: int = 0, parts: int = 1) -> Columns:

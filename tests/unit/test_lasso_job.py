@@ -12,7 +12,8 @@ import scipy.io
 from diml.errors import Misuse
 from diml.jobs.flags import parse
 from diml.jobs.lasso import check, grid_of, load, parser, policy_name, signs
-from diml.jobs.lasso_output import LOG_HEADER, Log, write_coefficients, write_path
+from diml.jobs.lasso_model import write_coefficients
+from diml.jobs.lasso_output import LOG_HEADER, Log, write_path
 from diml.strads.lasso_problem import Round, Solution
 
 FILE = ["--x", "some"]
@@ -116,7 +117,9 @@ def test_a_resumed_log_has_each_round_once(tmp_path: Path) -> None:
 
 
 def test_two_classes_become_signs_and_others_are_refused() -> None:
-    np.testing.assert_array_equal(signs(np.array([0.0, 1.0, 0.0])), [-1.0, 1.0, -1.0])
+    found, labels = signs(np.array([0.0, 3.0, 0.0]))
+    np.testing.assert_array_equal(found, [-1.0, 1.0, -1.0])
+    assert labels == (0.0, 3.0)
     for labels in ([1.0, 1.0], [0.0, 1.0, 2.0]):
         with pytest.raises(Misuse, match="two classes in y"):
             signs(np.array(labels))

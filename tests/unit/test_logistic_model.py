@@ -96,7 +96,7 @@ def test_columns_never_trained_count_for_nothing(
         ("m.npz", "1 1:1\n1 x\n", "", "x.svm:2: expected `column:value`"),
         ("m.npz", "1 1:1\n7 1:1\n", "", "x.svm: label 7; the model was trained on 0 and 1"),
         ("m.npz", "1 0:1\n", "", "x.svm: there is a column 0, but columns count from 1"),
-        ("m.npz", "", "", "x.svm: no data lines"),
+        ("m.npz", "", "", "x.svm: the file is empty"),
         ("m.npz", "1 1:1\n", "--one-based", "--one_based are of factorizations"),
         ("m.npz", "1 1:1\n", "-o {folder}/none/out", "cannot write it"),
         ("cut.npz", "1 1:1\n", "", "cut.npz: damaged"),
