@@ -76,11 +76,10 @@ def init(
         arguments.pop("spares", None)
     try:
         settings = settings_from(os.environ, flags or {}, arguments)
-        ours = guard is None and TRIAL not in os.environ
-        with (
-            mpi_params.alone(os.environ) if alone else mpi_params.eager(os.environ),
-            StartGuard(settings.deadline_s, os.environ) if ours else nullcontext(),
-        ):
+        watch: Guard | StartGuard | nullcontext[None] = guard or nullcontext()
+        if guard is None and TRIAL not in os.environ:
+            watch = StartGuard(settings.deadline_s, os.environ)
+        with mpi_params.alone(os.environ) if alone else mpi_params.eager(os.environ), watch:
             from diml.world.start import start, start_spawned
         if guard is not None:
             # Everything is imported before the wait, so that it costs nothing in the repair.

@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from diml.errors import PeerFailed
 from diml.world.launch import host_identity, siblings
 from diml.world.marker import FOLDER
 
@@ -141,17 +142,28 @@ class StartGuard:
     def __enter__(self) -> None:
         """Watching begins when this is made."""
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         faulthandler.cancel_dump_traceback_later()
         if self._watch is not None:
             self._watch.kill()
             self._watch.wait()
         if self._libc is not None:
             self._libc.signal(self._signal, ctypes.c_void_p(self._before))
+        if _of_mpi_init(error):
+            raise PeerFailed(f"the job could not begin: {error}") from None
+
+
+def _of_mpi_init(error: BaseException | None) -> bool:
+    """Whether mpi4py says by this error that MPI_Init has failed."""
+    return isinstance(error, RuntimeError) and "MPI_Init" in str(error)
 
 
 class Guard:
-    """Ends this process if its leader dies before it is a member; for leaders on this host."""
+    """Ends this process if its leader dies before it is a member; for leaders on this host.
+
+    A block around the import of MPI: where MPI_Init fails, since the leader has died meanwhile, the
+    process leaves without a word, and with a status that is none for mpirun to take for the job's.
+    """
 
     def __init__(self) -> None:
         arm_alarm(_START_DEADLINE_S)
@@ -160,6 +172,13 @@ class Guard:
         if host == host_identity():
             command = ["/bin/sh", "-c", _GUARD, "guard", str(os.getpid()), leader]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+    def __enter__(self) -> None:
+        """Watching begins when this is made."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if _of_mpi_init(error):
+            os._exit(0)
 
     def dismiss(self) -> None:
         """This process is a member now, with a watchdog: the alarm is taken back, and its leader's

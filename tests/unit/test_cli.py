@@ -125,6 +125,7 @@ def test_messages_of_one_fragment_go_at_once_unless_the_user_says_otherwise() ->
     env = {"HOME": "here"}
     with mpi_params.eager(env):
         assert env["OMPI_MCA_btl_sm_eager_limit"] == "32768"
+        assert env["OMPI_MCA_mpi_initial_errhandler"] == "mpi_errors_return"
         assert env["OMPI_MCA_btl_sm_flags"] == "send"
     assert env == {"HOME": "here"}
     with mpi_params.eager(env := {"OMPI_MCA_btl_sm_eager_limit": "4096"}):
