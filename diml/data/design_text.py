@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from diml.data import design_parse as parse
 from diml.data.design_part import DensePart, SparsePart, balance, canonical
+from diml.data.files import check_unpacked
 from diml.errors import Misuse
 
 Floats = NDArray[np.float64]
@@ -50,6 +51,7 @@ def _chunks(path: Path, skip_lines: int = 0) -> Iterator[_Chunk]:
         for _ in range(skip_lines):
             file.readline()
         lines = skip_lines
+        check_unpacked(path, file.peek(8))
         while block := file.read(_CHUNK_BYTES):
             block += file.readline()
             yield _Chunk(np.frombuffer(block, np.uint8), lines)

@@ -21,6 +21,12 @@ from diml.errors import Misuse
 # What is looked at of a file where workers compare theirs.
 _BLOCK = 1 << 16
 _BLOCKS_MAX = 256
+_PACKERS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 
 
 def files_of(name: str | os.PathLike[str]) -> list[str]:
@@ -43,6 +49,14 @@ def files_of(name: str | os.PathLike[str]) -> list[str]:
     if not found:
         raise Misuse(f"{name}: no file there")
     return sorted(found)
+
+
+def check_unpacked(path: Path, head: bytes) -> None:
+    """Raise Misuse for a file whose first bytes, `head`, are those of compressed data, which
+    workers cannot share out among them."""
+    for magic, name in _PACKERS.items():
+        if head.startswith(magic):
+            raise Misuse(f"{path}: compressed by {name}: unpack it first")
 
 
 class Crew(Protocol):

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diml.data import parse
+from diml.data.files import check_unpacked
 from diml.data.offsets import Offsets, check_offsets
 from diml.errors import Misuse
 
@@ -300,6 +301,7 @@ def _layout(
     if format not in FORMATS:
         raise Misuse(f"format {format!r} is none of {', '.join(FORMATS)}")
     head = file.readline(1024)
+    check_unpacked(path, head)
     marked = head[: len(_BANNER)].lower() == _BANNER.lower()
     if format == "text" or (format == "auto" and not marked):
         if head.startswith(_BOM):

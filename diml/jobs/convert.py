@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from diml.data.blockfile import is_block_file
 from diml.data.convert import Order, convert
 from diml.data.files import files_of
 from diml.data.offsets import read_offsets
@@ -44,6 +45,8 @@ def parser() -> Command:
 def main(arguments: Sequence[str]) -> int:
     """Convert; returns 0. Raises Misuse for bad flags and bad input."""
     flags = parser().parse_args(arguments)
+    if is_block_file(flags.source):
+        raise Misuse(f"{flags.source}: text and MatrixMarket are converted, this is HDF5 already")
     if flags.test is not None and flags.test_fraction:
         raise Misuse("--test goes without --test_fraction")
     offsets = None

@@ -188,6 +188,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*words, "--offsetsfile", str(offsets)]) == 0
     assert main([*words, "--test", str(source)]) == 0
     assert BlockFile(out).facts.test_entries == 600
+    assert main(["convert", str(out), str(tmp_path / "again.h5")]) == 2
+    assert "this is HDF5 already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diml.data import triplets
+from diml.data.design_text import read_libsvm_rows
 from diml.data.triplets import Triplets, read_triplets
 from diml.errors import Misuse
 
@@ -118,6 +123,15 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         read_triplets(tmp_path / "absent")
     with pytest.raises(Misuse, match="directory"):
         read_triplets(tmp_path)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_file_is_called_that(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "packed"
+    path.write_bytes(pack(b"0 0 1\n"))
+    for read in (read_triplets, read_libsvm_rows):
+        with pytest.raises(Misuse, match=r"packed: compressed by \w+: unpack it first"):
+            read(path)
 
 
 def test_matrix_market(tmp_path: Path) -> None:
