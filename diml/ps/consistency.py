@@ -61,16 +61,18 @@ def parse_consistency(text: str | None, staleness: int) -> Consistency:
 
     Raises Misuse for anything else, and for a staleness that contradicts the model.
     """
-    if not isinstance(staleness, int) or isinstance(staleness, bool) or staleness < 0:
-        raise Misuse(f"staleness {staleness!r} is not a whole number from 0 on")
+    _check_staleness(staleness)
     match = re.fullmatch(r"(\w+?)(?:\(([0-9]+)\))?", str(text or "ssp"))
     model = match[1] if match else ""
     if match is None or model not in MODELS:
         raise Misuse(f"consistency {text!r} is none of bsp, ssp(s), essp(s), asp")
     if match[2] is not None:
-        if model not in _BOUNDED or staleness not in (0, int(match[2])):
+        if model not in _BOUNDED:
+            raise Misuse(f"consistency {text!r}: {model} takes no number")
+        if staleness not in (0, int(match[2])):
             raise Misuse(f"consistency {text!r} contradicts staleness {staleness}")
         staleness = int(match[2])
+        _check_staleness(staleness)
     if model == "bsp" and staleness:
         raise Misuse(f"consistency bsp has staleness 0, not {staleness}")
     if model == "asp" and staleness:
@@ -78,6 +80,13 @@ def parse_consistency(text: str | None, staleness: int) -> Consistency:
     if model == "ssp" and staleness == 0:
         model = "bsp"
     return Consistency(model, staleness)
+
+
+def _check_staleness(staleness: object) -> None:
+    """Refuse what is no number of clocks, or no 64-bit number, as servers count. Raises Misuse."""
+    whole = isinstance(staleness, int) and not isinstance(staleness, bool)
+    if not whole or not 0 <= staleness < _ANY_LAG:  # type: ignore[operator]
+        raise Misuse(f"staleness {staleness!r} is not a whole number from 0 to 2^62 - 1")
 
 
 def slowest(clocks: Sequence[int]) -> int:

@@ -152,7 +152,10 @@ class Writing:
         return cls(spec, rule, Pending(spec.width, spec.numpy_dtype), echo, kept, least)
 
     def add(self, ids: Ids, values: Rows) -> None:
-        """An update of the open clock, seen at once by this worker's own reads."""
+        """An update of the open clock, seen at once by this worker's own reads; one of no rows is
+        none."""
+        if not len(ids):
+            return
         self.open = True
         self.pending.add(ids, values)
         if self.cache is not None:

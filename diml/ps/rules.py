@@ -15,19 +15,22 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import numpy as np
 from numba import njit
 from numba.core.dispatcher import Dispatcher
+from numba.core.errors import NumbaError
 from numpy.typing import NDArray
 
 from diml.errors import Misuse
 from diml.kernels import rules as kernels
 from diml.kernels.rows import check_rows, place_of, scatter_add
-from diml.ps.tables import TableSpec
+from diml.ps.tables import TableSpec, first_values
 
 Rows: TypeAlias = NDArray[Any]
 Kernel: TypeAlias = Callable[[Rows, Rows, int, NDArray[Any], Rows, int, NDArray[np.float64]], None]
@@ -47,6 +50,7 @@ class Rule:
         additive: whether a worker may show its own pending updates by adding them, and a server
             apply the workers' updates one by one instead of in one step on their sum.
         echo: whether rows are read with their first slot of state, which comes back with updates.
+        user: a user's own compiled function, which the kernel calls once a row.
     """
 
     kernel: Kernel
@@ -54,6 +58,7 @@ class Rule:
     slots: int = 0
     additive: bool = False
     echo: bool = False
+    user: Any = None
 
     def wire_cols(self, cols: int) -> int:
         """Numbers in a row as it is read, and as it is updated."""
@@ -114,19 +119,58 @@ def _user_rule(where: str, path: str, options: tuple[tuple[str, float], ...]) ->
     if slots != int(slots) or slots < 0:
         raise Misuse(f"{where}: slots = {slots!r} is not a whole number from 0 on")
     module, _, name = path.partition(":")
+    if not module or not name or module.startswith("."):
+        raise Misuse(f"{where} is no module:function")
     if module == "__main__":
         raise Misuse(f"{where}: servers cannot import from __main__; put it into a module")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise Misuse(f"{where} cannot be imported: {error}") from None
-    return Rule(_looped(function), tuple(sorted(given.items())), int(slots))
+    if not isinstance(function, Dispatcher | FunctionType):
+        raise Misuse(f"{where} is not a function, but {function!r}")
+    step = _compiled(function)
+    return Rule(_looped(step), tuple(sorted(given.items())), int(slots), user=step)
+
+
+def try_rule(spec: TableSpec) -> None:
+    """Take one step of a user's rule on one row, so that it is compiled before it is needed. First
+    without the compiler: compiled code does not look whether an index is outside.
+
+    Raises Misuse, naming the table and the rule, if the function does not work.
+    """
+    rule = rule_of(spec)
+    if rule.user is None:
+        return
+    where = f"table {spec.name!r}: rule {spec.rule!r}"
+    dtype, ids = spec.numpy_dtype, np.zeros(1, np.int64)
+    for what, step in (("fails", rule.user.py_func), ("cannot be compiled", rule.user)):
+        state, g = np.zeros((1, rule.slots * spec.width), dtype), np.ones((1, spec.width), dtype)
+        w = np.zeros_like(g) if spec.sparse else first_values(spec, 0, 1)
+        try:
+            with np.errstate(all="ignore"):
+                step(w[0], state[0], g[0], 1, rule.numbers)
+        except Exception as error:
+            raise Misuse(f"{where} {what}: {_cause(error)}") from None
+    rule.kernel(w, state, 0, ids, g, 1, rule.numbers)
+
+
+def _cause(error: Exception) -> str:
+    """One line of what an error says. The compiler's first one is the same for all."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()]
+    lines = [line for line in lines if line] or [""]
+    line = lines[1] if isinstance(error, NumbaError) and len(lines) > 1 else lines[0]
+    return f"{type(error).__name__}: {line}"
 
 
 @functools.lru_cache
-def _looped(function: Callable[..., None]) -> Kernel:
-    """A kernel that calls a user's function once a row."""
-    step = function if isinstance(function, Dispatcher) else njit(nogil=True)(function)
+def _compiled(function: Callable[..., None]) -> Any:
+    return function if isinstance(function, Dispatcher) else njit(nogil=True)(function)
+
+
+@functools.lru_cache
+def _looped(step: Callable[..., None]) -> Kernel:
+    """A kernel that calls a user's compiled function once a row."""
 
     @njit(nogil=True)
     def kernel(

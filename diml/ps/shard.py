@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from diml.kernels.rows import next_clock
 from diml.ps.message import NO_IDS, Bytes, Ids, Kind, Message, blob_rows, text_of, text_rows
+from diml.ps.rules import try_rule
 from diml.ps.sparse_shard import SparseShard
 from diml.ps.table_shard import Saved, TableShard
 from diml.ps.tables import TableSpec, row_range, same_definition
@@ -87,6 +88,7 @@ class Shard:
         if known is not None:
             same_definition(known.spec, spec)
             return False
+        try_rule(spec)
         kind = SparseShard if spec.sparse else TableShard
         self.tables[spec.id] = kind(spec, *row_range(spec.rows, self.index, self.shards))
         if self.track:

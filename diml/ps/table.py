@@ -81,7 +81,8 @@ class Table:
         """Give `deltas` (len(ids), cols) to the rule of rows; ids may repeat. With rule "add"
         visible here at once; to others once this worker's clock has ended. Both are copied.
 
-        Raises Misuse for bad ids, another shape, or numbers that the table's dtype cannot hold.
+        Raises Misuse for bad ids, another shape, or whole numbers that the table's dtype cannot
+        hold; a float64 beyond float32 becomes infinite, which `reject_nonfinite` refuses.
         """
         quick = self._quick
         if quick is not None and not self._server.reject_nonfinite:

@@ -54,8 +54,8 @@ class TableSpec:
     sparse: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise Misuse(f"a table's name is a text, not {self.name!r}")
+        if not isinstance(self.name, str) or not self.name:
+            raise Misuse(f"a table's name is a text that is not empty, not {self.name!r}")
         if not isinstance(self.seed, int):
             raise Misuse(f"table {self.name!r}: seed = {self.seed!r} is not a whole number")
         for what, number in (("rows", self.rows), ("cols", self.cols)):
@@ -71,14 +71,24 @@ class TableSpec:
                 f"table {self.name!r}: init {self.init!r} is none of ('zeros',), ('constant', x), "
                 "('uniform', low, high), ('normal', mean, deviation)"
             )
-        if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers):
+        if not all(isinstance(x, int) or math.isfinite(float(x)) for x in numbers):
             raise Misuse(f"table {self.name!r}: init {self.init!r} has a number that is not finite")
+        if kind == "constant" and not self._holds(numbers[0]):
+            raise Misuse(f"table {self.name!r}: {self.dtype} cannot hold init {numbers[0]!r}")
         if (kind == "uniform" and self.init[2] < self.init[1]) or (  # type: ignore[operator]
             kind == "normal" and self.init[2] < 0  # type: ignore[operator]
         ):
             raise Misuse(f"table {self.name!r}: init {self.init!r} is no distribution")
         if self.sparse and (kind != "zeros" or self.rows * self.cols >= 2**63):
             raise Misuse(f"table {self.name!r}: a sparse one begins as zeros, of < 2^63 cells")
+
+    def _holds(self, number: Any) -> bool:
+        """Whether the dtype has this number: whole ones exactly, others to its precision."""
+        dtype = self.numpy_dtype
+        if dtype.kind == "f":
+            return bool(abs(number) <= float(np.finfo(dtype).max))
+        limits = np.iinfo(dtype)
+        return bool(number == int(number) and limits.min <= int(number) <= limits.max)
 
     @cached_property
     def width(self) -> int:
@@ -122,10 +132,11 @@ def spec_of_init(init: Any) -> tuple[str | float, ...]:
     if isinstance(init, str):
         return (init,)
     if isinstance(init, int | float | np.number):
-        return ("constant", float(init))
+        # A whole number stays one: a float has not all that an int64 can be.
+        return ("constant", init.item() if isinstance(init, np.number) else init)
     try:
         return (str(init[0]), *(float(x) for x in init[1:]))
-    except (TypeError, ValueError, IndexError, KeyError):
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError):
         raise Misuse(
             f"init {init!r} is neither a name, a number, nor a name with numbers"
         ) from None

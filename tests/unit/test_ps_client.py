@@ -198,6 +198,17 @@ def test_updates_that_no_clock_has_sent_are_not_lost_in_silence() -> None:
             end()
 
 
+@pytest.mark.parametrize("rule", ["add", "sgd"])
+def test_an_update_of_no_rows_is_none(rule: str) -> None:
+    ps = _server()
+    table, kv = ps.table("R", 10, 3, rule=rule), ps.kv("w", 10, rule=rule)
+    table.inc([], np.zeros((0, 3)))
+    kv.wait(kv.push([], []))
+    ps.barrier()
+    ps.clock()
+    assert not table.get([1]).any() and table.get([]).shape == (0, 3)
+
+
 @pytest.mark.parametrize("model", ["ssp(2)", "essp(2)", "asp"])
 def test_own_pushes_are_pulled_after_a_clock_whatever_is_kept(model: str) -> None:
     ps = _server(model=model, row_cache_size=0)

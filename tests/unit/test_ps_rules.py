@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 
 import numpy as np
 import pytest
 from numba import njit
 from numpy.typing import NDArray
 
-from diml.ps.message import Kind, Message
+from diml.ps.message import Kind, Message, text_of, text_rows
+from diml.ps.server_core import ServerCore
 from diml.ps.shard import Shard
 from diml.ps.table_shard import TableShard
 from diml.ps.tables import TableSpec
@@ -116,6 +119,40 @@ def test_a_users_rule_is_found_by_its_import_path(name: str) -> None:
         table.apply(np.array([1]), np.ones((1, 2)))
     assert table.values[1] == pytest.approx(-0.1 - 0.1 * 1.9)
     assert table.state[1] == pytest.approx(1.9)
+
+
+def of_four(w: Floats, state: Floats, g: Floats, t: int) -> None:
+    """No rule: it takes no options."""
+
+
+def of_text(w: Floats, state: Floats, g: Floats, t: int, options: Floats) -> None:
+    """No rule: the compiler does not know what it calls."""
+    w[0] = len(json.dumps(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("of_four", (), r"fails: TypeError: of_four\(\) takes 4 positional arguments but 5"),
+        ("of_text", (), "cannot be compiled: TypingError: Unknown attribute 'dumps'"),
+        ("compiled_momentum", (("beta", 0.9), ("rate", 0.1)), "fails: IndexError: index 0"),
+        ("momentum", (("beta", 0.9), ("slots", 1)), "fails: IndexError: index 1"),
+    ],
+)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_users_rule_that_does_not_work_is_refused_by_the_server(
+    name: str, options: tuple[tuple[str, float], ...], words: str, sparse: bool
+) -> None:
+    path = f"tests.unit.test_ps_rules:{name}"
+    spec = TableSpec("t", 3, 2, "float64", rule=path, options=options, sparse=sparse)
+    core = ServerCore(Shard(0, 1, 1), (), (0,))
+    core.handle(Message(Kind.OPEN, values=text_rows(json.dumps({"consistency": "bsp"}))))
+    (send,) = core.handle(Message(Kind.DEFINE, values=text_rows(spec.to_json())))
+    assert send.message.kind is Kind.REFUSED
+    assert re.match(f"table 't': rule '{path}' {words}.*$", text_of(send.message))
+    good = TableSpec("t", 3, 2, "float64")
+    (send,) = core.handle(Message(Kind.DEFINE, values=text_rows(good.to_json())))
+    assert send.message.kind is Kind.DEFINED, "the server lives on"
 
 
 @pytest.mark.parametrize("rule", ["add", "sgd", "adagrad", "ftrl", "adarevision"])

@@ -8,7 +8,14 @@ import pytest
 from diml.errors import Misuse
 from diml.ps.consistency import Consistency, parse_consistency
 from diml.ps.rules import rule_of
-from diml.ps.tables import TableSpec, first_values, row_bounds, row_range, same_definition
+from diml.ps.tables import (
+    TableSpec,
+    first_values,
+    row_bounds,
+    row_range,
+    same_definition,
+    spec_of_init,
+)
 
 
 @pytest.mark.parametrize("init", [("uniform", -1.0, 3.0), ("normal", 2.0, 0.5), ("constant", 7)])
@@ -46,7 +53,11 @@ def test_first_values_have_their_distribution() -> None:
         ({"init": ("constant", float("nan"))}, "finite"),
         ({"init": ("uniform", 2.0, 1.0)}, "no distribution"),
         ({"init": ("normal", 0.0, -1.0)}, "no distribution"),
+        ({"dtype": "int64", "init": ("constant", 0.5)}, "int64 cannot hold init 0.5"),
+        ({"dtype": "int32", "init": ("constant", 2**31)}, "cannot hold"),
+        ({"init": ("constant", 1e300)}, "float32 cannot hold"),
         ({"name": 3}, "name is a text"),
+        ({"name": ""}, "name is a text"),
         ({"seed": "x"}, "seed"),
     ],
 )
@@ -73,6 +84,8 @@ def test_two_definitions_of_one_name_name_both() -> None:
         (TableSpec("t", 3, 2, "int64", rule="adagrad"), "floats"),
         (TableSpec("t", 3, 2, rule="diml.nowhere:f"), "cannot be imported"),
         (TableSpec("t", 3, 2, rule="__main__:f"), "__main__"),
+        (TableSpec("t", 3, 2, rule=":f"), "no module:function"),
+        (TableSpec("t", 3, 2, rule="math:pi"), "not a function"),
     ],
 )
 def test_senseless_rules_are_refused(spec: TableSpec, word: str) -> None:
@@ -88,13 +101,21 @@ def test_models() -> None:
     assert parse_consistency("asp", 0).readable(100, 0)
     assert parse_consistency(None, 2).readable(5, 3)
     assert not parse_consistency(None, 2).readable(5, 2)
-    for text, staleness in (
-        ("bsp", 1),
-        ("ssp(3)", 2),
-        ("essp?", 0),
-        (None, -1),
-        ("bsp(2)", 0),
-        ("asp", 2),
+    for text, staleness, words in (
+        ("bsp", 1, "staleness 0, not 1"),
+        ("ssp(3)", 2, "contradicts staleness 2"),
+        ("essp?", 0, "none of bsp"),
+        (None, -1, "whole number"),
+        (None, 2**62, "whole number"),
+        ("ssp(99999999999999999999)", 0, "whole number"),
+        ("bsp(2)", 0, "bsp takes no number"),
+        ("asp(3)", 0, "asp takes no number"),
+        ("asp", 2, "no bound"),
     ):
-        with pytest.raises(Misuse):
+        with pytest.raises(Misuse, match=words):
             parse_consistency(text, staleness)
+
+
+def test_a_whole_number_to_begin_with_is_exact() -> None:
+    spec = TableSpec("t", 2, 1, "int64", spec_of_init(2**53 + 1))
+    assert first_values(TableSpec.from_json(spec.to_json()), 0, 2).tolist() == [[2**53 + 1]] * 2
