@@ -28,7 +28,9 @@ from diml.world.marker import FOLDER
 _OPTION = "diml_spawned"
 _START_DEADLINE_S = 60
 _AFTER_LIMIT_S = 12
-_STARTED_S = 3.0  # mpirun starts its processes one after the other
+# mpirun starts its processes one after the other, on a busy machine slowly; one that is missing
+# though a later one is there has died.
+_STARTED_S, _MISSING_S = 20.0, 3.0
 
 # Ends process $1 when process $2 is gone; ends with process $1.
 _GUARD = "while kill -0 $1 2>/dev/null; do kill -0 $2 2>/dev/null || kill -9 $1; sleep 0.2; done"
@@ -90,14 +92,16 @@ def arm_alarm(seconds: int) -> None:
 
 def _all_ranks(count: int, env: Mapping[str, str]) -> dict[int, int]:
     """By rank on this host the pids of what mpirun starts here; fewer if one has died already."""
-    until = time.monotonic() + _STARTED_S
+    begun_s = time.monotonic()
     while True:
         found = {
             int(theirs[_LOCAL_RANK]): pid
             for pid, theirs in siblings().items()
             if _LOCAL_RANK in theirs and theirs.get(_JOB) == env.get(_JOB)
         }
-        if len(found) >= count or time.monotonic() > until:
+        died = len(found) <= max(found, default=-1)
+        waited_s = time.monotonic() - begun_s
+        if len(found) >= count or waited_s > (_MISSING_S if died else _STARTED_S):
             return found
         time.sleep(0.05)
 

@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 import diml
 
 ROWS = 200
+HELD_AT = 10
 # Columns of a sparse table in which each worker counts in one.
 CELLS = 10**9
 
@@ -37,6 +39,14 @@ def expected(workers: int, clocks: int) -> NDArray[np.int64]:
     return counts
 
 
+def let_others_read(worker: int, workers: int, clock: int, ahead: int) -> None:
+    """At HELD_AT worker 0 waits until the others have read at a clock so much later."""
+    if worker and clock == HELD_AT + ahead:
+        Path(f"read-{worker}").touch()
+    while worker == 0 and clock == HELD_AT and len(list(Path().glob("read-*"))) < workers - 1:
+        time.sleep(0.005)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--staleness", type=int, default=0)
@@ -45,7 +55,9 @@ def main() -> None:
     parser.add_argument("--filters", nargs="*", default=[])
     parser.add_argument("--clocks", type=int, default=60)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds of computing a clock")
-    parser.add_argument("--slow", type=float, default=0.0, help="more seconds for worker 0")
+    parser.add_argument(
+        "--ahead", type=int, help="worker 0 waits once, for reads so many clocks on"
+    )
     flags = parser.parse_args()
     everything = np.arange(ROWS)
     with diml.init(servers=1) as job:
@@ -61,9 +73,11 @@ def main() -> None:
         mine = np.zeros(3, np.float32) if ps.local is None else ps.local
         for clock in range(ps.clock_now, flags.clocks):
             rows = model.get(everything)
+            if flags.ahead is not None:
+                let_others_read(ps.worker, ps.workers, clock, flags.ahead)
             mine = mine + rows.mean(axis=0)
             model.inc(everything, np.float32(0.01) * mine - np.float32(0.1) * rows)
-            time.sleep(flags.pause + (flags.slow if ps.worker == 0 else 0.0))
+            time.sleep(flags.pause)
             ids = drawn(ps.worker, clock)
             ones = np.zeros((len(ids), ps.workers), np.int64)
             ones[:, ps.worker] = 1

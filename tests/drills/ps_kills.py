@@ -14,8 +14,8 @@ from typing import Any
 
 from tests.helpers.mpi import Running
 
-REPAIR_WITHIN_S = 60.0
-PROGRESS_WITHIN_S = 150.0
+REPAIR_WITHIN_S = 240.0
+PROGRESS_WITHIN_S = 240.0
 # Before the first step kernels may have to be compiled: in a fresh checkout the processes of a job
 # take some 70 s of processor time for that, which they may have to share with others.
 BEGINS_WITHIN_S = 400.0

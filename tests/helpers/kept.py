@@ -13,7 +13,7 @@ from diml.checkpoint.disk import Disk
 from diml.checkpoint.durable import Shelf, choose
 from diml.checkpoint.slots import Slots
 
-_DEADLINE_S = 60.0
+_DEADLINE_S = 240.0
 
 
 def newest(directory: Path, *, in_memory: bool = False) -> int:

@@ -1,9 +1,11 @@
 """Real MPI jobs for tests: started in a session of their own, with a deadline, and cleaned up.
 
 Owns the promise that a test can neither hang nor leave a process behind: a job that outlives its
-deadline is ended, and the failure message carries the Python stack of every rank. Starts the
-launcher beside the interpreter that runs the tests, with no MPI option of its own but to yield
-the cores, so that what is tested is what a user's plain `mpirun -n N python ...` does here.
+deadline is ended, and the failure message carries the Python stack of every rank. Deadlines are
+those of an idle machine: all are stretched by SLACK, since a busy or a slow one may take that much
+longer, and nothing is proven by ending a job that would come to its end. Starts the launcher beside
+the interpreter that runs the tests, with no MPI option of its own but to yield the cores, so that
+what is tested is what a user's plain `mpirun -n N python ...` does here.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from tests.helpers.processes import MARK, Process
 CHECKOUT = Path(__file__).resolve().parents[2]
 _ONE_THREAD = ("OMP", "OPENBLAS", "MKL", "NUMBA")
 _NOT_INHERITED = re.compile(r"DIML_|PMIX_|PMI_|PRTE_|OMPI_COMM_|OMPI_MCA_|SLURM_")
-_LEAVE_S = 10.0  # for the daemons of a finished job to be gone
+SLACK = 4.0
+_LEAVE_S = 40.0  # for the daemons of a finished job to be gone
 
 Program = str | Path | Sequence[str]
 """Inline code (a str), a script (a Path), or the interpreter's arguments (["-m", "diml..."])."""
@@ -136,7 +139,7 @@ class Running:
 
     def wait_for(self, pattern: str, *, timeout_s: float, stream: str = "stdout") -> re.Match[str]:
         """Wait until the regular expression matches the output; fail if it never does."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + SLACK * timeout_s
         while True:
             over = self.poll() is not None or time.monotonic() > deadline
             if match := re.search(pattern, self._text(stream), re.MULTILINE):
@@ -149,23 +152,34 @@ class Running:
     def wait_until(self, reached: Callable[[], object], what: str, *, timeout_s: float) -> None:
         """Wait for the moment at which something is to be done to the job, which still runs then;
         fail if the moment never comes."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + SLACK * timeout_s
         while not reached():
             if self.poll() is not None or time.monotonic() > deadline:
                 finished = self.wait(timeout_s=0, allow_hang=True)
                 raise AssertionError(f"{what}: never\n{finished.report()}")
             time.sleep(0.01)
 
+    def wait_until_stopped(self, rank: int, *, timeout_s: float) -> int:
+        """Wait until a rank has come to its drill with the signal STOP; its pid. The job stands
+        still until it is told to go on (`kill(pid, SIGCONT)`)."""
+
+        def stopped() -> bool:
+            process = self.ranks().get(rank)
+            return process is not None and process.state == "T"
+
+        self.wait_until(stopped, f"rank {rank} is stopped", timeout_s=timeout_s)
+        return self.ranks()[rank].pid
+
     def wait(self, *, timeout_s: float, allow_hang: bool = False) -> Finished:
         """Wait for the end and clean up.
 
-        Raises AssertionError if the job outlives `timeout_s` (unless `allow_hang`), or if any of
+        Raises AssertionError if the job outlives its deadline (unless `allow_hang`), or if any of
         its processes outlives the launcher.
         """
         if self._finished is None:
             hung, stacks = False, ""
             try:
-                self._launcher.wait(timeout=timeout_s)
+                self._launcher.wait(timeout=SLACK * timeout_s)
             except subprocess.TimeoutExpired:
                 hung, stacks = True, processes.python_stacks(self.mark)
             self._finished = self._collect(hung, stacks)
@@ -193,7 +207,7 @@ class Running:
         else:
             left = processes.wait_until_gone(self.mark, within_s=_LEAVE_S)
         stuck = processes.end_all(self.mark)
-        self._launcher.wait(timeout=10.0)
+        self._launcher.wait(timeout=60.0)
         finished = Finished(
             self.command,
             self._launcher.returncode,
@@ -278,9 +292,9 @@ def run_mpi(
 ) -> Finished:
     """Run a program on `n` ranks to its end (arguments as in `start_mpi`).
 
-    A job that outlives `timeout_s` seconds is ended, and AssertionError carries every rank's
-    Python stack; with `allow_hang` it is returned with `hung` set. A process left behind by a
-    job that ended by itself is an AssertionError too. Any exit status is returned:
+    A job that outlives SLACK times `timeout_s` seconds is ended, and AssertionError carries every
+    rank's Python stack; with `allow_hang` it is returned with `hung` set. A process left behind by
+    a job that ended by itself is an AssertionError too. Any exit status is returned:
     `run_mpi(...).expect(0)` fails with all output unless it is 0.
     """
     with start_mpi(n, program, args=args, env=env, cwd=cwd, launcher_args=launcher_args) as running:

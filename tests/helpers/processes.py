@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MARK = "DIML_TEST_RUN"
+_WRITE_S = 20.0  # for the ranks that got SIGABRT to write their stacks
 _RANK_NAMES = ("PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _SPACE_NAMES = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid")
 
@@ -86,7 +87,7 @@ def send(mark: str, pid: int, signal_number: int) -> bool:
     return True
 
 
-def end_all(mark: str, *, within_s: float = 10.0) -> list[Process]:
+def end_all(mark: str, *, within_s: float = 60.0) -> list[Process]:
     """SIGKILL every process of the run until none is left; return those that would not go."""
     deadline = time.monotonic() + within_s
     while left := find(mark):
@@ -112,19 +113,24 @@ def python_stacks(mark: str) -> str:
     Read from outside by py-spy. A rank that py-spy may not read (no ptrace permission) gets
     SIGABRT, on which its fault handler writes its stacks to its own stderr: it dies of that.
     """
-    parts = []
+    parts, unread = [], []
     for process in find(mark):
         if not Path(process.command.partition(" ")[0]).name.startswith("python"):
             continue  # the launcher, its daemons, shells
         text = _spy(process.pid)
         if text is None:
-            send(mark, process.pid, signal.SIGCONT)
-            send(mark, process.pid, signal.SIGABRT)
+            unread.append(process.pid)
             text = "py-spy could not read it: its stacks, if any, are in its stderr"
         parts.append(f"--- {process}\n{text}")
     if not parts:
         return "no rank is alive"
-    time.sleep(0.2)  # lets the ranks that got SIGABRT write
+    # One right after the other: the launcher may end the others when one is gone.
+    for number in (signal.SIGCONT, signal.SIGABRT):
+        for pid in unread:
+            send(mark, pid, number)
+    deadline = time.monotonic() + _WRITE_S
+    while {process.pid for process in find(mark)} & set(unread) and time.monotonic() < deadline:
+        time.sleep(0.02)
     return "\n".join(parts)
 
 
@@ -138,7 +144,7 @@ def _spy(pid: int) -> str | None:
     command = [program, "dump", "--nonblocking", "--pid", str(pid)]
     for _ in range(3):
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False)
         except subprocess.TimeoutExpired:
             continue
         if done.returncode == 0 and done.stdout.strip():

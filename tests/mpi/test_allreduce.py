@@ -173,7 +173,7 @@ def program_of(body: str) -> str:
 def test_a_divergence_names_both_call_sites_before_the_next_commit(what: str, check: bool) -> None:
     # Only without the check may the deadline have to be waited for.
     program = program_of(DIVERGES[what]).replace("CHECK", str(check))
-    program = program.replace("DEADLINE", "50.0" if check else "3.0")
+    program = program.replace("DEADLINE", "50.0" if check else "5.0")
     finished = run_mpi(3, program, timeout_s=60).expect(1)
     assert "committed" not in finished.stdout
     sites = set(re.findall(r"program\.py:(\d+)", finished.stderr))

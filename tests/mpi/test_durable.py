@@ -102,11 +102,13 @@ def test_killed_whole_at_random_moments_it_ends_with_the_same_answer(tmp_path: P
     dice = random.Random(seed)
     resumed = 0
     for round_ in range(ROUNDS):
-        directory = tmp_path / str(round_)
-        with start(directory, pause_s=0.02) as running:
+        directory, gate = tmp_path / str(round_), tmp_path / f"gate-{round_}"
+        hold = {"TEST_HOLD": f"8:{gate}"} if round_ == 0 else {}
+        with start(directory, pause_s=0.02, **hold) as running:
             running.wait_for("^at 3$", timeout_s=60)
             if round_ == 0:  # one at least has something to go on from
                 wait_for_kept(running, directory)
+                gate.touch()
             time.sleep(dice.uniform(0.0, 0.6))
             kill_all(running)
         done = finish(directory)
@@ -143,22 +145,26 @@ def test_a_signal_to_mpirun_stops_all_at_one_version_to_be_resumed(tmp_path: Pat
 
 
 def test_damage_is_named_and_the_version_before_taken(tmp_path: Path) -> None:
-    # Time enough for two versions.
-    wanted = answer(finish(tmp_path, pause_s=0.03))
-    for path in tmp_path.rglob("*"):
+    directory, gate = tmp_path / "kept", tmp_path / "gate"
+    # When the first version is there the next checkpoint begins to write a second one.
+    with start(directory, pause_s=0.0, every_s=0.000001, TEST_HOLD=f"8:{gate}") as running:
+        wait_for_kept(running, directory)
+        gate.touch()
+        wanted = answer(running.wait(timeout_s=90).expect(0))
+    for path in directory.rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
-    versions = sorted(tmp_path.glob("*-v*"))
+    versions = sorted(directory.glob("*-v*"))
     assert len(versions) > 1
     path = versions[-1] / "rank-00001.h5"
     data = bytearray(path.read_bytes())
     data[-40] ^= 4
     path.write_bytes(data)
-    done = finish(tmp_path)
+    done = finish(directory)
     assert answer(done) == wanted and first_version(done) > 0
     assert done.stderr.count("skipped") == 1 and str(path) in done.stderr
-    for version in tmp_path.glob("*-v*"):
+    for version in directory.glob("*-v*"):
         (version / "rank-00000.h5").unlink(missing_ok=True)
-    done = finish(tmp_path, 2, DIML_RESUME="must")
+    done = finish(directory, 2, DIML_RESUME="must")
     assert "--resume must: no checkpoint in" in done.stderr and "rank-00000.h5" in done.stderr
     assert done.stderr.count("diml: --resume must") == 1
 
@@ -296,6 +302,6 @@ with diml.init() as job:
 
 def test_a_disk_that_hangs_is_late_when_the_job_is_told_to_stop(tmp_path: Path) -> None:
     kept = {"DIML_CHECKPOINT_DIR": str(tmp_path), "DIML_CHECKPOINT_EVERY": "1000"}
-    env = {"DIML_DEADLINE": "4", "DIML_FROZEN_DEADLINE": "3", "DIML_SPARES": "1", **kept}
+    env = {"DIML_DEADLINE": "8", "DIML_FROZEN_DEADLINE": "3", "DIML_SPARES": "1", **kept}
     done = run_mpi(4, HUNG_DISK, env=env, timeout_s=90).expect(75)
     assert "stopped in good order" in done.stderr

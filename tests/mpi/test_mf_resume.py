@@ -9,12 +9,35 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import kept
-from tests.helpers.mpi import Finished, Running, run_mpi
+from tests.helpers.mpi import Finished, run_mpi, start_mpi
 
 JOB = ["-m", "diml.jobs.mf"]
 SMALL = ("--generate", "400x300x20000", "--K", 5, "--seed", 3, "--bias", "--update", "adagrad")
 ENGINES = pytest.mark.parametrize("engine", ["rotate", "ps"])
+
+
+# Worker 0 tells how far the job is; at iteration 200 of 300 it waits for a checkpoint on the disk,
+# and to be killed.
+HELD = """
+    import sys, time
+    from pathlib import Path
+    from diml.jobs import mf
+    from diml.jobs.flags import run_job
+    from diml.report.progress import Progress
+    from tests.helpers import kept
+
+    shelf, whole = Path(sys.argv.pop(1)), Progress.update
+
+    def update(progress, done, **values):
+        whole(progress, done, **values)
+        if done >= 200:
+            kept.wait_for(1, shelf)
+            print("held", flush=True)
+            time.sleep(1000)
+
+    Progress.update = update
+    run_job(mf.main)
+"""
 
 
 def mf(engine: str, workers: int, *args: object) -> Finished:
@@ -38,29 +61,16 @@ def losses(path: Path) -> list[dict[str, str]]:
 def test_a_job_that_is_killed_whole_is_resumed_to_the_same_end(tmp_path: Path, engine: str) -> None:
     args = (*SMALL, "--num_iterations", 300, "--eval_every", 20, "--loss_file")
     calm = mf(engine, 2, *args, tmp_path / "calm").expect()
-    saved = ("--checkpoint-dir", tmp_path / "kept", "--checkpoint-every", "0.05")
-    events = tmp_path / "events"
-    # In clocks of the parameter server an iteration is two.
-    stop_at = {"rotate": 200, "ps": 400}
-    # Rank 1 stops in its tracks, so that the job is there to be killed.
-    stop = ("--drill", f"1,{stop_at[engine]},0,0,entry,STOP", "--events", events)
-    again = ("--engine", engine, *args, tmp_path / "loss", *saved, *stop)
-
-    def stopped() -> bool:
-        return events.exists() and '"what":"drill"' in events.read_text()
-
-    directory = tmp_path / "kept" / ("ps" if engine == "ps" else "")
-    for _ in range(3):  # until it is the disk that was fast enough
-        events.unlink(missing_ok=True)
-        (tmp_path / "loss").unlink(missing_ok=True)
-        with Running(2 + (engine == "ps"), JOB, args=again) as running:
-            running.wait_until(stopped, "the moment to be killed", timeout_s=90)
-            running.kill(running.pid, signal.SIGKILL)
-            for rank in running.ranks().values():
-                running.kill(rank.pid, signal.SIGKILL)
-            running.wait(timeout_s=30, allow_hang=True)
-        if kept.newest(directory):
-            break
+    directory = tmp_path / "kept"
+    saved = ("--checkpoint-dir", directory, "--checkpoint-every", "0.01")
+    again = ("--engine", engine, *args, tmp_path / "loss", *saved)
+    shelf = directory / ("ps" if engine == "ps" else "")
+    with start_mpi(2 + (engine == "ps"), HELD, args=(shelf, *again)) as running:
+        running.wait_for("^held$", timeout_s=90)
+        running.kill(running.pid, signal.SIGKILL)
+        for rank in running.ranks().values():
+            running.kill(rank.pid, signal.SIGKILL)
+        running.wait(timeout_s=30, allow_hang=True)
     assert 0 < len(losses(tmp_path / "loss")) < 15
     resumed = mf(engine, 2, *args, tmp_path / "loss", *saved, "--resume", "must").expect()
     assert held_out(resumed) == held_out(calm)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -72,12 +71,12 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     whole = [*args, "--output_prefix", tmp_path / "whole"]
     run_mpi(3, JOB, args=whole, env=env, timeout_s=150).expect(0)
     cut = [*args, "--output_prefix", tmp_path / "cut", "--checkpoint-dir", tmp_path / "kept"]
-    with start_mpi(3, JOB, args=cut, env=env) as running:
-        deadline = time.monotonic() + 60
-        while not ((losses := tmp_path / "cut.loss").exists() and len(losses.read_text()) > 500):
-            assert running.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
+    # A worker stops in its tracks at clock 200 of 1200, so that the job is there to be told.
+    held = {"DIML_DRILL": "0,200,0,0,entry,STOP", "DIML_FROZEN_DEADLINE": "100"}
+    with start_mpi(3, JOB, args=cut, env=env | held) as running:
+        worker = running.wait_until_stopped(0, timeout_s=90)
         running.kill(running.pid, signal.SIGUSR1)
+        running.kill(worker, signal.SIGCONT)
         stopped = running.wait(timeout_s=60)
     assert stopped.returncode == 75 and "stopped in good order" in stopped.stderr, stopped.report()
     run_mpi(4, JOB, args=cut, env={"DIML_SERVERS": "2"}, timeout_s=150).expect(0)

@@ -12,7 +12,7 @@ import diml
 
 if os.environ["OMPI_COMM_WORLD_RANK"] == "{rank}":
     {before}
-    time.sleep(0.5)
+    time.sleep({wait_s})
     {how}
 diml.init()
 """
@@ -42,6 +42,8 @@ def test_others_do_not_wait_for_ever(rank: int, before: str, how: str, words: st
     # Who is slow to start is not to be taken for one that is stuck.
     deadline_s = "3" if "3 s" in words else "30"
     env = {"DIML_DEADLINE": deadline_s, "DIML_FROZEN_DEADLINE": "3"}
-    program = PROGRAM.format(rank=rank, before=before.replace("{}", "1"), how=how)
+    # During the start: not before the others are through with MPI's own.
+    wait_s = 3.0 if "during" in words else 0.5
+    program = PROGRAM.format(rank=rank, before=before.replace("{}", "1"), how=how, wait_s=wait_s)
     ended = run_mpi(3, program, env=env, timeout_s=60).expect(1)
     assert ended.stderr.count("diml: ") <= 1 and words in ended.stderr, ended.report()

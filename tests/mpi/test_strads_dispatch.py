@@ -106,7 +106,7 @@ with diml.init() as job:
 
 
 def test_a_worker_that_hangs_in_a_push_is_replaced() -> None:
-    env = {"DIML_DEADLINE": "3", "DIML_FROZEN_DEADLINE": "2", "DIML_SPARES": "1"}
+    env = {"DIML_DEADLINE": "6", "DIML_FROZEN_DEADLINE": "2", "DIML_SPARES": "1"}
     done = run_mpi(4, COUNTING, args=["hang"], env=env, timeout_s=90).expect(0)
     assert done.stdout.splitlines() == ["(800.0, 13.0, 3)"] * 3
 

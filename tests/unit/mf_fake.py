@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from diml.ps.tables import TableSpec, first_values, spec_of_init
 
-_DEADLINE_S = 30.0
+_DEADLINE_S = 120.0
 
 
 class Death(Exception):

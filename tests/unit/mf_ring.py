@@ -18,7 +18,7 @@ from diml.jobs.mf_evaluation import Evaluation, Goal
 from diml.jobs.mf_model import Rule
 from diml.jobs.mf_rotate import Floats, Passes, Rotation, blocks_of
 
-_DEADLINE_S = 30.0
+_DEADLINE_S = 120.0
 
 
 class FakeRing:

@@ -77,7 +77,7 @@ def test_silent_are_those_that_answered_before_and_twice_did_not(up: Path) -> No
     hosts.ask()
     answer(up, HERE)
     lookout.start()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while not lookout.silent and time.monotonic() < until:
         time.sleep(0.01)
     lookout.end()

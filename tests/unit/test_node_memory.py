@@ -17,7 +17,7 @@ from pathlib import Path
 from diml.world.node_memory import hold
 hold(Path(sys.argv[1]), supervisor=sys.argv[2] == "supervisor")
 print("held", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

@@ -220,7 +220,7 @@ def test_what_is_asked_for_after_the_write_tells_how_far_it_is(tmp_path: Path) -
     shard.ledger[:, 0] = 3
     saving.handle(_save(0, 3))
     asked = Message(Kind.CHECK, flags=Flag.EXACT)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while saving.handle(asked)[0][1].n:
         assert time.monotonic() < deadline
         time.sleep(0.01)
