@@ -13,11 +13,12 @@ from tests.helpers.mpi import Finished, run_mpi, start_mpi
 
 JOB = ["-m", "diml.jobs.mf"]
 SMALL = ("--generate", "400x300x20000", "--K", 5, "--seed", 3, "--bias", "--update", "adagrad")
+ALONE = {"DIML_SPARES": "0"}
 ENGINES = pytest.mark.parametrize("engine", ["rotate", "ps"])
 
 
 # Worker 0 tells how far the job is; at iteration 200 of 300 it waits for a checkpoint on the disk,
-# and to be killed.
+# and to be killed, unless it is resumed from there ("-").
 HELD = """
     import sys, time
     from pathlib import Path
@@ -26,12 +27,12 @@ HELD = """
     from diml.report.progress import Progress
     from tests.helpers import kept
 
-    shelf, whole = Path(sys.argv.pop(1)), Progress.update
+    shelf, whole = sys.argv.pop(1), Progress.update
 
     def update(progress, done, **values):
         whole(progress, done, **values)
-        if done >= 200:
-            kept.wait_for(1, shelf)
+        if done >= 200 and shelf != "-":
+            kept.wait_for(1, Path(shelf))
             print("held", flush=True)
             time.sleep(1000)
 
@@ -64,15 +65,17 @@ def test_a_job_that_is_killed_whole_is_resumed_to_the_same_end(tmp_path: Path, e
     directory = tmp_path / "kept"
     saved = ("--checkpoint-dir", directory, "--checkpoint-every", "0.01")
     again = ("--engine", engine, *args, tmp_path / "loss", *saved)
+    n = 2 + (engine == "ps")
     shelf = directory / ("ps" if engine == "ps" else "")
-    with start_mpi(2 + (engine == "ps"), HELD, args=(shelf, *again)) as running:
+    with start_mpi(n, HELD, args=(shelf, *again), env=ALONE) as running:
         running.wait_for("^held$", timeout_s=90)
         running.kill(running.pid, signal.SIGKILL)
         for rank in running.ranks().values():
             running.kill(rank.pid, signal.SIGKILL)
         running.wait(timeout_s=30, allow_hang=True)
     assert 0 < len(losses(tmp_path / "loss")) < 15
-    resumed = mf(engine, 2, *args, tmp_path / "loss", *saved, "--resume", "must").expect()
+    more = ("-", *again, "--resume", "must")
+    resumed = run_mpi(n, HELD, args=more, env=ALONE, timeout_s=120).expect()
     assert held_out(resumed) == held_out(calm)
     assert losses(tmp_path / "loss") == losses(tmp_path / "calm")
 
