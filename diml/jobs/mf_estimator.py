@@ -9,7 +9,6 @@ are the program's own.
 
 from __future__ import annotations
 
-import inspect
 import time
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import scipy
 
 from diml.errors import DimlError
+from diml.estimator import Estimator, not_fitted
 from diml.jobs import mf_files
 from diml.jobs.mf_data import Entries, Layout, Ratings, joined
 from diml.jobs.mf_flags import DEFAULT_STEP
@@ -30,7 +30,7 @@ _MOST = 2**31 - 1
 Ids = npt.NDArray[np.int64]
 
 
-class MatrixFactorization:
+class MatrixFactorization(Estimator):
     """M ~ mean + b_i + c_j + L_i . R_j, fitted to the known entries of a matrix.
 
     Args:
@@ -41,8 +41,8 @@ class MatrixFactorization:
         job: a DiML job whose workers all call `fit` with the same data; None: this process alone.
 
     Attributes after `fit`: components_ (k', columns) and row_factors_ (rows, k'), float32, whose
-    product is the model (with biases two columns of k' stand for them); rmse_ (of the entries that
-    were fitted); n_iter_; known_ (CSR, the entries that were fitted).
+    product is the model (with biases two columns of k' stand for them); mean_ and rmse_ (of the
+    entries that were fitted); n_iter_; known_ (CSR, the entries that were fitted).
     """
 
     _estimator_type = "regressor"
@@ -89,11 +89,13 @@ class MatrixFactorization:
         try:
             training.run(lambda evaluations: None)
         except DimlError as error:
-            raise ValueError(f"{error}: lower step_size") from None
-        found = ring.broadcast(training.factors())
-        left, right = product(Factors(*map(Held, found)), rule, facts)
+            found = str(error).partition(":")[0]
+            raise ValueError(f"{found}: lower step_size") from None
+        factors = ring.broadcast(training.factors())
+        left, right = product(Factors(*map(Held, factors)), rule, facts)
         self.row_factors_ = np.concatenate(list(left)).astype(np.float32)
         self.components_ = np.concatenate(list(right)).astype(np.float32).T
+        self.mean_, self._biased = facts.mean, rule.biased
         self.rmse_ = training.evaluations[-1].train_rmse
         self.n_iter_ = training.evaluations[-1].iteration
         self.n_features_in_ = shape[1] if scipy.sparse.issparse(X) else 2
@@ -103,17 +105,24 @@ class MatrixFactorization:
     def predict(self, X: Any) -> npt.NDArray[np.float64]:
         """Values at pairs of ids X (n, 2), or at the stored entries of a sparse matrix, in order.
 
-        Raises ValueError before `fit`, and for ids that the fitted matrix does not have.
+        A row or column that the fitted matrix does not have is one that nothing is known of: the
+        value is the mean, with biases plus that of the other side. So folds of pairs need not have
+        all rows and columns each. Raises ValueError before `fit`, and for ids below 0.
         """
         rows, cols = _places(X)
-        factors = self._factors()
-        for ids, size, what in (
-            (rows, len(factors.left), "row"),
-            (cols, len(factors.right), "column"),
-        ):
-            if len(ids) and not (ids.min() >= 0 and ids.max() < size):
-                raise ValueError(f"a {what} id outside 0..{size - 1}")
-        return values_at(factors, rows, cols)
+        left, right = (factors := self._factors()).left, factors.right
+        if len(rows) and min(rows.min(), cols.min()) < 0:
+            raise ValueError("an id is below 0")
+        old_row, old_col = rows < len(left), cols < len(right)
+        values = np.full(len(rows), self.mean_)
+        both = old_row & old_col
+        values[both] = values_at(factors, rows[both], cols[both])
+        if self._biased:
+            # The last two numbers of a row are mean + b_i and 1, those of a column 1 and c_j.
+            row, col = old_row & ~old_col, old_col & ~old_row
+            values[row] = left[rows[row], -2]
+            values[col] += right[cols[col], -1]
+        return values
 
     def score(self, X: Any, y: npt.ArrayLike | None = None) -> float:
         """The coefficient of determination R^2 of the predictions."""
@@ -129,6 +138,9 @@ class MatrixFactorization:
         Ties are broken by id. Raises ValueError for a row that the fitted matrix does not have, and
         for less than one column.
         """
+        for name, value in (("top", top), ("row", row)):
+            if not isinstance(value, (int, np.integer)):
+                raise ValueError(f"{name} = {value!r} is not a whole number")
         if top < 1:
             raise ValueError(f"top = {top!r} is below 1")
         factors = self._factors()
@@ -136,19 +148,6 @@ class MatrixFactorization:
             raise ValueError(f"a row id outside 0..{len(factors.left) - 1}")
         known = self.known_.indices[self.known_.indptr[row] : self.known_.indptr[row + 1]]
         return best(factors, row, top, known)
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters by name."""
-        names = list(inspect.signature(type(self)).parameters)
-        return {name: getattr(self, name) for name in names}
-
-    def set_params(self, **params: Any) -> MatrixFactorization:
-        """Set parameters by name. Raises ValueError for one that does not exist."""
-        for name, value in params.items():
-            if name not in self.get_params():
-                raise ValueError(f"MatrixFactorization has no parameter {name!r}")
-            setattr(self, name, value)
-        return self
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "components_")
@@ -167,7 +166,7 @@ class MatrixFactorization:
 
     def _factors(self) -> mf_files.Factors:
         if not self.__sklearn_is_fitted__():
-            raise ValueError("this MatrixFactorization is not fitted yet: call fit first")
+            raise not_fitted(self)
         return mf_files.Factors(self.row_factors_, self.components_.T)
 
     def _rule(self) -> Rule:
@@ -177,7 +176,7 @@ class MatrixFactorization:
         step = DEFAULT_STEP[self.update] if self.step_size is None else self.step_size
         for name, least in (("n_components", 1), ("max_iter", 1), ("random_state", 0)):
             value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < least:
+            if not isinstance(value, (int, np.integer)) or value < least or value is True:
                 raise ValueError(f"{name} = {value!r} is not a whole number from {least} on")
         for name, value, good in (
             ("regularization", self.regularization, 0 <= self.regularization < np.inf),

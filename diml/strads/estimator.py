@@ -1,4 +1,4 @@
-"""What the estimators of linear models share: parameters, checks of data, prediction, tags.
+"""What the estimators of linear models share: checks of data, prediction, tags.
 
 Owns scikit-learn's interface; scikit-learn itself is not needed: where it is installed its tags are
 answered and its exceptions used. Must not know how a model is fitted.
@@ -6,7 +6,6 @@ answered and its exceptions used. Must not know how a model is fitted.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from typing import Any
 
@@ -15,6 +14,7 @@ import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from diml.errors import Misuse
+from diml.estimator import Estimator, not_fitted
 from diml.strads.columns import response_of
 
 Floats = NDArray[np.float64]
@@ -24,39 +24,17 @@ class ConvergenceWarning(UserWarning):
     """The gap did not reach the tolerance."""
 
 
-class LinearModel:
-    """Base of the estimators: `coef_` (p,) and `intercept_` after `fit`."""
+class LinearModel(Estimator):
+    """Base of the linear models: `coef_` (p,) and `intercept_` after `fit`."""
 
     coef_: Any
     intercept_: Any
     n_features_in_: int
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters by name."""
-        names = [name for name in inspect.signature(type(self)).parameters if name != "self"]
-        return {name: getattr(self, name) for name in names}
-
-    def set_params(self, **params: Any) -> Any:
-        """Set parameters by name. Raises ValueError for one that does not exist."""
-        for name, value in params.items():
-            if name not in self.get_params():
-                raise ValueError(f"{type(self).__name__} has no parameter {name!r}")
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        defaults = inspect.signature(type(self)).parameters
-        changed = [
-            f"{name}={value!r}"
-            for name, value in self.get_params().items()
-            if value is not defaults[name].default
-        ]
-        return f"{type(self).__name__}({', '.join(changed)})"
-
     def _decision(self, X: Any) -> Floats:
         """Xβ + b, (n,), after the checks that scikit-learn asks for."""
         if not hasattr(self, "coef_"):
-            raise _not_fitted(self)
+            raise not_fitted(self)
         self._check_features(X)
         try:
             X = matrix(X)
@@ -250,13 +228,3 @@ def _sklearn_warning(name: str) -> type[Warning]:
         return UserWarning
     kind: type[Warning] = getattr(exceptions, name)
     return kind
-
-
-def _not_fitted(estimator: LinearModel) -> Exception:
-    text = f"This {type(estimator).__name__} is not fitted yet: call fit first."
-    try:
-        from sklearn.exceptions import NotFittedError
-    except ImportError:
-        return ValueError(text)
-    error: Exception = NotFittedError(text)
-    return error

@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("checkpoint",),
     ("world",),
     ("kernels", "data"),
-    ("config", "events", "exports"),
+    ("config", "estimator", "events", "exports"),
     ("drill",),
     ("errors",),
 )

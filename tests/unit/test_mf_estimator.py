@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
 
 from diml.data.planted import Planted, planted
 from diml.jobs.mf import MatrixFactorization
@@ -50,6 +51,19 @@ def test_sparse_matrices_and_pairs_give_the_same(update: str, bias: bool) -> Non
     assert one.score(known) == pytest.approx(other.score(known))
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_ids_beyond_the_fitted_ones_are_rows_and_columns_without_entries(bias: bool) -> None:
+    X, y = pairs()
+    model = MatrixFactorization(3, bias=bias, max_iter=5).fit(X, y)
+    found = model.predict([[7, 100], [200, 9], [10**9, 10**9], [7, 9]])
+    b, c = (model.row_factors_[7, -2], model.components_[-1, 9]) if bias else (y.mean(), 0.0)
+    inside = model.row_factors_[7] @ model.components_[:, 9]
+    np.testing.assert_allclose(found, [b, y.mean() + c, y.mean(), inside], rtol=1e-5)
+    # Sorted, each fold lacks rows of its own.
+    order = np.argsort(X[:, 0], kind="stable")
+    assert np.isfinite(cross_val_score(model, X[order], y[order], cv=4)).all()
+
+
 def test_recommendations_are_those_of_the_dense_product() -> None:
     X, y = pairs()
     model = MatrixFactorization(3, max_iter=3).fit(X[:2000], y[:2000])
@@ -69,7 +83,6 @@ def test_parameters_as_scikit_learn_has_them() -> None:
     search = GridSearchCV(
         model, {"n_components": [1, 3]}, cv=[(np.arange(7000), np.arange(7000, 8000))]
     )
-    X[0] = 199, 99
     search.fit(X, y)
     assert search.best_params_["n_components"] in (1, 3)
     fitted = model.fit(X, y)
@@ -113,11 +126,13 @@ def test_bad_parameters_and_calls_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=name.split("_")[0]):
             MatrixFactorization(**{name: value}).fit(X, y)
-    with pytest.raises(ValueError, match="not fitted"):
+    with pytest.raises(NotFittedError, match="not fitted"):
         MatrixFactorization().predict(X)
     model = MatrixFactorization(2, max_iter=1).fit(X, y)
-    with pytest.raises(ValueError, match=r"column id outside 0..99"):
-        model.predict([[0, 100]])
+    with pytest.raises(ValueError, match="below 0"):
+        model.predict([[0, -1]])
+    with pytest.raises(ValueError, match=r"row = 0\.5 is not a whole number"):
+        model.recommend(0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"row id outside 0..199"):
         model.recommend(200)
     with pytest.raises(ValueError, match="top = 0 is below 1"):
