@@ -137,13 +137,15 @@ class LateJudge:
     """Pure: from the workers' standings at each tick, who is late and whether nothing moves.
 
     A worker is late when it has been outside every call, without a new one, for as many ticks as
-    a peer has waited in one. Ticks are the judge's own.
+    a peer has waited in one; or when nothing is heard of it for so long, since a call into C that
+    keeps the interpreter stops its watchdog too. Ticks are the judge's own.
     """
 
     def __init__(self, deadline_ticks: int) -> None:
         self._deadline_ticks = deadline_ticks
         self._seen: dict[int, tuple[int, bool]] = {}
         self._ticks: dict[int, int] = {}
+        self._heard: dict[int, tuple[int, int]] = {}
 
     def tick(
         self, standings: dict[int, Standing], elsewhere: bool = False
@@ -157,10 +159,14 @@ class LateJudge:
                 self._ticks[uid] = 0
             else:
                 self._ticks[uid] += 1
+            heartbeat, silent = self._heard.get(uid, (-1, 0))
+            moves = heartbeat != standing.heartbeat or standing.busy
+            self._heard[uid] = (standing.heartbeat, 0 if moves else silent + 1)
         for uid in set(self._seen) - set(standings):
-            del self._seen[uid], self._ticks[uid]
+            del self._seen[uid], self._ticks[uid], self._heard[uid]
         overdue = {uid for uid in standings if self._ticks[uid] >= self._deadline_ticks}
-        waiting = {uid for uid in overdue if standings[uid].inside}
+        heard = {uid for uid in overdue if self._heard[uid][1] < self._deadline_ticks}
+        waiting = {uid for uid in heard if standings[uid].inside}
         if not waiting:
             return [], False
         late = sorted(overdue - waiting)

@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -86,10 +87,25 @@ def end_siblings() -> None:
 
     For the end of a job before its processes know one another.
     """
-    for pid, variables in siblings().items():
-        if _rank(variables) is not None and pid != os.getpid():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+    for pid in _other_ranks():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def end_siblings_soon() -> None:
+    """The same in a second, whatever has become of this process by then."""
+    command = ["/bin/sh", "-c", 'sleep 1; kill -9 "$@"', "end", *map(str, _other_ranks())]
+    null = subprocess.DEVNULL
+    with contextlib.suppress(OSError):
+        subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)
+
+
+def _other_ranks() -> list[int]:
+    return [
+        pid
+        for pid, variables in siblings().items()
+        if _rank(variables) is not None and pid != os.getpid()
+    ]
 
 
 def siblings() -> dict[int, dict[str, str]]:

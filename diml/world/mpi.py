@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from mpi4py import MPI
 
 from diml.errors import DimlError
+from diml.world.launch import end_siblings_soon
 
 
 class _Loan:
@@ -73,7 +74,13 @@ def at_failure(step: Callable[[], None]) -> None:
 
 def abort(status: int) -> None:
     """End every process of the job at once, the last resort; on lent ranks this process alone,
-    whose death then is the outer job's to survive."""
+    whose death then is the outer job's to survive.
+
+    Open MPI 5.0 stops at the first process that has gone already, and leaves the others to
+    themselves: those of this host are killed from here. Not before mpirun has heard of the abort,
+    or it knows no status of the job.
+    """
     if _loan is not None:
         os.kill(os.getpid(), signal.SIGKILL)
+    end_siblings_soon()
     MPI.COMM_WORLD.Abort(status)

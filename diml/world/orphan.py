@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import math
 import os
 import signal
 import subprocess
@@ -36,15 +37,17 @@ _STARTED_S, _MISSING_S = 20.0, 3.0
 _GUARD = "while kill -0 $1 2>/dev/null; do kill -0 $2 2>/dev/null || kill -9 $1; sleep 0.2; done"
 
 # When one of the processes $3 is gone, or missing there (-): says $0, sends signal $1 to those
-# from $4 on, and ends whom it did not end. Not at once: a process that has said what is wrong, and
+# from $6 on, and ends whom it did not end. Not at once: a process that has said what is wrong, and
 # left, is not lost; by then this shell is not wanted any more. Without process $2, if any, it ends.
+# After $4 looks ten times a second, which take longer, it does the same and says $5.
 _START_WATCH = """
-signal=$1 mine=$2 watched=$3; shift 3
+words=$0 signal=$1 mine=$2 watched=$3 looks=$4 late=$5; shift 5
 while :; do
   [ -z "$mine" ] || kill -0 $mine 2>/dev/null || exit
   for p in $watched; do kill -0 $p 2>/dev/null || break 2; done; sleep 0.1
+  looks=$((looks - 1)); [ $looks -gt 0 ] || { words=$late; break; }
 done
-sleep 0.5; echo "$0" >&2; kill -$signal "$@" 2>/dev/null; sleep 1; kill -9 "$@" 2>/dev/null
+sleep 0.5; echo "$words" >&2; kill -$signal "$@" 2>/dev/null; sleep 1; kill -9 "$@" 2>/dev/null
 """
 # UCX takes the signal for its own otherwise.
 _UCX_SIGNAL = "UCX_DEBUG_SIGNO"
@@ -138,8 +141,13 @@ class StartGuard:
             watched = range(1, int(local)) if first else (0,)
             those = " ".join(str(pids.get(rank, "-")) for rank in watched)
             words = "diml: a process was lost before the job had begun"
+            late = (
+                f"diml: waited {deadline_s:g} s for all processes to come to diml.init; giving up"
+            )
+            # The second one's only speaks if the first one's has not.
+            looks = math.ceil(10 * (deadline_s + (0 if first else _AFTER_LIMIT_S / 2)))
             arguments = [words, str(int(self._signal)), "" if first else str(os.getpid()), those]
-            arguments += map(str, pids.values())
+            arguments += [str(looks), late, *map(str, pids.values())]
             command = ["/bin/sh", "-c", _START_WATCH, *arguments]
             self._watch = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 

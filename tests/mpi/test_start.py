@@ -32,11 +32,19 @@ _LATER = """subprocess.Popen(["sh", "-c", f"sleep {}; kill -9 {os.getpid()}"])""
             "time.sleep(99)",
             "diml: waited 3 s for all processes to come",
         ),
+        (1, "pass", "time.sleep(99)", "diml: waited 3 s for all processes to come"),
         (1, "pass", _KILLED, _LOST),
         (0, "pass", _KILLED, _LOST),
         (2, _LATER, "time.sleep(99)", _LOST),
     ],
-    ids=["killed", "stuck", "killed-before-mpi", "the-first-killed", "others-in-mpi"],
+    ids=[
+        "killed",
+        "stuck",
+        "stuck-before-mpi",
+        "killed-before-mpi",
+        "the-first-killed",
+        "others-in-mpi",
+    ],
 )
 def test_others_do_not_wait_for_ever(rank: int, before: str, how: str, words: str) -> None:
     # Who is slow to start is not to be taken for one that is stuck.
@@ -46,4 +54,5 @@ def test_others_do_not_wait_for_ever(rank: int, before: str, how: str, words: st
     wait_s = 3.0 if "during" in words else 0.5
     program = PROGRAM.format(rank=rank, before=before.replace("{}", "1"), how=how, wait_s=wait_s)
     ended = run_mpi(3, program, env=env, timeout_s=60).expect(1)
+    assert not ended.leftovers, ended.report()
     assert ended.stderr.count("diml: ") <= 1 and words in ended.stderr, ended.report()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,8 +17,14 @@ if TYPE_CHECKING:
     from diml.world.link import Link
 
 
-def _standing(serial: int, inside: bool, busy: bool = False) -> Standing:
-    return Standing(heartbeat=0, serial=serial, inside=inside, busy=busy, site="")
+_beats = itertools.count()
+
+
+def _standing(
+    serial: int, inside: bool, busy: bool = False, heartbeat: int | None = None
+) -> Standing:
+    beat = next(_beats) if heartbeat is None else heartbeat
+    return Standing(heartbeat=beat, serial=serial, inside=inside, busy=busy, site="")
 
 
 def test_a_rank_is_late_only_while_a_peer_has_waited_as_long() -> None:
@@ -25,9 +32,8 @@ def test_a_rank_is_late_only_while_a_peer_has_waited_as_long() -> None:
     computing = {0: _standing(4, False), 1: _standing(5, False)}
     for _ in range(10):
         assert judge.tick(computing) == ([], False)
-    waiting = {0: _standing(4, False), 1: _standing(6, True)}
-    assert [judge.tick(waiting) for _ in range(3)] == [([], False)] * 3
-    assert judge.tick(waiting) == ([0], False)
+    said = [judge.tick({0: _standing(4, False), 1: _standing(6, True)}) for _ in range(4)]
+    assert said == [([], False)] * 3 + [([0], False)]
 
 
 def test_a_new_call_or_a_request_for_time_clears_a_rank() -> None:
@@ -40,9 +46,18 @@ def test_a_new_call_or_a_request_for_time_clears_a_rank() -> None:
 
 def test_all_waiting_with_nothing_moving_is_stuck_and_nobody_is_late() -> None:
     judge = LateJudge(deadline_ticks=2)
-    standings = {0: _standing(1, True), 1: _standing(2, True)}
-    assert [judge.tick(standings)[1] for _ in range(3)] == [False, False, True]
+    said = [judge.tick({0: _standing(1, True), 1: _standing(2, True)})[1] for _ in range(3)]
+    assert said == [False, False, True]
     assert judge.tick({0: _standing(1, True), 1: _standing(3, True)}) == ([], False)
+
+
+def test_who_was_inside_when_last_heard_of_is_late_once_nothing_is_heard_of_it() -> None:
+    judge = LateJudge(deadline_ticks=3)
+    judge.tick({0: _standing(1, True), 1: _standing(1, True)})
+    silent = _standing(1, True, heartbeat=7)
+    said = [judge.tick({0: _standing(2, True), 1: silent}) for _ in range(5)]
+    assert [late for late, _ in said] == [[], [], [], [1], [1]]
+    assert not any(stuck for _, stuck in said)
 
 
 def test_a_lone_rank_is_never_stuck() -> None:
@@ -52,10 +67,10 @@ def test_a_lone_rank_is_never_stuck() -> None:
 
 def test_a_rank_alone_on_its_host_is_stuck_if_others_it_cannot_see_keep_it_waiting() -> None:
     judge = LateJudge(deadline_ticks=2)
-    waiting, computing = {0: _standing(1, True)}, {0: _standing(2, False)}
-    said = [judge.tick(waiting, elsewhere=True) for _ in range(3)]
+    said = [judge.tick({0: _standing(1, True)}, elsewhere=True) for _ in range(3)]
     assert said == [([], False), ([], False), ([], True)]
-    assert [judge.tick(computing, elsewhere=True) for _ in range(5)] == [([], False)] * 5
+    said = [judge.tick({0: _standing(2, False)}, elsewhere=True) for _ in range(5)]
+    assert said == [([], False)] * 5
 
 
 def test_the_board_shows_what_others_published() -> None:
