@@ -16,13 +16,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from diml.ps.handover import KIND_AT, Given, Taken
 from diml.ps.message import HEADER_BYTES, Bytes
-from diml.world.lending import BORROWERS_MAX, Borrowed, Lender, Offer, borrow, lend
+from diml.world.lending import BORROWERS_MAX, Lender, Offer, borrow, lend
 
 # Messages of fewer bytes are copied when they are passed on.
 _LEAST_BYTES = 256 << 10
-# Where the header of a message has the filters that were applied, of which none is this large.
-_KIND = 58
 _OFFER, _ACCEPTED = 129, 130
 # pid, descriptor, token, number among the borrowers
 _OFFERED = struct.Struct("<qq16sq")
@@ -30,7 +29,7 @@ _OFFERED = struct.Struct("<qq16sq")
 
 def is_note(data: Bytes) -> bool:
     """Whether this is a note between neighbours and not a message."""
-    return len(data) == HEADER_BYTES and data.item(_KIND) in (_OFFER, _ACCEPTED)
+    return len(data) == HEADER_BYTES and data.item(KIND_AT) in (_OFFER, _ACCEPTED)
 
 
 class Neighbours:
@@ -41,8 +40,8 @@ class Neighbours:
         self._offer: Offer | None = None
         # To whom the memory was offered, by number among the borrowers; and who sees it.
         self._offered: dict[int, int] = {}
-        self._seeing: set[int] = set()
-        self._borrowed: dict[int, Borrowed] = {}
+        self._seeing: dict[int, Given] = {}
+        self._borrowed: dict[int, Taken] = {}
 
     def offer(self, to: int) -> Bytes | None:
         """The note that offers this process's memory; None if it has been offered, or there are
@@ -60,14 +59,15 @@ class Neighbours:
 
     def heard(self, note: Bytes, sender: int) -> Bytes | None:
         """Take a note; returns the one to answer with, if any."""
-        if note.item(_KIND) == _ACCEPTED:
-            self._seeing.add(sender)
+        if note.item(KIND_AT) == _ACCEPTED:
+            assert self._lender is not None
+            self._seeing[sender] = Given(self._lender, self._offered[sender])
             return None
         pid, descriptor, token, number = _OFFERED.unpack_from(note.data)
         borrowed = borrow(Offer(pid, descriptor, token), number)
         if borrowed is None:
             return None
-        self._borrowed[sender] = borrowed
+        self._borrowed[sender] = Taken(borrowed)
         return _note(_ACCEPTED)
 
     # Who lends -------------------------------------------------------------------------------
@@ -86,7 +86,11 @@ class Neighbours:
 
     def hand_over(self, parts: Sequence[Bytes], to: int) -> bool:
         """Give a commit to a process that sees the memory; whether it holds it now."""
-        return self._lender is not None and self._lender.hand_over(parts, self._offered[to])
+        return self._seeing[to].hand_over(parts)
+
+    def tape_to(self, other: int) -> Bytes | None:
+        """Where single updates may be written for a process (`diml.ps.tape`), if it sees any."""
+        return self._seeing[other].tape if other in self._seeing else None
 
     # Who borrows -----------------------------------------------------------------------------
 
@@ -95,15 +99,20 @@ class Neighbours:
         """Whether others give this process what they have for it in their memory."""
         return bool(self._borrowed)
 
-    def take(self) -> Iterator[tuple[int, Bytes]]:
-        """By sender, what this process was given since the last time."""
-        for sender, borrowed in self._borrowed.items():
-            if borrowed.waiting:
-                for array in borrowed.take():
-                    yield sender, array
+    def take(self) -> Iterator[tuple[int, Bytes | int]]:
+        """By sender, what this process was given since the last time (see `Taken.take`)."""
+        for sender, taken in self._borrowed.items():
+            for item in taken.take():
+                yield sender, item
+
+    def tape_of(self, other: int) -> Bytes:
+        """The tape of a process that has written on it."""
+        tape = self._borrowed[other].tape
+        assert tape is not None, f"rank {other} has no tape"
+        return tape
 
 
 def _note(kind: int) -> Bytes:
     note = np.zeros(HEADER_BYTES, np.uint8)
-    note[_KIND] = kind
+    note[KIND_AT] = kind
     return note

@@ -76,6 +76,7 @@ class Node:
             storage=self._durable,
             between=self._port.make_room,
         )
+        self._port.follow = self._core.follow
         if self._servers:
             world.at_repair.append(self._repair)
         if self._durable is not None:

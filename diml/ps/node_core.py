@@ -4,8 +4,9 @@ Owns what a process holds, from the start through repairs, whatever its role is 
 not know MPI: the driver carries messages and transfers, the simulator does the same in memory.
 Invariant: a copy changes only by a whole commit, so it always equals some version of its shard. A
 commit is acknowledged once it is here as a whole and installed when there is time: whoever asks
-for the copy finds it installed. One that was handed over in memory (`Flag.HELD`) counts as here
-before it comes to `handle`: the driver sees to it that it does so before a repair asks.
+for the copy finds it installed. One that was handed over in memory (`Flag.HELD`), and an update on
+a tape, count as here before they come to `handle` and `follow`: the driver sees to it that they do
+so before a repair asks.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from collections.abc import Callable
 
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
-from diml.ps.message import OF_COMMIT, Address, Flag, Kind, Message, Send
-from diml.ps.quick_serve import Desk
+from diml.ps.message import OF_COMMIT, Address, Bytes, Flag, Kind, Message, Send
+from diml.ps.quick_serve import Desk, Follower
 from diml.ps.recovery import Holding, Plan, Report, placement
 from diml.ps.saving import Storage
 from diml.ps.server_core import ServerCore
@@ -53,6 +54,7 @@ class NodeCore:
         self.server: ServerCore | None = None
         self._desk: Desk | None = None
         self.copies: dict[int, Shard] = {}
+        self._followers: dict[int, Follower] = {}
         self._parts: dict[int, list[Message]] = {}
         # By shard, whole commits that are not installed yet.
         self._arrived: dict[int, list[list[Message]]] = {}
@@ -113,6 +115,16 @@ class NodeCore:
             for parts in commits:
                 self.copies[index].install(parts, self._between)
                 self._arm(self.copies[index])
+
+    def follow(self, shard: int, tape: Bytes, upto: int) -> None:
+        """Bring a copy up to what its server has written on a tape, after the commits that have
+        come (see `diml.ps.handover`)."""
+        self.settle()
+        follower = self._followers.get(shard)
+        if follower is None or follower.shard is not self.copies[shard]:
+            follower = self._followers[shard] = Follower(self.copies[shard])
+        while follower.follow(tape, upto):
+            self._between()
 
     @property
     def closed(self) -> int:

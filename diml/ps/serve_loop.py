@@ -32,7 +32,7 @@ _SEEN, _BYTES, _SENT, _LEFT = range(4)
 @njit(cache=True, nogil=True)
 def _serve(
     words: Words, into: Bytes, tag: int, patience_s: float, share: bool, turns: int, numbers: Ids,
-    values: Rows, ledger: Ids, owed: Bytes, out: Bytes, told: Ids,
+    values: Rows, ledger: Ids, owed: Bytes, out: Bytes, tape: Bytes, told: Ids,
 ) -> int:  # fmt: skip
     """What `receive` has come to where it is not seen to here."""
     told[:] = 0
@@ -40,7 +40,7 @@ def _serve(
         count = receive(words, into, ANY, tag, patience_s, share)
         if count < 0 or count > into.shape[0]:
             return count
-        length = take(into[:count], numbers, values, ledger, owed, out)
+        length = take(into[:count], numbers, values, ledger, owed, out, tape)
         if length < 0:
             told[_LEFT] = length
             return count
@@ -76,7 +76,7 @@ def serve(
     told, out = np.empty(4, np.int64), desk.out
     count = _serve(
         direct.words, into, tag, patience_s, share, turns, desk.numbers, desk.values, desk.ledger,
-        desk.owed, out, told,
+        desk.owed, out, desk.tape, told,
     )  # fmt: skip
     desk.book()
     seen, size, sent, left = told.tolist()

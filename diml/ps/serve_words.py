@@ -37,6 +37,7 @@ from diml.ps.header_words import (
     words_of,
 )
 from diml.ps.message import HEADER_BYTES, Bytes, Flag, Ids, Kind, Rows
+from diml.ps.tape import append, drop_first, first, read
 
 _GET = int(Kind.GET) | FORMAT_BITS
 _UPDATE, _LAST = int(Kind.UPDATE) | FORMAT_BITS, Flag.LAST << FLAGS_BIT
@@ -57,7 +58,9 @@ DONE, OTHER, ANOTHER_TABLE = 0, -1, -2
 
 
 @njit(cache=True, nogil=True)
-def take(data: Bytes, numbers: Ids, values: Rows, ledger: Ids, owed: Bytes, out: Bytes) -> int:
+def take(
+    data: Bytes, numbers: Ids, values: Rows, ledger: Ids, owed: Bytes, out: Bytes, tape: Bytes
+) -> int:
     """See to one message: the length of its answer, in `out`, or DONE, OTHER or ANOTHER_TABLE.
 
     `values` (n, cols) are the table's rows from LOW on; `ledger` is the shard's; `owed` has a flag
@@ -78,8 +81,25 @@ def take(data: Bytes, numbers: Ids, values: Rows, ledger: Ids, owed: Bytes, out:
     if kind == _GET:
         return _answer(data, words, count, numbers, values, ledger, owed, out)
     if kind & ~(_ANY_CODE | _LAST) == _UPDATE and numbers[UPDATES] != LEFT:
-        return _update(data, words, count, numbers, values, ledger, owed)
+        return _update(data, words, count, numbers, values, ledger, owed, tape)
     return OTHER
+
+
+@njit(cache=True, nogil=True)
+def follow(
+    tape: Bytes, upto: int, most: int, numbers: Ids, values: Rows, ledger: Ids, owed: Bytes
+) -> int:
+    """Do to a copy what was done at its server: what stands on a tape up to here, or not much more
+    than `most` bytes of it. DONE, or what `take` says of the first record that is not taken."""
+    none, begun = tape[:0], read(tape)
+    while read(tape) < min(upto, begun + most):
+        data = first(tape)
+        words = words_of(data)
+        done = _update(data, words, long_at(words, IDS), numbers, values, ledger, owed, none)
+        if done != DONE:
+            return int(done)
+        drop_first(tape, data.shape[0])
+    return DONE
 
 
 @njit(cache=True, nogil=True)
@@ -127,9 +147,11 @@ def _answer(
 
 @njit(cache=True, nogil=True)
 def _update(
-    data: Bytes, words: Words, count: int, numbers: Ids, values: Rows, ledger: Ids, owed: Bytes
-) -> int:
-    """Apply an UPDATE, if it is the next one of its worker and nothing else waits for it."""
+    data: Bytes, words: Words, count: int, numbers: Ids, values: Rows, ledger: Ids, owed: Bytes,
+    tape: Bytes,
+) -> int:  # fmt: skip
+    """Apply an UPDATE, if it is the next one of its worker and nothing else waits for it, and there
+    is room for it on the tape."""
     worker, last = np.int64(words[WORKER]), words[KIND] & _LAST != 0
     clock, n, width = long_at(words, CLOCK), np.int64(words[N]), values.shape[1]
     if clock != ledger[worker, 0] or n < ledger[worker, 1]:
@@ -149,7 +171,7 @@ def _update(
         ):
             return OTHER
         ids, low = data[HEADER_BYTES:start].view(np.int64), numbers[LOW]
-        if not _all_here(ids, low, values.shape[0]):
+        if not _all_here(ids, low, values.shape[0]) or not _told(tape, data):
             return OTHER
         deltas = data[start:].view(values.dtype).reshape(count, width)
         for i in range(count):
@@ -157,7 +179,12 @@ def _update(
             for k in range(width):
                 values[row, k] += deltas[i, k]
         numbers[STEPS] += 1
-    elif data.shape[0] != HEADER_BYTES or long_at(words, ROWS) != 0 or words[WIDTH] != 0:
+    elif (
+        data.shape[0] != HEADER_BYTES
+        or long_at(words, ROWS) != 0
+        or words[WIDTH] != 0
+        or not _told(tape, data)
+    ):
         return OTHER
     ledger[worker, 0], ledger[worker, 1] = (clock + 1, 0) if last else (clock, n + 1)
     ledger[worker, 2] = max(ledger[worker, 2], long_at(words, MARK))
@@ -165,6 +192,12 @@ def _update(
         owed[worker] = 1
     numbers[TAKEN] += 1
     return DONE
+
+
+@njit(cache=True, nogil=True)
+def _told(tape: Bytes, data: Bytes) -> bool:
+    """Whether the replica, if there is one, has what is to be applied."""
+    return tape.shape[0] == 0 or append(tape, data)
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -330,8 +330,9 @@ class ServerCore:
 
     @property
     def updates_at_once(self) -> int:
-        """Where that is so, what can be done with an update (see `diml.ps.serve_words`)."""
-        if self.replicas or self.shard.undoable:
+        """Where that is so, what can be done with an update that the replica holds already (see
+        `diml.ps.serve_words`)."""
+        if self.shard.undoable:
             return LEFT
         assert self._consistency is not None, "an update before OPEN"
         if not self._consistency.buffered:

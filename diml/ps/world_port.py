@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from diml.ps.arrivals import Arrivals
 from diml.ps.exchange import OTHER, OUTSIDE, exchange, send_update
 from diml.ps.filters import Filters
 from diml.ps.message import (
@@ -60,7 +61,9 @@ _ROOM_MAX = HEADER_BYTES + 2 * QUICK_BYTES
 
 
 class WorldPort:
-    """The way over `world.full`."""
+    """The way over `world.full`; `follow` is to be set to that of `NodeCore`."""
+
+    follow: Callable[[int, Bytes, int], None]
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -74,8 +77,7 @@ class WorldPort:
         self._places: list[Address] = []
         self._crowded = True
         self._neighbours = Neighbours()
-        # What came by another way than as a message, and what came after it.
-        self._arrived: deque[tuple[Address, Bytes]] = deque()
+        self._arrivals = Arrivals(self._neighbours, self._follow)
         self._commit: list[Message] = []
         # How long nothing has come or been sent, as of the end of the last wait.
         self._idle_s = 0.0
@@ -100,7 +102,7 @@ class WorldPort:
             self._crowded = self._world.host.crowded
             self.filters.restart()
             self._neighbours = Neighbours()
-            self._arrived.clear()
+            self._arrivals = Arrivals(self._neighbours, self._follow)
             self._commit = []
         return link
 
@@ -129,7 +131,7 @@ class WorldPort:
             held = [*parts[:-1], flagged(commit, Flag.HELD)]
             if self._neighbours.hand_over([self.filters.pack(m, rank) for m in held], rank):
                 done = Message(Kind.COMMITTED, shard=commit.shard, mark=commit.mark)
-                self._arrived.append((to, encode(done)))
+                self._arrivals.add(rank, encode(done))
                 return
         elif (note := self._neighbours.offer(rank)) is not None:
             link.isend(note, rank, PS_TAG)
@@ -170,7 +172,7 @@ class WorldPort:
         """Ask for rows and wait for them a short time: see `Wire`."""
         if self._world.footing.full is not self._link or self._neighbours.borrowing:
             self._current()
-        if self._handed():
+        if self._arrivals.look():
             return UNASKED, 0, 0
         frame, direct = quick.frame, self._direct
         self._count_plain(len(frame))
@@ -193,7 +195,7 @@ class WorldPort:
             data = room[:count] if count <= len(room) else self._rest(count)
             whole = self._whole(self._current(), data, source)
             if whole is not None:
-                self._arrived.append((self._places[source], whole))
+                self._arrivals.add(source, whole)
         else:
             direct.sent(result, frame)
         return UNANSWERED
@@ -229,8 +231,8 @@ class WorldPort:
         """As `receive`, the message as it came. The bytes are the caller's until the next message
         is received: see `opened`."""
         self._current()
-        if self._handed():
-            return self._arrived.popleft()
+        if self._arrivals.look():
+            return self._next()
         into, awake_s = self._room, self._awake_s(timeout_s)
         count = self._direct.receive(into, PS_TAG, awake_s, self._crowded)
         return self._came(count, into, timeout_s, awake_s)
@@ -242,8 +244,10 @@ class WorldPort:
         how many it has seen to, and whether there may be more, though none is here. Raises
         PeerFailed."""
         self._current()
-        if self._handed():
-            return self._arrived.popleft(), 0, False
+        if self._arrivals.look():
+            return self._next(), 0, False
+        if (replica := desk.untold) is not None:
+            desk.tell_on(self._neighbours.tape_to(self._ranks[replica]))
         into, awake_s = self._room, self._awake_s(timeout_s)
         # Between two looks at what is handed over there is but one message.
         turns = 1 if self._neighbours.borrowing else turns
@@ -276,16 +280,16 @@ class WorldPort:
         else:
             found = self._wait_on(link, timeout_s, awake_s) if timeout_s > 0 else None
             if found is None:
-                return self._arrived.popleft() if self._arrived else None
+                return self._next()
             data, source = found.data, found.source
         self._idle_s = 0.0
         whole = self._whole(link, data, source)
         if whole is None:
             return None
-        if self._handed():
+        if self._arrivals.look():
             # What was handed over before this was sent comes before it.
-            self._arrived.append((self._places[source], self._own(whole)))
-            return self._arrived.popleft()
+            self._arrivals.add(source, self._own(whole))
+            return self._next()
         return self._places[source], whole
 
     def _whole(self, link: Link, data: Bytes, source: int) -> Bytes | None:
@@ -301,20 +305,23 @@ class WorldPort:
             link.isend(answer, source, PS_TAG)
         return None
 
-    def _handed(self) -> bool:
-        """Whether anything is there that did not come as a message."""
-        if self._neighbours.borrowing:
-            self._arrived += [(self._places[rank], data) for rank, data in self._neighbours.take()]
-        return bool(self._arrived)
+    def _follow(self, rank: int, tape: Bytes, upto: int) -> None:
+        """Have single updates taken up."""
+        self.follow(self._places[rank].number, tape, upto)
+        self._idle_s = 0.0
 
-    def held(self) -> list[tuple[Address, Message]]:
-        """The commits that this process holds and has not looked at, to be taken up before a
-        repair asks what it has: their senders may be dead, but whoever was told that they are
-        safe relies on it."""
-        self._handed()
-        arrived, self._arrived = self._arrived, deque()
-        opened = [(sender, self.opened(sender, data)) for sender, data in arrived]
-        return [(sender, message) for sender, message in opened if message.kind in OF_COMMIT]
+    def _next(self) -> tuple[Address, Bytes] | None:
+        """The first of what has come and was put aside."""
+        found = self._arrivals.next()
+        return None if found is None else (self._places[found[0]], found[1])
+
+    def held(self) -> Iterator[tuple[Address, Message]]:
+        """The commits that this process holds and has not looked at, to be taken up in turn before
+        a repair asks what it has: the dead have told others that these are safe."""
+        while self._arrivals.look() and (found := self._next()) is not None:
+            sender, message = found[0], self.opened(*found)
+            if message.kind in OF_COMMIT:
+                yield sender, message
 
     def _rest(self, count: int) -> Bytes:
         """A message that was too long for where it should have come to."""
@@ -348,8 +355,10 @@ class WorldPort:
         while True:
             waited_s = time.monotonic() - begun
             self._idle_s = idle_s = before_s + waited_s
-            if waited_s >= timeout_s or self._handed():
+            if waited_s >= timeout_s or self._arrivals.look():
                 return None
+            if not self._idle_s:
+                before_s, idle_s = -waited_s, 0.0  # updates were handed over
             if self._standing_by and idle_s < _IDLE_AFTER_S:
                 time.sleep(_STANDBY_NAP_S)
             elif link.still_sending() or idle_s < AWAKE_S:

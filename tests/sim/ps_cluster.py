@@ -189,8 +189,11 @@ class Cluster:
         by_bytes: bool,
     ) -> None:
         self.rng = rng
-        # Whether servers see to messages as they come, where they can; how many they have.
-        self.by_bytes, self.short = by_bytes, 0
+        # Whether servers see to messages as they come, where they can; how many they have, and how
+        # many updates among them they have written on a tape.
+        self.by_bytes, self.short, self.told = by_bytes, 0, 0
+        # By uid of a server that has written on a tape, its shard.
+        self._shard_of: dict[int, int] = {}
         # Whether all are on one host.
         self.shared = Shared() if neighbours else None
         self.workers, self.servers, self.replicas = workers, servers, replicas
@@ -249,7 +252,10 @@ class Cluster:
         # A giver that has died has no place any more; nobody answers it.
         sender = places[0] if places else to
         self.shared.take(
-            self.seats[to].uid, giver, lambda part: self.post(to, node.handle(sender, part))
+            self.seats[to].uid,
+            giver,
+            lambda part: self.post(to, node.handle(sender, part)),
+            lambda giver, tape, upto: node.follow(self._shard_of[giver], tape, upto),
         )
 
     def look_somewhere(self) -> bool:
@@ -294,10 +300,17 @@ class Cluster:
     def _shortly(self, node: NodeCore, sender: Address, message: Message) -> list[Send] | None:
         """What a server answers by compiled code; None if it leaves the message."""
         desk = node.desk if message.kind in (Kind.GET, Kind.UPDATE) else None
-        answer = None if desk is None else desk.take(encode(message))
+        if desk is None:
+            return None
+        if desk.untold is not None and self.shared is not None:
+            giver = self.seats[node.place].uid
+            desk.tell_on(self.shared.tape(giver, self.seats[desk.untold].uid))
+            self._shard_of[giver] = desk.shard.index
+        answer = desk.take(encode(message)) if desk.opens else None
         if answer is None:
             return None
         self.short += 1
+        self.told += len(desk.tape) > 0 and message.kind is Kind.UPDATE
         return [Send(sender, decode(answer.copy()))] if len(answer) else []
 
     def _say(self, line: str) -> None:

@@ -7,7 +7,7 @@ message, no server and no clock but a counter. Must not know the protocol.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,7 @@ class Shape:
     apart: bool
     stalls: bool
     pushes: bool
+    tapes: bool = False
 
 
 def shape_of(rng: random.Random) -> Shape:
@@ -52,7 +53,7 @@ def shape_of(rng: random.Random) -> Shape:
     model = rng.choice(models)
     spares = rng.choice((0, 1, 2, 2, 3, 3, 4, 6))
     consistency = parse_consistency(model, 0 if model else staleness)
-    return Shape(
+    shape = Shape(
         workers=rng.randint(1, 3),
         servers=rng.choice((1, 1, 2, 2, 3, 4)),
         spares=spares,
@@ -72,6 +73,17 @@ def shape_of(rng: random.Random) -> Shape:
         stalls=rng.random() < 0.5,
         pushes=rng.random() < 0.3 and not consistency.buffered,
     )
+    return _on_tapes(shape, rng) if rng.random() < 0.15 else shape
+
+
+def _on_tapes(shape: Shape, rng: random.Random) -> Shape:
+    """A run like this one in which servers write most updates on tapes for their replicas."""
+    models = ["ssp(1)", "ssp(2)", "asp"] + ["bsp"] * (shape.workers == shape.servers == 1)
+    consistency = parse_consistency(rng.choice(models), 0)
+    return replace(
+        shape, consistency=consistency, replicas=1, clocks=rng.randint(2, 7), sparse=False,
+        neighbours=True, tapes=True, pushes=shape.pushes and not consistency.buffered,
+    )  # fmt: skip
 
 
 def moves(rows: NDArray[Any], mine: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -71,7 +71,7 @@ class Schedule:
         self.cluster = Cluster(
             rng, shape.workers, shape.servers, shape.spares, shape.replicas,
             shape.consistency, shape.on_wire, shape.cache_rows,
-            shape.neighbours, rng.random() < 0.5,
+            shape.neighbours, rng.random() < 0.5 or shape.tapes,
         )  # fmt: skip
         self.count = TableSpec(
             "count", shape.rows, shape.workers, "int32", seed=seed, sparse=shape.sparse

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from diml.ps import client_core, node_core, quick_serve, sent, server_core
+from diml.ps import client_core, handover, node_core, quick_serve, sent, server_core
 from diml.ps.message import NO_IDS, NO_ROWS, Address, Bytes, Kind, Message, Send, decode, update_key
 from diml.ps.recovery import Plan, Report
 from diml.ps.saving import Saving, Storage
@@ -31,6 +32,16 @@ def test_every_update_once_no_stale_read_and_progress() -> None:
         gave_up += outcome.gave_up
     assert not [point for point in POINTS if not deaths[point]]
     assert gave_up < SCHEDULES / 10
+
+
+def test_replicas_are_told_by_tapes() -> None:
+    told, deaths = 0, 0
+    for seed in range(100):
+        schedule = Schedule(seed)
+        outcome = schedule.run()
+        told += schedule.cluster.told
+        deaths += schedule.cluster.told > 0 and len(outcome.deaths) > 0
+    assert told > 100 and deaths > 4
 
 
 def test_a_seed_draws_everything() -> None:
@@ -142,6 +153,47 @@ def test_a_server_that_applies_twice_the_short_way_is_caught(
 
     take = quick_serve.Desk.take
     monkeypatch.setattr(quick_serve.Desk, "take", forgetful)
+    assert _caught()
+
+
+def test_a_server_that_takes_updates_its_replica_does_not_hold_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def silent(self: quick_serve.Desk, tape: Bytes | None) -> None:
+        self.tape = np.empty(0, np.uint8)
+
+    monkeypatch.setattr(quick_serve.Desk, "tell_on", silent)
+    assert _caught()
+
+
+def test_a_replica_that_does_not_follow_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def idle(self: node_core.NodeCore, shard: int, tape: Bytes, upto: int) -> None:
+        """Nothing."""
+
+    monkeypatch.setattr(node_core.NodeCore, "follow", idle)
+    assert _caught()
+
+
+def test_a_replica_that_follows_before_its_commits_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hasty(self: node_core.NodeCore, shard: int, tape: Bytes, upto: int) -> None:
+        arrived, self._arrived = self._arrived, {}
+        follow(self, shard, tape, upto)
+        self._arrived = arrived
+
+    follow = node_core.NodeCore.follow
+    monkeypatch.setattr(node_core.NodeCore, "follow", hasty)
+    assert _caught()
+
+
+def test_commits_without_their_place_among_updates_are_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def placeless(self: handover.Given, parts: Sequence[Bytes]) -> bool:
+        return self._lender.hand_over(parts, self._borrower)
+
+    monkeypatch.setattr(handover.Given, "hand_over", placeless)
     assert _caught()
 
 
