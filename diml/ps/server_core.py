@@ -200,7 +200,7 @@ class ServerCore:
         their way, so that both are done at the same time."""
         alone = not self._staged
         self._stage()
-        closing = self.shard.end_clock(updates)
+        closing = self.shard.end_clock(updates, alone and bool(self.replicas))
         passed_on = self.shard.passed_on(closing) if self.replicas and alone else []
         if not passed_on:
             self.shard.apply_clock(closing)
@@ -248,7 +248,9 @@ class ServerCore:
         self._waiting.discard(replica)
         if self._waiting:
             return []
-        sends = self._released() + self._acknowledgements()
+        sends = self._released()
+        if self._deferred or self._awaited:
+            sends += self._acknowledgements()
         if self._deferred:
             # Before what waited changes rows.
             sends = [Send(to, whole(message)) for to, message in sends]

@@ -34,11 +34,13 @@ CLOCK, N, ACKNOWLEDGED = 0, 1, 2
 
 class Closing(NamedTuple):
     """What the end of a clock does to one table: its updates in their order, and, where somebody
-    wants to know, the rows that they change, each once."""
+    wants to know, the rows that they change, each once. `whole`: nobody has to, because the only
+    update can go to the replica as it is."""
 
     table: TableShard
     messages: list[Message]
     fresh: Ids
+    whole: bool = False
 
 
 @dataclass(slots=True)
@@ -141,9 +143,10 @@ class Shard:
         self.version += updates
         self._forget()
 
-    def end_clock(self, updates: Iterable[Message]) -> list[Closing]:
+    def end_clock(self, updates: Iterable[Message], alone: bool = False) -> list[Closing]:
         """One clock of all workers, in worker order and each worker's in turn: ledger and own
-        states as they are at its end, and what `apply_clock` has yet to do with each table."""
+        states as they are at its end, and what `apply_clock` has yet to do with each table.
+        `alone`: there are no other changes since a replica was told."""
         by_table: dict[int, list[Message]] = {}
         for message in updates:
             if message.mark > self.ledger[message.worker, ACKNOWLEDGED]:
@@ -154,6 +157,10 @@ class Shard:
                 by_table.setdefault(message.table, []).append(message)
         next_clock(self.ledger, CLOCK, N)
         self._forget()
+        if alone and len(by_table) == 1 and not self.undoable:
+            ((key, messages),) = by_table.items()
+            if len(messages) == 1 and self.tables[key].adds:
+                return [Closing(self.tables[key], messages, NO_IDS, whole=True)]
         closing = []
         for key in sorted(by_table):
             table, messages, fresh = self.tables[key], by_table[key], NO_IDS
@@ -168,20 +175,21 @@ class Shard:
     def passed_on(self, closing: list[Closing]) -> list[Message]:
         """The updates of a clock as a replica can apply them by itself, if that is as good as to
         tell it the rows that they change: if none of these is changed twice. Else nothing."""
-        for table, messages, fresh in closing:
+        for table, messages, fresh, whole in closing:
             updates = sum(len(message.ids) for message in messages)
-            if not table.rule.additive or table.spec.sparse or updates > len(fresh):
+            if not (whole or (table.adds and updates == len(fresh))):
                 return []
         parts = []
-        for table, messages, _ in closing:
-            table.for_replica.take()
+        for table, messages, _, whole in closing:
+            if not whole:
+                table.for_replica.take()
             parts += [m._replace(kind=Kind.PASSED, flags=0, shard=self.index) for m in messages]
         return parts
 
     def apply_clock(self, closing: list[Closing]) -> None:
         """Change the rows as `end_clock` has said."""
         self._undo = [] if self.undoable else None
-        for table, messages, fresh in closing:
+        for table, messages, fresh, _ in closing:
             if self._undo is not None:
                 self._undo.append(table.saved(fresh))
             table.apply_clock(messages)

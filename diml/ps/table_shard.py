@@ -78,6 +78,11 @@ class TableShard:
         self.for_replica = Touched(low, high)
         self.for_readers = Touched(low, high)
 
+    @property
+    def adds(self) -> bool:
+        """Whether an update says by itself, without the rows, what becomes of these."""
+        return self.rule.additive and not self.spec.sparse
+
     def rows_message(self, kind: Kind, array: Rows, ids: Ids, shard: int) -> Message:
         """The message that gives a replica the rows `ids` of values or state."""
         buffer, its_ids, rows = frame(len(ids), len(ids), array.shape[1], array.dtype)

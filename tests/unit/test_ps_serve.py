@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from diml.checkpoint.codec import encode as encode_tree
+from diml.ps import serve_words
+from diml.ps import tape as tapes
 from diml.ps.message import (
     HEADER_BYTES,
     NO_IDS,
@@ -19,6 +21,7 @@ from diml.ps.message import (
     Flag,
     Kind,
     Message,
+    Send,
     decode,
     encode,
     text_rows,
@@ -218,3 +221,69 @@ def test_what_a_replica_must_hold_first_is_not_short() -> None:
     _long(node, UPDATE._replace(worker=0))
     commit()
     assert _short(node, encode(GET._replace(worker=0, clock=0))) is not None
+
+
+@pytest.mark.parametrize(("consistency", "workers"), [("bsp", 1), ("ssp(2)", 2), ("asp", 3)])
+def test_a_replica_follows_what_was_taken(consistency: str, workers: int) -> None:
+    rng, spare = random.Random(consistency), Address("spare", 0)
+    node, copy = (NodeCore(place, workers, 1, 1, 1) for place in (SERVER, spare))
+    plain = _node(consistency, workers, [*SPECS, ADAGRAD])
+    tape = np.zeros(1 << 11, np.uint8)
+    tapes.clear(tape)
+
+    def commit(sends: list[Send]) -> None:
+        for _, message in (send for send in sends if send.to == spare):
+            for _, done in copy.handle(SERVER, message):
+                node.handle(spare, done)
+
+    opening = text_rows(json.dumps({"consistency": consistency}))
+    for worker in range(workers):
+        node.handle(Address("worker", worker), Message(Kind.OPEN, worker, values=opening))
+    for spec in [*SPECS, ADAGRAD]:
+        define = Message(Kind.DEFINE, values=text_rows(spec.to_json()))
+        node.handle(Address("worker", 0), define)
+    commit(node.flush())
+    desk = node.desk
+    assert desk is not None and desk.untold == spare
+    desk.tell_on(tape)
+    clocks, short = [0] * workers, 0
+    for _ in range(300):
+        worker, spec = rng.randrange(workers), rng.choice([*SPECS, SPECS[0], ADAGRAD])
+        if clocks[worker] > min(clocks) + 1:
+            continue
+        message = _update(spec, worker, clocks[worker], 0, Flag.LAST, rng.randint(1, 6))
+        clocks[worker] += 1
+        # A read of a table that adds lets updates be taken again after one of a table that steps.
+        assert _short(node, encode(GET._replace(worker=0, clock=0, table=SPECS[1].id)))
+        if _short(node, encode(message)) is not None:
+            short += 1
+        else:
+            # What is on the tape was there before the commit.
+            copy.follow(0, tape, tapes.written(tape))
+            commit(node.handle(Address("worker", worker), message))
+            commit(node.flush())
+        if _short(plain, encode(message)) is None:
+            _long(plain, message)
+        if rng.random() < 0.2:
+            copy.follow(0, tape, tapes.written(tape))
+    copy.follow(0, tape, tapes.written(tape))
+    assert short > 100
+    assert node.server is not None and plain.server is not None
+    shard, twin = node.server.shard, copy.held[0]
+    assert encode_tree(shard.to_tree()).tobytes() == encode_tree(twin.to_tree()).tobytes()
+    for key, table in plain.server.shard.tables.items():
+        same = encode_tree(shard.tables[key].tree()).tobytes()
+        assert encode_tree(table.tree()).tobytes() == same
+
+
+def test_several_replicas_are_told_the_long_way() -> None:
+    for replicas, untold in ((0, None), (1, Address("server", 1)), (2, None)):
+        node = NodeCore(SERVER, 1, 3, 0, replicas)
+        node.handle(
+            Address("worker", 0), Message(Kind.OPEN, values=text_rows('{"consistency": "asp"}'))
+        )
+        for to, message in node.flush():
+            if message.kind is Kind.COMMIT:
+                node.handle(to, Message(Kind.COMMITTED, mark=message.mark))
+        assert node.desk is not None and node.desk.untold == untold
+        assert (node.desk.numbers[serve_words.UPDATES] == serve_words.LEFT) == (replicas > 0)

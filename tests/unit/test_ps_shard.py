@@ -105,6 +105,18 @@ def test_a_replica_follows_by_updates_that_are_passed_on() -> None:
     assert replica.closed == 1 and not np.array_equal(replica.tables[SPECS[0].id].values, before)
 
 
+def test_a_clock_of_one_update_is_passed_on_as_it_is() -> None:
+    shard, replica = _shard(track=True), Shard(1, 2, 2)
+    replica.install(shard.changes())
+    shard.version += 1
+    closing = shard.end_clock(_updates(0, SPECS[0], [5, 8, 5]), alone=True)
+    parts = shard.changes(shard.passed_on(closing))
+    assert [part.kind for part in parts] == [Kind.PASSED, Kind.COMMIT]
+    replica.install(parts)
+    shard.apply_clock(closing)
+    assert _content(replica) == _content(shard)
+
+
 @pytest.mark.parametrize(
     ("table", "ids"), [(SPECS[0], ([5, 8], [4, 5])), (SPECS[0], ([5, 5], [4])), (SPECS[1], ([3],))]
 )
