@@ -144,6 +144,9 @@ def settings_from(
             values[option.setting] = _value(option, raw)
         except (ValueError, Misuse) as error:
             raise Misuse(f"{source}: {error}") from None
+    if "frozen_deadline_s" not in values and "deadline_s" in values:
+        # Who sets the one low does not mean to be told of the other.
+        values["frozen_deadline_s"] = min(Settings.frozen_deadline_s, values["deadline_s"])
     try:
         return Settings(**values)
     except _Invalid as error:

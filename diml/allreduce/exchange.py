@@ -19,6 +19,7 @@ from diml.allreduce.wire import (
     Bytes,
     Header,
     flat,
+    pickled,
     size_of,
     unpack,
 )
@@ -31,14 +32,32 @@ _TAG = 2
 
 
 def reduce(link: Link, pool: Pool, how: Reduction, send: Array, held: list[Any]) -> Result:
-    """Allreduce `send` (C-contiguous) into a pooled buffer."""
+    """Allreduce `send` (C-contiguous) into a pooled buffer.
+
+    Where the caller's function raises, at rank 0, which applies it, the result is an object on all
+    ranks: the words of the error, and at rank 0 the error itself as its value.
+    """
     result = pool.take(send.dtype, send.shape)
     held += [send, result]
-    if how.function is not None:
-        link.allreduce_custom(send, result.owner, how.function)
-    else:
+    if how.function is None:
         assert how.mpi_op is not None
         link.allreduce(send.view(how.view), result.owner.view(how.view), how.mpi_op)
+        return result
+    function, errors = how.function, list[Exception]()
+
+    def fold(total: Array, part: Array) -> Array:
+        try:
+            return total if errors else function(total, part)
+        except Exception as error:
+            errors.append(error)
+            return total
+
+    link.allreduce_custom(send, result.owner, fold)
+    words = link.broadcast_object(repr(errors[0]) if errors else "", 0)
+    if words:
+        failed = pickled(words)
+        result = Result("object", failed, len(failed))
+        result.value = errors[0] if errors else None
     return result
 
 

@@ -29,6 +29,7 @@ from diml.allreduce.operation import (
     signature,
 )
 from diml.allreduce.recovery import Core
+from diml.allreduce.wire import value_of
 from diml.errors import Misuse, PeerFailed
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ class Allreduce:
 
         Raises:
             Misuse: op and dtype do not go together; `out` is read-only, or another shape or dtype;
-                a function gives what the array cannot hold.
+                a function gives what the array cannot hold, or raises. What it raises comes out
+                as it is on rank 0, which applies it.
             Mismatch: the workers called different things; both call sites are named.
             GaveUp: more was lost at once than there are copies.
         """
@@ -222,7 +224,11 @@ class Allreduce:
         agreed = signature(Kind.ALLREDUCE, how.code, source.shape)
         details = (op, source.dtype, source.shape)
         request = Request(Kind.ALLREDUCE, agreed, site, source.size > 0, details=details)
-        value: Array = self._collective(request, execute).value
+        result = self._collective(request, execute)
+        if result.form == "object":
+            error, result.value = result.value, None
+            raise error or Misuse(f"allreduce: the function failed on rank 0: {value_of(result)}")
+        value: Array = result.value
         if out is None:
             return value
         np.copyto(out, value)

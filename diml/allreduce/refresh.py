@@ -128,9 +128,11 @@ def _stock(state: State, newcomer: int, version: int) -> Script[dict[int, Any]]:
     merged = yield Reduce(nearest)
     for owner, negative in zip(owners, merged, strict=True):
         if negative == -FAR:
+            copies = len(state.ring.shifts)
+            also = f"and all {copies} ranks that held its replicas have died"
             raise GaveUp(
                 f"the local state of rank {owner} (version {version}) is lost: rank {owner} "
-                f"and all {len(state.ring.shifts)} ranks that held its replicas have died"
+                + (also if copies else "has died, and no other rank had a replica (--replicas)")
             )
     received: dict[int, Any] = {}
     for owner, negative in zip(owners, merged, strict=True):

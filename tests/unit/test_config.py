@@ -93,3 +93,12 @@ def test_spellings() -> None:
     assert spelled["drills"] == ("--drill", "DIML_DRILL")
     assert spelled["checkpoint_dir"] == ("--checkpoint-dir", "DIML_CHECKPOINT_DIR")
     assert spelled["checkpoint_every_s"] == ("--checkpoint-every", "DIML_CHECKPOINT_EVERY")
+
+
+def test_a_low_deadline_takes_that_of_stopped_processes_along() -> None:
+    assert settings_from({}, {"deadline_s": "4"}, {}).frozen_deadline_s == 4
+    assert settings_from({}, {"deadline_s": "40"}, {}).frozen_deadline_s == 10
+    with pytest.raises(Misuse, match="--deadline: 0"):
+        settings_from({}, {"deadline_s": "0"}, {})
+    with pytest.raises(Misuse, match="--frozen-deadline: 6 s is longer"):
+        settings_from({}, {"deadline_s": "4", "frozen_deadline_s": "6"}, {})
