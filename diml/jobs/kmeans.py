@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from diml.data import fingerprint
 from diml.data.files import check_same_files
 from diml.data.outputs import check_writable
+from diml.data.written import whole
 from diml.errors import Misuse
 from diml.jobs.account import Account
 from diml.jobs.flags import JobParser, at_least, check_files, job_parser, parse, real, run_job
@@ -299,8 +300,9 @@ def _cluster(job: Job, flags: argparse.Namespace) -> None:
         iterate(job, rows, model["centres"], labels, Account(job, "rows"))
         everyone = job.allgather(labels)
         if job.rank == 0:
-            np.savetxt(f"{flags.output}.C", model["centres"], fmt="%.9g")
-            np.savetxt(f"{flags.output}.labels", everyone, fmt="%d")
+            with whole(*(Path(f"{flags.output}.{end}") for end in ("C", "labels"))) as beside:
+                np.savetxt(beside[0], model["centres"], fmt="%.9g")
+                np.savetxt(beside[1], everyone, fmt="%d")
     if job.rank == 0:
         job.log(f"{model['iteration']} iterations, objective {model['inertia']:.9g}")
 

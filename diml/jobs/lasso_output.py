@@ -7,7 +7,6 @@ then renamed), except the log, which grows by a flushed line. Must not know how 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diml.data.written import refused, whole
 from diml.strads.lasso_problem import Round, Solution
 
 LOG_HEADER = "round,seconds,lambda,gap,objective,nonzeros,column_visits,bytes"
@@ -35,11 +35,15 @@ class Log:
             self._open = True
         if line.round % self._every:
             return
-        with self._path.open("a") as file:
-            file.write(
-                f"{line.round},{line.seconds:.6f},{line.lam!r},{line.gap!r},{line.objective!r},"
-                f"{line.nonzeros},{line.visits},{line.bytes}\n"
-            )
+        text = (
+            f"{line.round},{line.seconds:.6f},{line.lam!r},{line.gap!r},{line.objective!r},"
+            f"{line.nonzeros},{line.visits},{line.bytes}\n"
+        )
+        try:
+            with self._path.open("a") as file:
+                file.write(text)
+        except OSError as error:
+            raise refused(self._path, error) from None
 
     def _begin(self, first: int) -> None:
         kept = [LOG_HEADER]
@@ -83,7 +87,6 @@ def _npz(fields: dict[str, Any]) -> bytes:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place, then rename it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    """Write a file. Raises Misuse where it cannot be."""
+    with whole(path) as (beside,):
+        beside.write_bytes(content)

@@ -18,7 +18,6 @@ count and by its end, HDF5 whose bytes have changed by a checksum.
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diml.data.written import Hdf5, whole
 from diml.errors import Misuse
 
 Floats = NDArray[np.float64]
@@ -100,19 +100,17 @@ def model_file(name: str) -> Path:
 def write_model(name: str, model: Model) -> None:
     """Write a model; what the name means is said above. Raises Misuse where it cannot be."""
     path = model_file(name)
-    beside = path.with_name(path.name + ".part")
     parts = {key: np.asarray(getattr(model, key)) for key in _NAMES}
-    try:
+    with whole(path) as (beside,):
         if path.suffix == ".npz":
             with open(beside, "wb") as file:
                 np.savez(file, **parts)  # type: ignore[arg-type]  # its stub takes no dict of arrays
         elif path.suffix in HDF5:
-            import h5py  # not at the top: it costs every rank of every job a third of a second
-
-            with h5py.File(beside, "w", locking=False) as held:
+            with Hdf5(beside) as held:
                 for key, value in parts.items():
                     check = {"fletcher32": True} if value.ndim else {}
-                    held.create_dataset(key, data=value, **check)
+                    held.make_room(value.nbytes)
+                    held.file.create_dataset(key, data=value, **check)
         else:
             low, high = model.labels
             words = f"{len(model.weights)} weights, labels {low!r} {high!r}"
@@ -121,9 +119,6 @@ def write_model(name: str, model: Model) -> None:
             with open(beside, "w", encoding="ascii") as text:
                 text.write(f"# logistic: {words}, {last}\n")
                 np.savetxt(text, model.weights, "%.9g")
-        os.replace(beside, path)
-    except OSError as error:
-        raise Misuse(f"{path}: cannot write it: {error.strerror or error}") from None
 
 
 def holds_model(name: str) -> bool:

@@ -7,7 +7,8 @@ of the model at (i, j) is L_i . R_j, whatever the columns of L and R stand for.
     NAME.npz             arrays L and R, float32
     NAME.h5, NAME.hdf5   datasets L and R, float32
 
-Invariants: a file is whole or absent (written beside its place, then renamed); what is read is two
+Invariants: files are whole or absent, and L goes with R (both are written beside their places, then
+renamed); what is read is two
 finite matrices of one width, or Misuse names the file (and the line). A text that was cut off in a
 line is noticed by its end, HDF5 whose bytes have changed by a checksum.
 """
@@ -18,8 +19,7 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diml.data.written import Hdf5, whole
 from diml.errors import Misuse
 
 Chunks = Iterable[npt.NDArray[Any]]
 _HDF5 = (".h5", ".hdf5")
+_HDF5_ROWS = 4096  # that have one checksum
 _BAD_NPZ = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
@@ -50,24 +52,23 @@ def factor_files(name: str) -> list[Path]:
 
 
 def write_factors(name: str, left: Chunks, right: Chunks) -> None:
-    """Write a model; what the name means is said above.
+    """Write a model; what the name means is said above. Raises Misuse where it cannot be.
 
     Args:
         left, right: arrays (rows, k), one after the other.
     """
-    suffix = Path(name).suffix
-    if suffix == ".npz":
-        with _beside(Path(name)) as path, open(path, "wb") as file:
-            np.savez(file, L=_whole(left), R=_whole(right))
-    elif suffix in _HDF5:
-        import h5py  # not at the top: it costs every rank of every job a third of a second
-
-        with _beside(Path(name)) as path, h5py.File(path, "w", locking=False) as file:
-            for side, chunks in (("L", left), ("R", right)):
-                _append(file, side, chunks)
-    else:
-        for path, chunks in zip(factor_files(name), (left, right), strict=True):
-            _write_text(path, chunks)
+    paths = factor_files(name)
+    with whole(*paths) as beside:
+        if paths[0].suffix == ".npz":
+            with open(beside[0], "wb") as file:
+                np.savez(file, L=_whole(left), R=_whole(right))
+        elif paths[0].suffix in _HDF5:
+            with Hdf5(beside[0]) as held:
+                for side, chunks in (("L", left), ("R", right)):
+                    _append(held, side, chunks)
+        else:
+            for path, chunks in zip(beside, (left, right), strict=True):
+                _write_text(path, chunks)
 
 
 def read_factors(name: str) -> Factors:
@@ -93,33 +94,26 @@ def read_factors(name: str) -> Factors:
     return Factors(left.astype(np.float32), right.astype(np.float32))
 
 
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A name beside the place of a file, that becomes the file once the block is done."""
-    beside = path.with_name(path.name + ".part")
-    yield beside
-    os.replace(beside, path)
-
-
 def _whole(chunks: Chunks) -> npt.NDArray[np.float32]:
     return np.concatenate([np.asarray(chunk, np.float32) for chunk in chunks])
 
 
-def _append(file: Any, side: str, chunks: Chunks) -> None:
+def _append(held: Hdf5, side: str, chunks: Chunks) -> None:
     """Write chunks into a dataset that grows with them."""
     made = None
     for chunk in chunks:
+        k = chunk.shape[1]
+        held.make_room(4 * k * (len(chunk) + 2 * _HDF5_ROWS))
         if made is None:
-            k = chunk.shape[1]
-            shape: dict[str, Any] = {"maxshape": (None, k), "chunks": (4096, k)}
-            made = file.create_dataset(side, (0, k), "<f4", fletcher32=True, **shape)
+            shape: dict[str, Any] = {"maxshape": (None, k), "chunks": (_HDF5_ROWS, k)}
+            made = held.file.create_dataset(side, (0, k), "<f4", fletcher32=True, **shape)
         first = len(made)
         made.resize(first + len(chunk), axis=0)
         made[first:] = chunk
 
 
 def _write_text(path: Path, chunks: Chunks) -> None:
-    with _beside(path) as beside, open(beside, "w", encoding="ascii") as file:
+    with open(path, "w", encoding="ascii") as file:
         for chunk in chunks:
             line = " ".join(["%.6g"] * chunk.shape[1]) + "\n"
             file.writelines(line % tuple(row) for row in chunk.tolist())

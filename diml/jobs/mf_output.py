@@ -9,11 +9,12 @@ Invariant: a loss file has one header line and each iteration once, whole lines 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TextIO
 
-from diml.errors import Misuse
+from diml.data.written import refused
 from diml.jobs.mf_evaluation import Evaluation
 
 
@@ -27,7 +28,7 @@ def check_writable(paths: Iterable[Path]) -> None:
             if not existed:
                 path.unlink()
         except OSError as error:
-            raise Misuse(f"{path}: cannot write it: {error.strerror or error}") from None
+            raise refused(path, error) from None
 
 
 class LossFile:
@@ -39,24 +40,29 @@ class LossFile:
 
     def __init__(self, path: Path) -> None:
         """Begin the file with its header. Raises Misuse if it cannot be written."""
+        self._path = path
         try:
             self._file: TextIO = open(path, "w", encoding="ascii")  # noqa: SIM115 (see close)
         except OSError as error:
-            raise Misuse(f"{path}: cannot write it: {error.strerror or error}") from None
+            raise refused(path, error) from None
         self._write(field.name for field in fields(Evaluation))
 
     def append(self, evaluations: Sequence[Evaluation]) -> None:
-        """Add a line for each, flushed."""
+        """Add a line for each, flushed. Raises Misuse where the disk refuses."""
         for evaluation in evaluations:
             self._write(_cell(name, value) for name, value in asdict(evaluation).items())
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; what it has not taken has been told."""
+        with suppress(OSError):
+            self._file.close()
 
     def _write(self, cells: Iterable[str]) -> None:
-        self._file.write(",".join(cells) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(",".join(cells) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise refused(self._path, error) from None
 
 
 def _cell(name: str, value: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -21,6 +21,7 @@ from diml.data.files import files_of
 from diml.data.outputs import check_apart
 from diml.data.stream import Part, Stream
 from diml.data.triplets import FORMATS, Within, read_triplets
+from diml.data.written import whole
 from diml.errors import Misuse
 from diml.jobs.command import Command
 from diml.jobs.flags import at_least
@@ -157,13 +158,5 @@ def output(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
-    beside = path.with_name(path.name + ".part")
-    try:
-        with open(beside, "w", encoding="ascii") as file:
-            yield file
-        beside.replace(path)
-    except OSError as error:
-        raise Misuse(f"{path}: cannot write it: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            beside.unlink()
+    with whole(path) as (beside,), open(beside, "w", encoding="ascii") as file:
+        yield file
