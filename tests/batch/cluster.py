@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tests.helpers.mpi import CHECKOUT
+from tests.helpers.mpi import CHECKOUT, SLACK
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "munged", "unshare")
 NODES = ("n1", "n2")
@@ -53,7 +54,8 @@ SlurmdParameters=config_overrides
 JobRequeue=1
 KillWait=2
 MinJobAge=3600
-SlurmdTimeout=20
+SlurmdTimeout=300
+MessageTimeout=60
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 _NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 State=UNKNOWN\n"
@@ -109,7 +111,7 @@ class Cluster:
         self._start([_which("slurmctld"), "-D", "-f", str(self.configuration)], "ctld")
         for name in NODES:
             self.start_node(name)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while self.ask("sinfo", "-h", "-t", "idle", "-o", "%D").strip() != str(len(NODES)):
             assert time.monotonic() < deadline, self.logs()
             time.sleep(0.1)
@@ -129,7 +131,7 @@ class Cluster:
             "munged",
         )
         ask = ["munge", "-n", "-S", str(socket_file)]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while subprocess.run(ask, capture_output=True).returncode != 0:
             assert time.monotonic() < deadline, f"munge does not answer\n{self.logs()}"
             time.sleep(0.1)
@@ -159,14 +161,21 @@ class Cluster:
 
     def ask(self, *command: str) -> str:
         """What one of Slurm's commands prints."""
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120)
         return done.stdout
 
-    def submit(self, script: Path | str, *arguments: str, options: Sequence[str] = ()) -> int:
-        """Submit a script and return its job's number."""
+    def submit(
+        self,
+        script: Path | str,
+        *arguments: str,
+        options: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> int:
+        """Submit a script, with more variables in its environment, and return its job's number."""
         command = ["sbatch", "--parsable", *options, str(script), *arguments]
+        with_more = {**self.env, **(env or {})}
         done = subprocess.run(
-            command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=30
+            command, env=with_more, cwd=self.folder, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr
         return int(done.stdout.split(";")[0])
@@ -186,17 +195,17 @@ class Cluster:
         return self.state(job) in _ENDS
 
     def wait_until(
-        self, reached: Callable[[], bool], job: int, what: str, timeout_s: float = 90
+        self, reached: Callable[[], object], job: int, what: str, timeout_s: float = 90
     ) -> None:
         """Wait for a moment of a job."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + SLACK * timeout_s
         while not reached():
             assert time.monotonic() < deadline, f"{what}: never\n{self.report(job)}"
             time.sleep(0.1)
 
     def finish(self, job: int, timeout_s: float = 150, state: str = "COMPLETED") -> str:
         """Wait for a job's end; its output. A job put back into the queue starts soon again."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + SLACK * timeout_s
         pending_s = 0.0
         while (now := self.state(job)) not in _ENDS:
             assert time.monotonic() < deadline, f"still {now}\n{self.report(job)}"
@@ -259,12 +268,16 @@ class Cluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
+    """Ports that nobody has, below those that the system gives away by itself: what other tests
+    start would be given them before Slurm, or while the daemon of a node is down."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    candidates = list(range(max(1024, lowest - 8000), lowest))
+    random.shuffle(candidates)
+    ports: list[int] = []
+    while len(ports) < count:
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port := candidates.pop()))
+            ports.append(port)
     return ports
 
 

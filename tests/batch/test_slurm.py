@@ -59,9 +59,12 @@ def wanted(slurm: Cluster) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def at_the_wall(slurm: Cluster) -> int:
-    """A job whose time is too short. It sleeps mostly, so it runs beside the first tests."""
+    """A job whose time is too short. It sleeps mostly, so it runs beside the first tests.
+
+    Slurm looks every 30 s whose time is nearly over, and warns this one when it looks first.
+    """
     kept = f"--export=ALL,DIML_CHECKPOINTS={slurm.local}/kept"
-    return submit(slurm, "wall", 1.0, "--time=1", "--signal=B:USR1@30", kept)
+    return submit(slurm, "wall", 1.2, "--time=1", "--signal=B:USR1@30", kept)
 
 
 def answer(text: str) -> str:
@@ -131,8 +134,11 @@ ITERATIONS = 150
 PIECES = {"part-0": "n2", "part-1": "n1", "part-2": "n2"}
 
 
-def factorize(slurm: Cluster, name: str, engine: str = "rotate") -> int:
-    """Submit a factorization of the pieces; its checkpoints stay on the disks of the nodes."""
+def factorize(slurm: Cluster, name: str, engine: str = "rotate", drill: str = "") -> int:
+    """Submit a factorization of the pieces; its checkpoints stay on the disks of the nodes.
+
+    A drill with the signal STOP holds it at one place until the rank is told to go on.
+    """
     servers = 0 if engine == "rotate" else 2
     flags = f"--K 3 --num_iterations {ITERATIONS} --engine {engine} --output_prefix {name} --quiet"
     data = f"--datafile '{slurm.local}/part-*' --pieces {len(PIECES)}"
@@ -141,7 +147,8 @@ def factorize(slurm: Cluster, name: str, engine: str = "rotate") -> int:
     path = slurm.folder / f"{name}.sbatch"
     path.write_text(script("slurm", job))
     kept = f"--export=ALL,DIML_CHECKPOINTS={slurm.local}/{name}"
-    return slurm.submit(path, "--checkpoint-every", "0.2", options=(kept,))
+    held = {"DIML_DRILL": drill, "DIML_FROZEN_DEADLINE": "300"} if drill else {}
+    return slurm.submit(path, "--checkpoint-every", "0.2", options=(kept,), env=held)
 
 
 def told(slurm: Cluster, name: str) -> list[int]:
@@ -152,10 +159,16 @@ def told(slurm: Cluster, name: str) -> list[int]:
 
 
 def wait_for_iteration(slurm: Cluster, job: int, name: str, iteration: int) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 360
     while len(told(slurm, name)) < iteration:
         assert time.monotonic() < deadline and not slurm.ended(job), slurm.report(job)
         time.sleep(0.05)
+
+
+def status_of(pid: int, name: str) -> str:
+    """A line of what the system tells of a process."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return text.partition(f"\n{name}:")[2].partition("\n")[0].strip()
 
 
 Reference = Callable[[str], tuple[bytes, bytes]]
@@ -190,7 +203,7 @@ def factors_of(slurm: Cluster, name: str) -> tuple[bytes, bytes]:
 def test_srun_is_refused_with_the_command_that_works(slurm: Cluster) -> None:
     command = ["srun", "-N2", "-n2", "--mpi=none", "python", "program.py", "1", "0", "local"]
     done = subprocess.run(
-        command, env=slurm.env, cwd=slurm.folder, capture_output=True, text=True, timeout=90
+        command, env=slurm.env, cwd=slurm.folder, capture_output=True, text=True, timeout=360
     )
     assert done.returncode == 2 and "mpirun -n 2 python program.py 1 0 local" in done.stderr
 
@@ -199,12 +212,17 @@ def test_killed_on_each_node_and_requeued_it_ends_right_from_the_disks_of_the_no
     slurm: Cluster, factors: Reference
 ) -> None:
     """Pieces and checkpoints lie on each node's own disk: no node sees them all."""
-    job = factorize(slurm, "pieces")
+    # The third worker stops in its tracks; whoever dies, dies before or then.
+    job = factorize(slurm, "pieces", drill=f"2,{ITERATIONS // 10},0,0,entry,STOP")
     wait_for_iteration(slurm, job, "pieces", 2)
+    third = slurm.ranks("n1", "diml.jobs.mf")[1]
     for node in cluster.NODES:
         os.kill(slurm.ranks(node, "diml.jobs.mf")[0], signal.SIGKILL)
-    wait_for_iteration(slurm, job, "pieces", ITERATIONS // 10)
+    slurm.wait_until(lambda: "T" in status_of(third, "State"), job, "the third worker stops")
     slurm.ask("scancel", "--signal=USR1", "--batch", str(job))
+    told = 1 << signal.SIGUSR1 - 1
+    slurm.wait_until(lambda: int(status_of(third, "ShdPnd"), 16) & told, job, "it is told to stop")
+    os.kill(third, signal.SIGCONT)
     text = slurm.finish(job, timeout_s=280)
     assert "stopped in good order" in text and "back to the queue" in text, text
     assert "started again" not in text and factors_of(slurm, "pieces") == factors("rotate"), text
@@ -231,13 +249,17 @@ def test_a_lost_node_is_left_behind_though_it_had_pieces_of_the_data(
     job = factorize(slurm, "left", "ps")
     wait_for_iteration(slurm, job, "left", 1)
     ranks = slurm.ranks("n2", "diml.jobs.mf")
-    wait_for_iteration(slurm, job, "left", ITERATIONS // 5)
+    wait_for_iteration(slurm, job, "left", ITERATIONS // 10)
     # Ends everything on the second node; until all that is found the job must not come to its end.
     os.kill(ranks[0], signal.SIGSTOP)
     lost = slurm.processes("slurmd", "-N n2") + slurm.processes("prted")
     for pid in lost + ranks:
         os.kill(pid, signal.SIGKILL)
     try:
+        left = "going on without n2"
+        slurm.wait_until(lambda: left in slurm.output(job), job, left)
+        # Slurm finds it out by itself, later; until then the job would stay COMPLETING.
+        slurm.ask("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=lost")
         text = slurm.finish(job, timeout_s=280)
     finally:
         slurm.start_node("n2")
