@@ -138,6 +138,11 @@ class EventLog:
         self._run = {"run": run, "uid": uid}
         self._place: dict[str, Any] = {"role": "spare", "rank": 0, "incarnation": 0, "epoch": 0}
 
+    @property
+    def heard(self) -> bool:
+        """Whether what this process tells goes anywhere."""
+        return self._descriptor is not None or bool(self._sinks)
+
     def stand(self, *, role: str, rank: int, incarnation: int, epoch: int) -> None:
         """From now on this process is that rank. To be called after each repair."""
         self._place = {"role": role, "rank": rank, "incarnation": incarnation, "epoch": epoch}
@@ -201,7 +206,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 def about(settings: Any) -> dict[str, Any]:
     """What a run is, for its first event: command line, settings (a dataclass), versions, cores."""
-    # Not at the top: a tenth of what the start of a process takes, and only one of them asks.
+    # Not at the top: a tenth of what the start of a process takes, and one asks, where it is heard.
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version(), "system": platform.platform()}

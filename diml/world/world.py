@@ -76,7 +76,8 @@ class World(Position):
         self._committed = False
         self._record_place()
         self.watchdog = Watchdog(self._watch())
-        self.event("start", size=footing.full.size, **(about(settings) if self.uid == 0 else {}))
+        tells = self.uid == 0 and event.heard
+        self.event("start", size=footing.full.size, **(about(settings) if tells else {}))
 
     def _watch(self) -> Watch:
         return Watch(

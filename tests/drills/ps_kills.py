@@ -53,30 +53,36 @@ class Killer:
         seats = set(self._seats().values())
         return min(epoch for pid, epoch in done.items() if pid in seats)
 
-    def wait_until(self, reached: Callable[[], bool]) -> None:
-        """Wait for the moment of a kill; the failure carries the stacks of a job that stands."""
+    def wait_until(self, reached: Callable[[], bool]) -> bool:
+        """Wait for the moment of a kill; the failure carries the stacks of a job that stands.
+
+        False if the job has come to its end before: this process was not let run in time.
+        """
         within_s = PROGRESS_WITHIN_S if self.killed else BEGINS_WITHIN_S
         deadline = time.monotonic() + within_s
         while not reached():
-            assert self._running.poll() is None, f"the job ended before a kill; {self.killed}"
+            if self._running.poll() is not None:
+                return False
             if time.monotonic() > deadline:
                 raise AssertionError(f"no progress after {self.killed}: {self._report()}")
             time.sleep(0.005)
+        return True
 
     def _report(self) -> str:
         return self._running.wait(timeout_s=0, allow_hang=True).report()
 
-    def strike(self, roles: tuple[str, ...], done: Callable[[], int]) -> None:
+    def strike(self, roles: tuple[str, ...], done: Callable[[], int]) -> bool:
         """Kill one seat of each role at once, at a random moment; wait for the whole repair.
 
-        `done` says how many steps of the job are done.
+        `done` says how many steps of the job are done. False if the job came to its end instead.
         """
         time.sleep(self._rng.random() * 0.05)
         before, step = self._repairs(), done()
         seats = sorted(self._seats().items())
         for role in roles:
             seat, pid = self._rng.choice([entry for entry in seats if entry[0][0] == role])
-            assert self._running.kill(pid), f"{seat} at {pid} was gone already"
+            if not self._running.kill(pid):
+                return False
             self.killed.append(f"{seat[0]} {seat[1]} at {step}")
             self.steps.append(step)
         deadline = time.monotonic() + REPAIR_WITHIN_S
@@ -84,7 +90,9 @@ class Killer:
             # Asked first: a job may be repaired and go on to its end between two looks.
             ended = self._running.poll() is not None
             if self._repairs() > before:
-                return
-            if ended or time.monotonic() > deadline:
+                return True
+            if ended:
+                return False
+            if time.monotonic() > deadline:
                 raise AssertionError(f"no repair after {self.killed}: {self._report()}")
             time.sleep(0.02)

@@ -12,7 +12,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -135,41 +135,78 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], obj
     return result
 
 
-@pytest.mark.parametrize("seed", range(RUNS))
-def test_random_kills(seed: int, undisturbed: Callable[[str], object], tmp_path: Path) -> None:
-    rng = random.Random(seed)
-    name = list(PROGRAMS)[seed % len(PROGRAMS)]
-    program, servers = PROGRAMS[name], rng.choice((1, 2))
-    if program.command is SHORT_COMMAND:
+@dataclass(frozen=True)
+class Storm:
+    """What is to happen to a job.
+
+    Attributes:
+        both: the first strike takes a worker and a server at once.
+        moments: the steps at which to strike.
+    """
+
+    seed: int
+    program: Program
+    servers: int
+    both: bool
+    moments: Sequence[int]
+
+    @classmethod
+    def drawn(cls, seed: int) -> Storm:
+        """The storm of a seed; the same program every so many seeds."""
+        rng = random.Random(seed)
+        program = list(PROGRAMS.values())[seed % len(PROGRAMS)]
         # Of several servers rows come the long way.
-        servers = 1
+        servers = 1 if program.command is SHORT_COMMAND else rng.choice((1, 2))
+        # A worker and its server at once, where another server or the standby has its rows.
+        both = rng.random() < 0.25 and program.replicas > 0
+        first, last = program.steps * 6 // 100, program.steps * 50 // 100
+        return cls(
+            seed, program, servers, both, sorted(rng.sample(range(first, last), KILLS_A_RUN))
+        )
+
+
+def strike(storm: Storm, folder: Path) -> tuple[Finished, Killer]:
+    """Run the program and kill; fewer are killed if it comes to its end before."""
+    program, rng = storm.program, random.Random(storm.seed)
     roles = ("worker", "worker", "server") if program.replicas else ("worker",)
-    # A worker and its server at once, where another server or the standby has its rows.
-    both = rng.random() < 0.25 and program.replicas > 0
     # One for each seat, and the standby of a single server.
-    spares = KILLS_A_RUN + both + (servers == 1)
+    spares = KILLS_A_RUN + storm.both + (storm.servers == 1)
     env = {
-        "DIML_SERVERS": str(servers),
+        "DIML_SERVERS": str(storm.servers),
         "DIML_SPARES": str(spares),
         "DIML_PS_REPLICAS": str(program.replicas),
-        "DIML_EVENTS": str(tmp_path / "events"),
+        "DIML_EVENTS": str(folder / "events"),
     }
-    first, last = program.steps * 6 // 100, program.steps * 50 // 100
-    moments = sorted(rng.sample(range(first, last), KILLS_A_RUN))
-    n = WORKERS + servers + spares
-    with start_mpi(n, program.command, args=program.args(tmp_path), env=env) as running:
-        killer = Killer(running, tmp_path / "events", rng)
+    n = WORKERS + storm.servers + spares
+    with start_mpi(n, program.command, args=program.args(folder), env=env) as running:
+        killer = Killer(running, folder / "events", rng)
 
         def done() -> int:
-            return program.done(tmp_path, running.stdout)
+            return program.done(folder, running.stdout)
 
-        for moment in moments:
-            killer.wait_until(lambda moment=moment: done() >= moment)
+        for moment in storm.moments:
+            if not killer.wait_until(lambda moment=moment: done() >= moment):
+                break
             one = (rng.choice(roles),)
-            killer.strike(("worker", "server") if both and not killer.killed else one, done)
-        finished = running.wait(timeout_s=120).expect(0)
-    print(f"{name}, {servers} servers: {', '.join(killer.killed)} of {program.steps}")
-    assert len(killer.killed) >= KILLS_A_RUN
-    for step in killer.steps:
-        assert 0.05 * program.steps <= step <= 0.95 * program.steps, killer.killed
-    assert program.result(tmp_path, finished) == undisturbed(name), killer.killed
+            whom = ("worker", "server") if storm.both and not killer.killed else one
+            if not killer.strike(whom, done):
+                break
+        return running.wait(timeout_s=120).expect(0), killer
+
+
+@pytest.mark.parametrize("seed", range(RUNS))
+def test_random_kills(seed: int, undisturbed: Callable[[str], object], tmp_path: Path) -> None:
+    storm, name = Storm.drawn(seed), list(PROGRAMS)[seed % len(PROGRAMS)]
+    steps = storm.program.steps
+    # On a busy machine a job may be over before it was hit: then once more, and earlier.
+    for attempt in range(4):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        finished, killer = strike(storm, folder)
+        assert storm.program.result(folder, finished) == undisturbed(name), killer.killed
+        struck = len(killer.killed) >= KILLS_A_RUN
+        if struck and all(0.05 * steps <= step <= 0.95 * steps for step in killer.steps):
+            print(f"{name}, {storm.servers} servers: {', '.join(killer.killed)} of {steps}")
+            return
+        storm = replace(storm, moments=[max(steps * 6 // 100, m // 2) for m in storm.moments])
+    raise AssertionError(f"the job was over before it was hit: {killer.killed} of {steps}")

@@ -130,12 +130,12 @@ def test_a_crash_loop_is_given_up(tmp_path: Path, step: int, where: str) -> None
     assert first == "from 0" and again == f"from {step}", done.report()
 
 
-FACTORIZE = ["diml.jobs.mf", "--generate", "9000x6000x700000", "--K", "8", "--quiet"]
+FACTORIZE = ["diml.jobs.mf", "--generate", "9000x6000x300000", "--K", "8", "--quiet"]
 
 
 @pytest.mark.parametrize("engine", ["rotate", "ps"])
 def test_factorization_goes_on_from_the_memory_of_the_node(tmp_path: Path, engine: str) -> None:
-    iterations = 24
+    iterations = 60  # of which the last 54 are time enough to see the first six
 
     def factorize(name: str) -> Running:
         (tmp_path / name).mkdir()
