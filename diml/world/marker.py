@@ -7,6 +7,7 @@ import MPI.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from pathlib import Path
@@ -16,9 +17,10 @@ FOLDER = "DIML_SUPERVISED"
 ATTEMPT = "DIML_ATTEMPT"
 MEMORY = "DIML_NODE_MEMORY"
 
-Word = Literal["begun", "ready", "version", "left", "done"]
-"""begun: `diml.init` was called. ready: stop signals end in a checkpoint on a disk. version: the
-newest that is kept. left: it ends in error, with this status. done: all is done."""
+Word = Literal["came", "went", "begun", "ready", "version", "left", "done"]
+"""came: DiML was loaded. went: a program that loads it has come to its end. begun: `diml.init` was
+called. ready: stop signals end in a checkpoint on a disk. version: the newest that is kept. left:
+it ends in error, with this status. done: all is done."""
 
 
 def say(word: Word, value: int = 0) -> None:
@@ -39,3 +41,9 @@ def heard(folder: Path, word: Word) -> int | None:
         return int(os.readlink(folder / word))
     except (OSError, ValueError):
         return None
+
+
+def say_to_the_end() -> None:
+    """That this process is here, and at its end, unless it is killed, that it was."""
+    say("came")
+    atexit.register(say, "went")

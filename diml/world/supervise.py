@@ -39,10 +39,12 @@ _LOST_S = 2.0  # for a host that was given up, to be swept if it is back
 _POLL_S = 0.1
 _FAILED, _INTERRUPTED = 1, 130
 _RESUMABLE = Resumable.exit_status
-_OF_ONE_ATTEMPT: tuple[marker.Word, ...] = ("begun", "ready", "left", "done")
-# The signals that stop a run, the weaker first. SGE's warning is USR2.
+_OF_ONE_ATTEMPT: tuple[marker.Word, ...] = ("begun", "ready", "left", "done", "came", "went")
+# The signals that stop a run, the weaker first. SGE's warning is USR2; a terminal that is closed
+# sends HUP, which nohup has told to ignore.
 _STOPS = ("", "SIGUSR1", "SIGTERM", "SIGINT")
-_TOLD = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+_MEANS = {signal.SIGUSR2: "SIGUSR1", signal.SIGHUP: "SIGTERM"}
+_TOLD = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, *_MEANS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class End:
         left: the status with which it has said that it leaves in error, if it has.
         on_disk: it keeps checkpoints on a disk.
         alone: it had this host only, so none can have been lost.
+        cut: it has loaded DiML, and none of its processes has come to the end of the program.
     """
 
     status: int
@@ -68,6 +71,7 @@ class End:
     left: int | None = None
     on_disk: bool = False
     alone: bool = False
+    cut: bool = False
 
     @property
     def resumable(self) -> int:
@@ -94,7 +98,7 @@ def judge(ends: Sequence[End], max_restarts: int) -> Verdict:
     last = ends[-1]
     if last.done or _is_its_own(last):
         return Verdict(False, _shell(last.status))
-    if last.status == 0 and last.alone and not last.begun:
+    if last.status == 0 and last.alone and not last.begun and not last.cut:
         return Verdict(False, 0, "the program has ended, and never called diml.init")
     if last.stopped:
         return Verdict(False, _RESUMABLE if last.status == _RESUMABLE else _FAILED)
@@ -211,7 +215,8 @@ class Supervisor:
             folder.mkdir(mode=0o700)
         except OSError as error:
             raise Misuse(f"no folder in the memory of the node: {error}") from None
-        before = {number: signal.signal(number, self._told) for number in _TOLD}
+        told = [number for number in _TOLD if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._told) for number in told}
         try:
             return self._attempts(folder, memory, roll)
         finally:
@@ -221,7 +226,7 @@ class Supervisor:
             os.close(held)
 
     def _told(self, number: int, frame: FrameType | None) -> None:
-        name = "SIGUSR1" if number == signal.SIGUSR2 else signal.Signals(number).name
+        name = _MEANS.get(signal.Signals(number)) or signal.Signals(number).name
         self._stop = max(self._stop, name, key=_STOPS.index)
 
     def _attempts(self, folder: Path, memory: Path, roll: Roll) -> int:
@@ -271,11 +276,13 @@ class Supervisor:
             lookout.end()
         if self.hydra and signal.SIGINT < status < signal.SIGRTMIN:
             status = -status  # what ended a process, in MPICH's words
-        begun, ready, left, done = (marker.heard(folder, word) for word in _OF_ONE_ATTEMPT)
+        words = [marker.heard(folder, word) for word in _OF_ONE_ATTEMPT]
+        begun, ready, left, done, came, went = words
         version = marker.heard(folder, "version") or 0
         on_disk = ready is not None or any(end.on_disk for end in self._ends)
+        cut = came is not None and went is None
         return End(
-            status, done is not None, version, stopped, begun is not None, left, on_disk, alone
+            status, done is not None, version, stopped, begun is not None, left, on_disk, alone, cut
         )
 
     def _wait(

@@ -106,6 +106,7 @@ def test_a_job_is_a_module_or_a_script(tmp_path: Path) -> None:
         ([End(14, False, begun=False)], False, 14),
         ([End(signal.SIGUSR2, False)], True, 0),  # lost in the start
         ([End(0, False, begun=False, alone=True)], False, 0),  # no program of DiML's
+        ([End(0, False, begun=False, alone=True, cut=True)], True, 0),  # all were killed before
         ([End(0, False, begun=False)], True, 0),  # or a node lost before
         ([End(0, False, 5, on_disk=True), End(0, False, 5, on_disk=True)], False, 1),
         ([End(0, False), End(0, False)], False, 1),
@@ -172,10 +173,12 @@ def tell_later(number: int, seconds: float) -> None:
     threading.Thread(target=tell, daemon=True).start()
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_signal_reaches_the_job_as_usr1_once_it_is_ready(
     tmp_path: Path, number: int
 ) -> None:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("the tests run under nohup")
     script = """
         trap 'ln -sfn 9 $DIML_SUPERVISED/version; exit 75' USR1
         sleep 0.8; ln -sfn 1 $DIML_SUPERVISED/ready
