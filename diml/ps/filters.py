@@ -84,12 +84,14 @@ class Filters:
     Attributes:
         wanted: filters that this process applies to all that it sends, and wants in answers.
         plain_bytes, wire_bytes: what was sent, before and after the filters.
+        short: messages that went the short way, which has none; a read is one, with its answer.
     """
 
     def __init__(self, wanted: int = 0) -> None:
         self.wanted = wanted
         self.plain_bytes = 0
         self.wire_bytes = 0
+        self.short = 0
         self._peers: dict[int, int] = {}
         self._sent: dict[int, KeyLists] = {}
         self._received: dict[int, KeyLists] = {}

@@ -63,7 +63,7 @@ HEADER_BYTES = 64
 _HEADER = struct.Struct("<4sBBBBiqqqqIIIHHI")
 MAGIC = b"DMPS"
 # More than any n.
-_END = 2**32
+CLOCK_END = 2**32
 FORMAT = 1
 DTYPES = tuple(np.dtype(name) for name in ("uint8", "float32", "float64", "int32", "int64"))
 _INT64 = np.dtype(np.int64)
@@ -203,7 +203,7 @@ def update_key(message: Message) -> tuple[int, int]:
     The end of a clock counts whatever its n: a replacement may need fewer updates for a clock
     than the ledger has of it.
     """
-    return message.clock, _END if message.flags & Flag.LAST else message.n
+    return message.clock, CLOCK_END if message.flags & Flag.LAST else message.n
 
 
 def frame(ids: int, rows: int, width: int, dtype: np.dtype[Any]) -> tuple[Bytes, Ids, Rows]:

@@ -254,8 +254,8 @@ class Node:
         self._told_s = now
         sent = self._port.filters
         held = self._client_core.held_bytes if self._client_core is not None else 0
-        plain, wire = sent.plain_bytes + held, sent.wire_bytes
-        self._world.event("traffic", by="servers", plain_bytes=plain, wire_bytes=wire)
+        size = {"plain_bytes": sent.plain_bytes + held, "wire_bytes": sent.wire_bytes}
+        self._world.event("traffic", by="servers", **size, short=sent.short)
 
     # Servers and spares ----------------------------------------------------------------------
 
@@ -281,44 +281,47 @@ class Node:
     def _serve_until_told(self) -> None:
         """Handle messages until the workers are done. Raises PeerFailed."""
         port, core = self._port, self._core
-        # Messages since the last flush; whether it is due because no more have come.
-        since_flush, due = 0, False
+        # Messages until the next flush, which comes before that where no more come.
+        left = 0
         while True:
-            found = None
-            if since_flush < _FLUSH_AFTER and not due:
-                patience_s = LINGER_S if core.may_linger else 0.0
-                found, seen, early = self._serve(patience_s, _FLUSH_AFTER - since_flush)
-                since_flush += seen
-                if early:
-                    continue
-            if found is None:
-                since_flush = 0
-                sends = core.flush()
-                if sends:
-                    port.post(sends)
-                    self._strike("inside")
-                    self._world.committed()
-                found, since_flush, early = self._serve(_PATIENCE_S, _FLUSH_AFTER)
-                due = since_flush > 0 and found is None and not early
-                if due or early:
-                    continue
+            if left <= 0:
+                self._flush()
+                left = _FLUSH_AFTER
+            flushed = left == _FLUSH_AFTER
+            linger_s = LINGER_S if core.may_linger else 0.0
+            found, seen, early = self._serve(_PATIENCE_S if flushed else linger_s, left)
+            left -= seen
             if found is not None:
-                since_flush += 1
+                left -= 1
                 sends = core.handle(found[0], port.opened(*found))
                 moved = self._moved()
                 if sends:
                     port.post(sends)
                 if moved:
                     self._strike("after")
-            elif (word := port.word()) is not None:
-                if word:
+            elif not early:
+                told = port.word() if flushed and not seen else None
+                if told:
                     self._collectives.hear_of_state()
-                    continue
-                self._tell_traffic(last=True)
-                if self._durable is not None:
-                    self._durable.close()
-                self._world.leave_as_told()
-                return
+                elif told is not None:
+                    self._leave()
+                    return
+                left = 0
+
+    def _flush(self) -> None:
+        """Replicate and acknowledge what has been handled. Raises PeerFailed."""
+        sends = self._core.flush()
+        if sends:
+            self._port.post(sends)
+            self._strike("inside")
+            self._world.committed()
+
+    def _leave(self) -> None:
+        """The end of a process that has served."""
+        self._tell_traffic(last=True)
+        if self._durable is not None:
+            self._durable.close()
+        self._world.leave_as_told()
 
     def _serve(
         self, patience_s: float, turns: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from diml.ps.message import Address, Bytes, Message, Send, decode, update_key
+from diml.ps.message import CLOCK_END, Address, Bytes, Message, Send, decode, update_key
 
 
 class Framed(NamedTuple):
@@ -49,11 +49,16 @@ class Sent:
         self.watermark = clock
 
     def retain(self, by_server: list[list[Message]]) -> list[Send]:
-        """Remember these messages by server; returns them on their way."""
+        """Remember these messages by server; returns them on their way.
+
+        What a former life of this worker has had acknowledged is acknowledged: nobody says so
+        once more."""
         sends = []
         for server, messages in enumerate(by_server):
-            self._retained[server].extend(messages)
+            needed = self._needed(server)
             for message in messages:
+                if update_key(message) >= needed:
+                    self._retained[server].append(message)
                 sends.append(Send(self._servers[server], message))
         return sends
 
@@ -79,9 +84,13 @@ class Sent:
     def _trim(self) -> None:
         """Forget updates that cannot be needed again."""
         for server, retained in enumerate(self._retained):
-            needed = (self.watermark, 0) if self._buffered else self._acknowledged[server]
-            while retained and (retained[0].clock, retained[0].n) < needed:
+            needed = self._needed(server)
+            while retained and _key(retained[0]) < needed:
                 retained.popleft()
+
+    def _needed(self, server: int) -> tuple[int, int]:
+        """The first (clock, n) that may be needed again."""
+        return (self.watermark, 0) if self._buffered else self._acknowledged[server]
 
     def has_all(self, stamp: tuple[int, int]) -> bool:
         """Whether the update sent as (clock, n) has been acknowledged wherever it went."""
@@ -118,3 +127,8 @@ class Sent:
         self.watermark = min(ledgers)[0]
         self._trim()
         return sends
+
+
+def _key(sent: Message | Framed) -> tuple[int, int]:
+    """As `update_key`."""
+    return (sent.clock, CLOCK_END) if isinstance(sent, Framed) else update_key(sent)

@@ -161,6 +161,7 @@ class WorldPort:
             self._current()
         clock, n, mark, buffer = framed
         self._count_plain(len(buffer))
+        self.filters.short += 1
         direct = self._direct
         result = send_update(direct.words, self._ranks[to], PS_TAG, buffer, clock, mark, n)
         if result:
@@ -180,7 +181,10 @@ class WorldPort:
             direct.words, self._ranks[quick.server], PS_TAG, self._crowded, AWAKE_S, frame, ids,
             quick.rows, room, quick.code, quick.cols, clock, n, request,
         )  # fmt: skip
-        return found if found[0] >= 0 else (self._without_answer(found, frame, room), 0, 0)
+        if found[0] < 0:
+            return self._without_answer(found, frame, room), 0, 0
+        self.filters.short += 1
+        return found
 
     def _without_answer(self, found: tuple[int, int, int], frame: Bytes, room: Bytes) -> int:
         """What an exchange without the answer has come to; another message is received next."""
@@ -254,6 +258,7 @@ class WorldPort:
         served = serve(self._direct, desk, into, PS_TAG, awake_s, self._crowded, turns)
         if served.seen:
             self._idle_s = 0.0
+            self.filters.short += served.seen
             self.filters.plain_bytes += served.size
             self.filters.wire_bytes += served.size
             if served.length == NOTHING:

@@ -49,6 +49,40 @@ def test_the_log_tells_the_staleness_of_reads_and_the_bytes_that_filters_save(
         assert 0 < event["wire_bytes"] < event["plain_bytes"]
 
 
+@pytest.mark.parametrize(
+    ("workers", "staleness", "sparse"), [(1, 0, False), (2, 2, False), (1, 0, True), (2, 2, True)]
+)
+def test_small_messages_of_dense_tables_go_the_short_way(
+    tmp_path: Path, workers: int, staleness: int, sparse: bool
+) -> None:
+    program = f"""
+        import numpy as np
+        import diml
+        with diml.init(servers=1) as job:
+            ps = job.parameter_server({staleness})
+            table, ids = ps.table("t", 50, 4, sparse={sparse}), np.arange(0, 50, 7)
+            own = np.zeros((len(ids), 4), np.float32)
+            while ps.clock_now < 400:
+                assert (table.get(ids) >= own).all()
+                table.inc(ids, np.ones_like(own))
+                own += 1
+                ps.clock()
+            ps.barrier()
+            assert (table.get(ids) == 400 * ps.workers).all()
+    """
+    env = {"DIML_EVENTS": str(tmp_path / "log"), "DIML_SPARES": "0"}
+    run_mpi(workers + 1, program, env=env, timeout_s=60).expect(0)
+    told = [e for e in read_events(tmp_path / "log") if e.get("by") == "servers"]
+    short = {event["uid"]: event["short"] for event in told}
+    asked = 800 * workers
+    if sparse:
+        assert set(short.values()) == {0}
+    else:
+        # Where cores are shared an answer may be late, and then goes the long way.
+        assert asked / 4 < short[workers] <= asked + 2 * workers
+        assert min(short.values()) > 200 and max(short[w] for w in range(workers)) <= 802
+
+
 def test_two_jobs_at_the_same_time_do_not_disturb_each_other() -> None:
     env = {"DIML_SERVERS": "1", "DIML_SPARES": "1"}
     args = ["--clocks", 30, "--pause", 0.01]

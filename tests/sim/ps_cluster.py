@@ -107,8 +107,11 @@ class Worker:
         else:
             self.core.update(spec, *_cells(spec, ids, values))
 
-    def push(self, spec: TableSpec, ids: Rows, values: Rows) -> None:
-        self._post(self.core.push(spec, *_cells(spec, ids, values))[1])
+    def push(self, spec: TableSpec, ids: Rows, values: Rows, wait: bool) -> Steps:
+        stamp, sends = self.core.push(spec, *_cells(spec, ids, values))
+        self._post(sends)
+        while wait and not self.core.sent.has_all(stamp):
+            yield
 
     def clock(self, local: Bytes) -> Steps:
         while not self.core.may_clock:

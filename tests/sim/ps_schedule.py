@@ -127,7 +127,7 @@ class Schedule:
         own = np.zeros((len(touched), self.shape.workers), np.int32)
         own[:, worker.number] = 1
         if self.shape.pushes and half:
-            worker.push(self.count, touched[:half], own[:half])
+            yield from worker.push(self.count, touched[:half], own[:half], wait=clock % 2 == 0)
         elif half:
             worker.update(self.count, touched[:half], own[:half])
         if clock % 2 or self.states is None:

@@ -59,6 +59,20 @@ def _caught(first: int = 0, seeds: int = 400) -> bool:
     return False
 
 
+def test_a_worker_that_waits_for_what_its_former_life_has_sent_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forgetful(self: sent.Sent, by_server: list[list[Message]]) -> list[Send]:
+        sends = []
+        for server, messages in enumerate(by_server):
+            self._retained[server].extend(messages)
+            sends += [Send(self._servers[server], message) for message in messages]
+        return sends
+
+    monkeypatch.setattr(sent.Sent, "retain", forgetful)
+    assert _caught()
+
+
 def test_a_server_that_acknowledges_before_its_replica_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -13,9 +13,10 @@ from diml.ps.checks import check_options
 from diml.ps.client import ParameterServer
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import parse_consistency
-from diml.ps.message import Send
+from diml.ps.message import Address, Flag, Kind, Message, Send
 from diml.ps.options import Options
 from diml.ps.port import LocalPort
+from diml.ps.sent import Sent
 from diml.ps.session import Session
 from diml.world.calls import Calls
 
@@ -240,6 +241,31 @@ def test_push_pull_and_wait(model: str) -> None:
             kv.push(keys, np.ones(len(keys)))
     with pytest.raises(Misuse, match="timestamp 99"):
         kv.wait(99)
+
+
+@pytest.mark.parametrize("model", ["ssp(2)", "essp(2)", "asp"])
+def test_a_push_that_a_former_life_has_sent_is_waited_for_no_more(model: str) -> None:
+    port = LocalPort()
+    for _ in range(2):
+        ps = _server(model=model, port=port)
+        kv = ps.kv("w", 4, rule="add")
+        kv.pull([0])  # says in the second life what the first one has pushed
+        kv.wait(kv.push([1], [1.0]))
+    assert kv.pull([1]).tolist() == [1.0]
+    ps.clock(wait=True)
+    assert ps.clock_now == 1
+
+
+def test_the_end_of_a_clock_is_kept_though_a_former_life_has_sent_more_in_it() -> None:
+    sent = Sent([Address("server", 0)], buffered=False)
+    sent.begin(3)
+    sent.acknowledge(0, 3, 5)
+    end = Message(Kind.UPDATE, 0, 3, 2, flags=Flag.LAST)
+    assert [send.message for send in sent.retain([[end]])] == [end]
+    sent.acknowledge(0, 3, 6)
+    assert [send.message for send in sent.again([(3, 6)])] == [end]
+    sent.acknowledge(0, 4, 0)
+    assert not sent.again([(4, 0)])
 
 
 def test_adarevision_in_a_single_process_is_adagrad() -> None:
