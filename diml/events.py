@@ -40,7 +40,7 @@ Kinds, with the fields that each always has (times and durations in seconds, siz
                and what at least was sent for them (an allreduce over P workers moves 2(P-1)/P of
                its size a worker), with checkpoints and recovery. "servers": messages sent of the
                parameter server, before and after their filters; then also short: reads, and
-               clocks of one update, that compiled code alone has sent or seen to
+               updates, that compiled code has sent, or seen to
     resume     version: the job goes on from a durable checkpoint
     staleness  bound (null for none), reads (staleness -> reads): of this worker, at its end
     leave      this process is done

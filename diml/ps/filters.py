@@ -84,7 +84,8 @@ class Filters:
     Attributes:
         wanted: filters that this process applies to all that it sends, and wants in answers.
         plain_bytes, wire_bytes: what was sent, before and after the filters.
-        short: messages that went the short way, which has none; a read is one, with its answer.
+        short: messages that went the short way, which has none: reads and updates that compiled
+            code has sent, or seen to.
     """
 
     def __init__(self, wanted: int = 0) -> None:

@@ -149,10 +149,11 @@ class WorldPort:
         self._count_plain(len(buffer))
         self._direct.send(buffer, self._ranks[to], PS_TAG)
 
-    def _count_plain(self, size: int) -> None:
+    def _count_plain(self, size: int, short: int = 0) -> None:
         filters = self.filters
         filters.plain_bytes += size
         filters.wire_bytes += size
+        filters.short += short
         self._idle_s = 0.0
 
     def send_framed(self, to: Address, framed: Framed) -> None:
@@ -160,8 +161,7 @@ class WorldPort:
         if self._world.footing.full is not self._link:
             self._current()
         clock, n, mark, buffer = framed
-        self._count_plain(len(buffer))
-        self.filters.short += 1
+        self._count_plain(len(buffer), 1)
         direct = self._direct
         result = send_update(direct.words, self._ranks[to], PS_TAG, buffer, clock, mark, n)
         if result:
@@ -176,15 +176,12 @@ class WorldPort:
         if self._arrivals.look():
             return UNASKED, 0, 0
         frame, direct = quick.frame, self._direct
-        self._count_plain(len(frame))
+        self._count_plain(len(frame), 1)
         found: tuple[int, int, int] = exchange(
             direct.words, self._ranks[quick.server], PS_TAG, self._crowded, AWAKE_S, frame, ids,
             quick.rows, room, quick.code, quick.cols, clock, n, request,
         )  # fmt: skip
-        if found[0] < 0:
-            return self._without_answer(found, frame, room), 0, 0
-        self.filters.short += 1
-        return found
+        return found if found[0] >= 0 else (self._without_answer(found, frame, room), 0, 0)
 
     def _without_answer(self, found: tuple[int, int, int], frame: Bytes, room: Bytes) -> int:
         """What an exchange without the answer has come to; another message is received next."""
@@ -257,10 +254,7 @@ class WorldPort:
         turns = 1 if self._neighbours.borrowing else turns
         served = serve(self._direct, desk, into, PS_TAG, awake_s, self._crowded, turns)
         if served.seen:
-            self._idle_s = 0.0
-            self.filters.short += served.seen
-            self.filters.plain_bytes += served.size
-            self.filters.wire_bytes += served.size
+            self._count_plain(served.size, served.seen)
             if served.length == NOTHING:
                 return None, served.seen, served.early
         return self._came(served.length, into, timeout_s, awake_s), served.seen, False
