@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator
 
 import numpy as np
 
-from diml.checkpoint.codec import decode as decode_tree
 from diml.checkpoint.codec import encode as encode_tree
 from diml.ps.client_core import ClientCore
 from diml.ps.consistency import Consistency
@@ -34,10 +33,10 @@ from diml.ps.message import (
 from diml.ps.node_core import NodeCore
 from diml.ps.quick import Quick
 from diml.ps.recovery import Plan, Report, make_plan
-from diml.ps.saving import Nowhere
 from diml.ps.shard import Shard
-from diml.ps.snapshot import Snapshot, Tree
+from diml.ps.snapshot import Tree
 from diml.ps.tables import TableSpec
+from tests.sim.ps_disk import Disk
 from tests.sim.ps_neighbours import Shared
 
 Steps = Generator[None, None, None]
@@ -155,24 +154,6 @@ def _cells(spec: TableSpec, ids: Rows, values: Rows) -> tuple[Rows, Rows]:
         return ids, values
     places, columns = np.nonzero(values)
     return ids[places] * spec.cols + columns, values[places, columns].reshape(-1, 1)
-
-
-class Disk(Nowhere):
-    """Durable storage of one process: remembers what it was given."""
-
-    def __init__(self, rng: random.Random, kept: list[tuple[int, Tree]]) -> None:
-        self._rng, self._kept = rng, kept
-
-    def due(self, stop: bool) -> int:
-        return 2 if self._rng.random() < 0.5 else 0
-
-    def store(self, decision: int, snapshot: Snapshot, mirrored: bool) -> Bytes | None:
-        tree = encode_tree(snapshot.to_tree())
-        self._kept.append((snapshot.clock, decode_tree(tree)))
-        return tree if mirrored else None
-
-    def mirror(self, message: Message, shards: int) -> None:
-        self._kept.append((message.clock, decode_tree(message.values.reshape(-1))))
 
 
 class Cluster:
