@@ -21,6 +21,7 @@ from diml.errors import Misuse
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+_READ = ("csc", "csr")  # forms of sparse matrices
 _READ_BYTES = 1 << 22
 _WHOLE_MAX = 2.0**53  # of a float type that tells each whole number from the next
 
@@ -41,11 +42,11 @@ def read_npz(path: Path, part: int, parts: int) -> tuple[SparsePart | DensePart,
             y = _finite(path, "y", read("y", 0, None)) if "y" in names else None
             if "X" in names:
                 return _dense(path, archive, part, parts), y
-            if not {"data", "indices", "indptr", "shape"} <= names:
-                raise Misuse(f"{path}: neither X nor data, indices, indptr, shape are in it")
             kind = "csc"
             if "format" in names:
                 kind = _text(np.load(path, allow_pickle=False)["format"])
+            if kind in _READ and not {"data", "indices", "indptr", "shape"} <= names:
+                raise Misuse(f"{path}: neither X nor data, indices, indptr, shape are in it")
             return _sparse(path, read, kind, part, parts), y
     except (zipfile.BadZipFile, EOFError, ValueError, OSError) as error:
         raise Misuse(f"{path}: not a readable .npz file: {error}") from None
@@ -121,6 +122,8 @@ def read_hdf5(path: Path, part: int, parts: int) -> tuple[SparsePart | DensePart
 
 
 def _sparse(path: Path, read: _Reader, kind: str, part: int, parts: int) -> SparsePart:
+    if kind not in _READ:
+        raise Misuse(f"{path}: a sparse matrix in {kind} form; store it as csc")
     rows, total = (int(size) for size in _whole(path, "shape", read("shape", 0, None)))
     indptr = _whole(path, "indptr", read("indptr", 0, None)).astype(np.int64)
     if kind == "csr":
@@ -137,8 +140,6 @@ def _sparse(path: Path, read: _Reader, kind: str, part: int, parts: int) -> Spar
         def read(name: str, start: int, end: int | None) -> NDArray[Any]:
             return np.asarray(arrays[name][start:end])
 
-    elif kind != "csc":
-        raise Misuse(f"{path}: a sparse matrix in {kind} form; store it as csc")
     _check_pointers(path, indptr, total, "columns")
     edges = balance(np.diff(indptr), parts)
     first, last = int(edges[part]), int(edges[part + 1])
@@ -156,7 +157,10 @@ def _sparse(path: Path, read: _Reader, kind: str, part: int, parts: int) -> Spar
 def _array(path: Path, file: Any, name: str) -> Any:
     """An array of an HDF5 file. Raises Misuse where the name is a group's."""
     if not hasattr(file[name], "shape"):
-        raise Misuse(f"{path}: {name} is not an array")
+        raise Misuse(
+            f"{path}: {name} is a group, not an array; a sparse matrix is data, indices, indptr "
+            "and shape at the top of the file"
+        )
     return file[name]
 
 
@@ -186,7 +190,11 @@ def _whole(path: Path, name: str, values: NDArray[Any]) -> NDArray[Any]:
 
 def _check_pointers(path: Path, indptr: Integers, count: int, kind: str) -> None:
     if len(indptr) != count + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any():
-        raise Misuse(f"{path}: indptr does not fit {count} {kind}")
+        form = {"rows": "csr", "columns": "csc"}[kind]
+        raise Misuse(
+            f"{path}: indptr does not fit {count} {kind} (`format` says {form}; without it, csc is "
+            "read)"
+        )
 
 
 def _check_inside(path: Path, kind: str, numbers: NDArray[Any], count: int) -> None:

@@ -15,9 +15,19 @@ from diml.errors import Misuse
 
 Name = str | os.PathLike[str] | None
 
+_LINKS_MOST = 40  # as the kernel follows
+
 
 def special(name: str | os.PathLike[str]) -> bool:
-    """Whether there is something that is no ordinary file: a directory, a device, a pipe."""
+    """Whether there is something that is no ordinary file: a directory, a device, a pipe, or a
+    name of an open file, such as /dev/stdout: a rename would put the name itself away."""
+    path = os.path.abspath(name)
+    for _ in range(_LINKS_MOST):
+        if not os.path.islink(path):
+            break
+        path = os.path.join(os.path.dirname(path), os.readlink(path))
+        if path.startswith("/proc/"):
+            return True
     return os.path.exists(name) and not os.path.isfile(name)
 
 

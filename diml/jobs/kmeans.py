@@ -118,7 +118,8 @@ def _npy_rows(path: Path, part: int, parts: int) -> Rows:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError) as error:
-        raise Misuse(f"{path}: {error}") from None
+        reason = "truncated" if "mmap length" in str(error) else error
+        raise Misuse(f"{path}: {reason}") from None
     if array.ndim != 2 or array.dtype.kind not in "iuf":
         raise Misuse(f"{path}: {array.dtype} {array.shape} is not a table of numbers")
     rows = dense_rows(array, part, parts)
@@ -253,10 +254,15 @@ def parser() -> JobParser:
     add = made.add_argument
     add("--datafile", type=Path, help="npy, npz, libsvm, MatrixMarket or HDF5")
     add("--generate", type=at_least(1), metavar="ROWS", help="planted clouds")
-    add("--columns", type=at_least(1), default=20, help="of --generate")
-    add("--k", type=at_least(1), default=8, help="number of centres")
-    add("--num_iterations", type=at_least(0), default=100, help="at most")
-    add("--tolerance", type=real(least=0.0), default=1e-6, help="least relative gain to go on")
+    add("--columns", type=at_least(1), default=20, help="of --generate (default 20)")
+    add("--k", type=at_least(1), default=8, help="number of centres (default 8)")
+    add("--num_iterations", type=at_least(0), default=100, help="at most (default 100)")
+    add(
+        "--tolerance",
+        type=real(least=0.0),
+        default=1e-6,
+        help="least relative gain to go on (default 1e-6)",
+    )
     add("--output", type=Path, metavar="PREFIX", help="write PREFIX.C, PREFIX.labels")
     return made
 

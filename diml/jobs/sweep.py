@@ -288,7 +288,7 @@ def _tell(flags: Namespace, plan: Plan, rows: dict[int, Row], best: Row | None) 
 def main(arguments: Sequence[str]) -> int:
     """Run the sweep on this rank; 0 once every trial has its line, however it ended.
 
-    Raises Misuse if the job refuses every trial, and for flags that cannot be."""
+    Raises Misuse if the job refuses every trial, if none has the metric, and for bad flags."""
     flags = parse(parser(), arguments)
     plan, words = _plan_of(flags)
     # What is finished is in the CSV; a copy in the memory of the nodes would be an older one.
@@ -309,6 +309,9 @@ def main(arguments: Sequence[str]) -> int:
             _tell(flags, plan, rows, sweep.best(rows))
     if all(row["status"] == MISUSE for row in rows.values()):
         raise Misuse(f"every trial was refused: {rows[min(rows)]['reason']}")
+    lacking = [row["reason"] for row in rows.values() if row["status"] == NO_METRIC]
+    if lacking and all(row["status"] != OK for row in rows.values()):
+        raise Misuse(f"no trial had the metric {flags.metric}: {lacking[0]}")
     return 0
 
 

@@ -6,12 +6,12 @@ Owns the command line and the files. Starts no MPI.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from diml.data.outputs import check_apart
+from diml.data.written import whole
 from diml.errors import Misuse
 from diml.events import read_events
 from diml.report.page import comparison, facts, page
@@ -65,9 +65,5 @@ def _say(runs: Sequence[tuple[str, Run]]) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Whole or not at all."""
-    beside = path.with_name(path.name + ".part")
-    try:
+    with whole(path) as (beside,):
         beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        raise Misuse(f"report {path}: {error.strerror}") from None

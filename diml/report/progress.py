@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diml.job import Job
 
 _REFRESH_S = 0.1
+_WIDE = 100  # columns of a terminal
 _MEANS_NO_TERMINAL = ("dumb", "unknown")
 
 
@@ -141,17 +142,20 @@ class Progress:
         # Imported here: only one rank of many shows a live line.
         from rich import progress as rich_progress
         from rich.console import Console
+        from rich.table import Column
 
         if self._live is None:
             console = Console(file=self._stream, force_terminal=True, width=self._width)
             self._live = rich_progress.Progress(
                 rich_progress.TextColumn("{task.description}"),
-                rich_progress.BarColumn(bar_width=20),
+                rich_progress.BarColumn(bar_width=20 if console.width >= _WIDE else 10),
                 rich_progress.MofNCompleteColumn(),
-                rich_progress.TextColumn("{task.fields[values]}"),
+                # What is left of the width is its own, and it wraps: the others stay readable.
+                rich_progress.TextColumn("{task.fields[values]}", table_column=Column(ratio=1)),
                 rich_progress.TimeElapsedColumn(),
                 rich_progress.TimeRemainingColumn(),
                 console=console,
+                expand=True,
                 auto_refresh=False,  # no thread beside MPI's calls
                 redirect_stdout=False,
                 redirect_stderr=False,

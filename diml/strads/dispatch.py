@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from diml.errors import PeerFailed
 from diml.strads.message import END, RESULT, TASK, Message, Pulled, decode, encode
-from diml.strads.policy import Policy
+from diml.strads.policy import Policy, scheduled
 
 Integers = NDArray[np.int64]
 _TAG = 77
@@ -72,7 +72,7 @@ class Lead:
         block = None
         if not self.finished:
             self._policy.in_flight = np.concatenate([_NONE, *self._flight.values()])
-            block = self._program.schedule(self._policy)
+            block = scheduled(self._program, self._policy)
         if block is None:
             self.finished = self._closing = True
             return

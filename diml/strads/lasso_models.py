@@ -41,7 +41,7 @@ class Penalised(LinearModel):
 
     def _fit(self, X: Any, y: Floats, alpha: float, **options: Any) -> Solution:
         """Solve for a checked design, (n, p), and response."""
-        if not np.isreal(alpha):
+        if not (np.isreal(alpha) and np.isfinite(alpha) and alpha > 0.0):
             raise Misuse(f"alpha must be a positive number, not {alpha!r}")
         part, parts = (0, 1) if self.job is None else (self.job.rank, self.job.size)
         program = solve_lasso(

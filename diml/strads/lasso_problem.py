@@ -55,11 +55,20 @@ class Stop:
         tol: gap ≤ tol·‖y‖²/n, y centred if there is an intercept.
         rounds_max: rounds for each λ.
         seconds_max: for the whole run; None for no limit.
+
+    Raises:
+        Misuse: `tol` is negative or not finite, or there would be no round.
     """
 
     tol: float = 1e-6
     rounds_max: int = 1_000_000
     seconds_max: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tol) and self.tol >= 0.0):
+            raise Misuse(f"tol must be a finite number from 0 on, not {self.tol:g}")
+        if self.rounds_max < 1:
+            raise Misuse(f"max_iter must be 1 or more, not {self.rounds_max}")
 
 
 @dataclass(frozen=True, slots=True)

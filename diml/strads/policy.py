@@ -251,6 +251,30 @@ def worst(ids: Integers, scores: Floats, count: int) -> Integers:
     return ids
 
 
+def scheduled(program: Any, policy: Policy) -> Integers | None:
+    """The block that a program schedules; None ends the run. A working set is DiML's own and taken
+    as it is.
+
+    Raises:
+        Misuse: it is not distinct variables of the program.
+    """
+    block = program.schedule(policy)
+    if block is None or policy.update == "solve":
+        return None if block is None else np.asarray(block, np.int64)
+    asked, count = np.asarray(block), program.variables
+    if asked.size == 0:
+        return np.empty(0, np.int64)
+    if asked.ndim == 1 and asked.dtype.kind in "iu" and 0 <= asked.min() <= asked.max() < count:
+        rising = np.sort(asked)
+        if (rising[1:] > rising[:-1]).all():
+            return asked.astype(np.int64, copy=False)
+    shown = np.array2string(asked, threshold=8).replace("\n", "")
+    raise Misuse(
+        f"{type(program).__name__}: a block is an array (k,) of distinct variables, whole numbers "
+        f"from 0 to {count - 1}, not {shown}"
+    )
+
+
 POLICIES: dict[str, type] = {
     "cyclic": Cyclic,
     "random": Random,

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from diml.checkpoint.parts import Part, Parts
 from diml.errors import Misuse
 from diml.strads.dispatch import Segment, run_segment
-from diml.strads.policy import Policy, policy_by_name
+from diml.strads.policy import Policy, policy_by_name, scheduled
 
 Integers = NDArray[np.int64]
 
@@ -187,7 +187,8 @@ def run(
 
     Raises:
         Misuse: no such policy, or one that the program cannot serve, or a working set (whose
-            blocks each need the result of the one before) with a pipeline.
+            blocks each need the result of the one before) with a pipeline, or a block that is not
+            distinct variables of the program.
     """
     if isinstance(policy, str):
         policy = policy_by_name(policy, program.variables)
@@ -216,7 +217,7 @@ def _run_together(
     flight: deque[tuple[Integers, NDArray[Any]]] = deque()
     while not _finished(program):
         policy.in_flight = np.concatenate([_NONE, *(block for block, _ in flight)])
-        block = program.schedule(policy)
+        block = scheduled(program, policy)
         if block is None:
             break
         mine = program.push(block)

@@ -96,6 +96,21 @@ def test_a_terminal_gets_one_live_line(launched: bool, tmp_path: Path) -> None:
     assert written.count("\n") <= 4
 
 
+def test_many_values_take_lines_of_their_own_not_the_steps_place(tmp_path: Path) -> None:
+    program = tmp_path / "many.py"
+    program.write_text(
+        "from diml.report.progress import Progress\n"
+        "with Progress('logistic lbfgs', 500) as progress:\n"
+        "    values = {f'value of kind {at}': 0.123456 for at in range(6)}\n"
+        "    progress.update(500, **values)\n"
+    )
+    env = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(CHECKOUT)}
+    written = _on_a_terminal([sys.executable, str(program)], env)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
+    last = shown.rpartition("500/500")[2]
+    assert "…" not in last and last.count("0.1235") == 6, shown
+
+
 def test_a_pipe_gets_plain_lines_under_mpirun() -> None:
     with start_mpi(1, STEPS, env={"TERM": "xterm"}) as job:
         done = job.wait(timeout_s=60).expect(0)

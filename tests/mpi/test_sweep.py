@@ -183,6 +183,13 @@ def test_misuse_is_one_line_and_status_2(flags: str, job: str, words: str, tmp_p
     _refused(run_mpi(4, SWEEP, args=args, timeout_s=60), words)
 
 
+def test_a_metric_that_no_trial_has_is_misuse(tmp_path: Path) -> None:
+    args = _args(tmp_path, "out", metric="nothing")
+    _refused(
+        run_mpi(2, SWEEP, args=args, timeout_s=60), "no trial had the metric nothing: the job tells"
+    )
+
+
 def test_the_table_of_another_sweep_is_refused(tmp_path: Path) -> None:
     run_mpi(None, ["-m", "diml.cli", "sweep"], timeout_s=60, args=[
         "--grid", "x=1,2", "--metric", "total", "--csv", tmp_path / "a.csv", "--quiet", "--",

@@ -78,14 +78,19 @@ def test_reading(kind: str, tmp_path: Path) -> None:
         assert np.array_equal([rows.row(i) for i in range(rows.count)], X[first:last])
 
 
-@pytest.mark.parametrize("content", ["missing", "nan", "flat"])
+@pytest.mark.parametrize("content", ["missing", "nan", "flat", "cut"])
 def test_bad_files_are_named(content: str, tmp_path: Path) -> None:
     path = tmp_path / "points.npy"
     if content == "nan":
         np.save(path, np.array([[1.0], [np.nan]]))
     elif content == "flat":
         np.save(path, np.ones(3))
-    with pytest.raises(Misuse, match=r"points\.npy"):
+    elif content == "cut":
+        np.save(path, np.ones((9, 9)))
+        path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(
+        Misuse, match=r"points\.npy.*truncated" if content == "cut" else r"points\.npy"
+    ):
         read_rows(path, 0, 1)
 
 

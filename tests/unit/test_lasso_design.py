@@ -218,6 +218,7 @@ def test_bad_binary_is_refused(tmp_path: Path) -> None:
         ({"format": "csr", "indices": np.array([0, 7])}, "a column number is outside"),
         ({"format": "csr", "indptr": np.array([0, 1, 9])}, "fewer entries than indptr says"),
         ({"format": "csr", "indptr": np.array([0, 1])}, "indptr does not fit 2 rows"),
+        ({"format": "bsr"}, "in bsr form; store it as csc"),
     ],
 )
 @pytest.mark.parametrize("kind", ["npz", "h5"])
@@ -238,11 +239,18 @@ def test_arrays_that_do_not_fit_together_are_refused(
         read_design(path)
 
 
+def test_a_sparse_form_without_pointers_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    scipy.sparse.save_npz(path, scipy.sparse.coo_matrix(np.eye(3)))
+    with pytest.raises(Misuse, match="in coo form; store it as csc"):
+        read_design(path)
+
+
 def test_a_group_in_the_place_of_an_array_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
         file.create_group("X")
-    with pytest.raises(Misuse, match="X is not an array"):
+    with pytest.raises(Misuse, match="X is a group, not an array"):
         read_design(path)
 
 

@@ -87,10 +87,21 @@ def test_published_policies_reach_the_same_answer() -> None:
     np.testing.assert_allclose(other.coef_, reference.coef_, atol=1e-4)
 
 
-@pytest.mark.parametrize("params", [{"alpha": 0.0}, {"alpha": -1.0}, {"policy": "best"}])
-def test_bad_parameters_are_refused(params: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"alpha": 0.0}, "alpha must be a positive number"),
+        ({"alpha": -1.0}, "alpha must be a positive number, not -1.0"),
+        ({"alpha": np.nan}, "alpha must be a positive number, not nan"),
+        ({"policy": "best"}, "no policy 'best'"),
+        ({"tol": -1.0}, "tol must be a finite number from 0 on, not -1"),
+        ({"tol": np.inf}, "tol must be a finite number"),
+        ({"max_iter": 0}, "max_iter must be 1 or more, not 0"),
+    ],
+)
+def test_bad_parameters_are_refused(params: dict[str, Any], words: str) -> None:
     X, y = data()
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=words):
         Lasso(**params).fit(X, y)
 
 

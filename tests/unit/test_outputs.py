@@ -28,6 +28,17 @@ def test_inputs_and_outputs_stay_apart(tmp_path: Path) -> None:
     check_apart((tmp_path / "new", None), (data,))
 
 
+def test_the_name_of_an_open_file_is_not_put_away(tmp_path: Path) -> None:
+    with (tmp_path / "opened").open("w") as file:
+        link = tmp_path / "link"
+        link.symlink_to(f"/proc/self/fd/{file.fileno()}")
+        for name in (link, Path("/dev/stdout")):
+            with pytest.raises(Misuse, match="no ordinary file"):
+                check_apart((name,), ())
+            with pytest.raises(Misuse, match="cannot be written"):
+                check_writable(name)
+
+
 def test_a_pipe_or_a_device_is_not_put_away(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from diml.errors import Misuse
 from diml.strads import Alone, Program, run
+from diml.strads.dispatch import Lead, Segment
 from diml.strads.policy import Cyclic
 
 Floats = NDArray[np.float64]
@@ -68,3 +69,33 @@ def test_a_policy_that_the_program_cannot_serve_is_refused() -> None:
         run(Alone(), NonNegative(X, y, passes=1), policy="working-set")
     with pytest.raises(Misuse, match="no policy 'best'"):
         run(Alone(), NonNegative(X, y, passes=1), policy="best")
+
+
+class Scheduled(NonNegative):
+    """The same, its blocks picked by itself."""
+
+    block: Any = None
+
+    def schedule(self, policy: Any) -> Any:
+        return self.block
+
+
+@pytest.mark.parametrize("block", [[8], [-1], [1, 1], [[0, 1]], [0.5], ["a"]])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_block_that_is_none_is_refused(block: Any, whole: bool) -> None:
+    program = Scheduled(*problem(), passes=60)
+    program.block = block
+    program.start(None)
+    with pytest.raises(Misuse, match=r"Scheduled: a block is an array .* from 0 to 7, not"):
+        if whole:
+            Lead(program, Cyclic(8, 1), Segment(0, 10**9), range(1, 3))
+        else:
+            run(Alone(), program, policy=Cyclic(8, 1))
+
+
+def test_a_list_is_a_block_as_well() -> None:
+    X, y = problem()
+    program = Scheduled(X, y, passes=1)
+    program.block = [3]
+    run(Alone(), program, policy=Cyclic(8, 1))
+    assert np.count_nonzero(program.beta) <= 1
