@@ -16,8 +16,8 @@ from numba.extending import intrinsic
 
 from diml.ps.message import Bytes, Ids
 
-# By bytes: room for some seventy updates of a hundred rows, which a core's cache still holds.
-TAPE_BYTES = 1 << 20
+# Room for some 150 updates of a hundred rows, of more time than a standby sleeps between two looks.
+TAPE_BYTES = 1 << 21
 # Words of 64 bits: the counts, of bytes since the beginning, in lines of their own.
 _WRITTEN, _READ = 0, 8
 _RING = 128

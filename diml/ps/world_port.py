@@ -53,8 +53,8 @@ _NAP_S = 50e-6
 _IDLE_AFTER_S = 10e-3
 # From then on a sleep is this part of the time that has passed.
 _IDLE_PART = 0.04
-# How long a process sleeps for which nobody waits.
-_STANDBY_NAP_S = 300e-6
+# How long a process sleeps for which nobody waits: each look costs those that share its core.
+_STANDBY_NAP_S = 1e-3
 _IDLE_NAP_S, _IDLE_NAP_MAX_S = 1e-3, 4e-3
 # Longer messages come to memory of their own.
 _ROOM_MAX = HEADER_BYTES + 2 * QUICK_BYTES
