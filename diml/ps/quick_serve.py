@@ -92,6 +92,7 @@ class Desk(_Hands):
         `opens` is to be asked again."""
         if tape is not None:
             self.tape = tape
+            self._server.near = True
 
     @property
     def opens(self) -> bool:

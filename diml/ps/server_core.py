@@ -42,6 +42,8 @@ from diml.ps.tables import TableSpec
 # Access by name, or to a set, costs as much as what is done with a message's kind.
 _WHO, _GET, _UPDATE, _LOCAL = Kind.WHO, Kind.GET, Kind.UPDATE, Kind.LOCAL
 _OF_SAVING = frozenset({Kind.CHECK, Kind.SAVE, Kind.RECALL})
+# From so many bytes of rows on an update is passed on by itself to a replica that is near.
+LEAST_BYTES = 1 << 16
 
 
 class ServerCore:
@@ -66,6 +68,7 @@ class ServerCore:
         self.shard = shard
         self._saving = Saving(shard, storage or Nowhere(), not_before, bool(replicas))
         self.replicas = replicas
+        self.near = False  # whether the replica holds at once what it is told
         self._resume = resume
         self._consistency: Consistency | None = None
         # ESSP: by worker and table, flags of the rows that it reads; the clock of the last push.
@@ -174,8 +177,13 @@ class ServerCore:
             # its own state (LOCAL) is that of the clock.
             message = message._replace(ids=NO_IDS, n=n)
         assert message.clock == clock, f"{message} leaves out clocks from {clock} on"
+        large = self.near and not self._staged and message.values.nbytes >= LEAST_BYTES
         self._stage()
-        self.shard.apply(message, last)
+        if large and (closing := self.shard.begin_apply(message, last)):
+            self._closing = closing
+            self._commits += self._commit(self.shard.passed_on(closing))
+        else:
+            self.shard.apply(message, last)
 
     def _buffer(self, message: Message) -> None:
         """BSP: keep until all workers have finished the clock, then apply all in worker order."""

@@ -132,10 +132,22 @@ class Shard:
             if self.push:
                 table.for_readers.mark(message.ids)
             table.apply(message.ids, message.values)
+        self._count(message, last)
+
+    def _count(self, message: Message, last: bool) -> None:
+        """Note in the ledger that an update has been applied."""
         clock, n = (message.clock + 1, 0) if last else (message.clock, message.n + 1)
-        acknowledged = max(int(self.ledger[worker, ACKNOWLEDGED]), message.mark)
-        self.ledger[worker] = (clock, n, acknowledged)
+        acknowledged = max(int(self.ledger[message.worker, ACKNOWLEDGED]), message.mark)
+        self.ledger[message.worker] = (clock, n, acknowledged)
         self._forget()
+
+    def begin_apply(self, message: Message, last: bool) -> list[Closing]:
+        """As `apply`, of which `apply_clock` has yet to do what is returned; nothing is done, and
+        returned, for what cannot be passed on as it is."""
+        if self.push or not len(message.ids) or not self.tables[message.table].adds:
+            return []
+        self._count(message, last)
+        return [Closing(self.tables[message.table], [message], NO_IDS, whole=True)]
 
     def took(self, updates: int) -> None:
         """So many have been applied to rows and ledger without this shard (`diml.ps.serve_words`),

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diml.errors import GaveUp
-from diml.ps import table_shard
+from diml.ps import server_core, table_shard
 from diml.ps.message import Address, Kind
 from diml.ps.recovery import DEATHS_MAX
 from diml.ps.shard import CLOCK
@@ -382,9 +382,11 @@ def run_schedule(seed: int, trace: list[str] | None) -> Verdict:
 
 def check(seed: int, trace: list[str] | None = None) -> Outcome:
     """Run the schedule of a seed. In every other one all rows are gathered as late as those of
-    large messages."""
+    large messages, in every third all updates are passed on as large ones are."""
     late = mock.patch.object(table_shard, "LEAST_BYTES", 0)
-    with late if seed % 2 else contextlib.nullcontext():
+    large = mock.patch.object(server_core, "LEAST_BYTES", 0)
+    nothing = contextlib.nullcontext()
+    with late if seed % 2 else nothing, nothing if seed % 3 else large:
         schedule = Schedule(seed)
         schedule.cluster.trace = trace
         if trace is not None:
