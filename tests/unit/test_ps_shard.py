@@ -105,6 +105,29 @@ def test_a_replica_follows_by_updates_that_are_passed_on() -> None:
     assert replica.closed == 1 and not np.array_equal(replica.tables[SPECS[0].id].values, before)
 
 
+def test_an_update_that_is_passed_on_by_itself_comes_to_the_same() -> None:
+    shard, twin, replica = _shard(track=True), _shard(track=True), Shard(1, 2, 2)
+    replica.install(shard.changes())
+    for n, last in enumerate((False, True)):
+        (update,) = _updates(0, SPECS[0], [5, 8, 5])
+        update = update._replace(n=n)
+        for one in (shard, twin):
+            one.version += 1
+        closing = shard.begin_apply(update, last)
+        parts = shard.changes(shard.passed_on(closing))
+        assert [part.kind for part in parts] == [Kind.PASSED, Kind.COMMIT]
+        replica.install(parts)
+        shard.apply_clock(closing)
+        twin.apply(update, last)
+        assert _content(replica) == _content(shard) == _content(twin)
+    for other in (SPECS[1], None):
+        (update,) = _updates(1, other or SPECS[0], [3])
+        if other is None:
+            update = update._replace(ids=update.ids[:0], values=update.values[:0])
+        assert not shard.begin_apply(update, True)
+        assert _content(shard) == _content(twin)
+
+
 def test_a_clock_of_one_update_is_passed_on_as_it_is() -> None:
     shard, replica = _shard(track=True), Shard(1, 2, 2)
     replica.install(shard.changes())
