@@ -27,6 +27,7 @@ TIMEOUT_S = 120
 QUICK = False
 SERVER = {"DIML_SERVERS": "1"}
 STANDBY = {**SERVER, "DIML_SPARES": "1"}
+WITHOUT = {**STANDBY, "DIML_PS_REPLICAS": "0"}
 
 
 class Start(NamedTuple):
@@ -123,19 +124,21 @@ def throughput() -> None:
 
 def replication() -> None:
     """The same with and without a replica."""
-    print("replication, one worker, one server, 10,000 rows of 32 float32 a clock")
-    off, on, *hand = _best(
-        Start(3, "table", (10_000, 0), {**STANDBY, "DIML_PS_REPLICAS": "0"}),
-        Start(3, "table", (10_000, 0), STANDBY),
+    print("replication, one worker, one server, rows of 32 float32")
+    small = _best(*(Start(3, "table", (100, 1), env) for env in (WITHOUT, STANDBY)))
+    *large, alone, whole, pieces = _best(
+        *(Start(3, "table", (10_000, 0), env) for env in (WITHOUT, STANDBY)),
         *(Start(3, "replicated", (10_000, how)) for how in range(3)),
     )
-    alone, *forwarding = (run["step_us"] for run in hand)
-    _line("off", f"{off['step_us']:.0f} us", "1.00", "")
-    _line("on", f"{on['step_us']:.0f} us", f"{on['step_us'] / off['step_us']:.2f}", "at most 1.25")
-    _line("by hand in one loop: off", f"{alone:.0f} us", "1.00", "")
-    for how, step_us in zip(("whole", "piece by piece"), forwarding, strict=True):
-        what = f"replication by hand in one loop, forwarded {how}"
-        _line(what, f"{step_us:.0f} us", f"{step_us / alone:.2f}", "")
+    for rows, runs, target in (("100", small, ""), ("10,000", large, "at most 1.25")):
+        off_us, on_us = (run["step_us"] for run in runs)
+        _line(f"{rows} rows a clock: off", f"{off_us:.1f} us", "1.00", "")
+        _line(f"{rows} rows a clock: on", f"{on_us:.1f} us", f"{on_us / off_us:.2f}", target)
+    alone_us = alone["step_us"]
+    _line("by hand in one loop: off", f"{alone_us:.1f} us", "1.00", "")
+    for how, run in (("whole", whole), ("piece by piece", pieces)):
+        what, step_us = f"replication by hand in one loop, forwarded {how}", run["step_us"]
+        _line(what, f"{step_us:.1f} us", f"{step_us / alone_us:.2f}", "")
 
 
 def idle() -> None:
