@@ -10,6 +10,7 @@ all processes have started (MPI does not survive a death in its start).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -19,9 +20,10 @@ import tempfile
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from diml.errors import Misuse
@@ -31,6 +33,7 @@ from diml.world.launch import singleton
 
 _MARK = "DIML_CHAOS"
 _POLL_S = 0.02
+_TOLD = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # In a job that is over, nobody who waits to leave is to be killed; it could not be told apart.
 _SEATED = ("start", "join", "repair")
 
@@ -136,15 +139,40 @@ def _read(log: Path, before: Container[str] = ()) -> list[dict[str, Any]]:
     return [event for event in events if event["run"] not in before]
 
 
+@contextlib.contextmanager
+def _passing_on(job: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """While the block runs, `diml run` hears of what ends this process, which waits for the job's
+    end then; gives the list of what was heard."""
+    told: list[int] = []
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+        job.send_signal(number)
+
+    numbers = [n for n in _TOLD if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, tell) for number in numbers}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _torment(
-    job: subprocess.Popen[bytes], log: Path, before: Container[str], mark: str, flags: Namespace
+    job: subprocess.Popen[bytes],
+    log: Path,
+    before: Container[str],
+    mark: str,
+    flags: Namespace,
+    told: Sequence[int],
 ) -> tuple[list[Kill], int]:
-    """Kill until the job ends or the time is over; the kills and the job's exit status."""
+    """Kill until the job ends or the time is over, or until something was `told`; the kills and
+    the job's exit status."""
     chance = random.Random(flags.seed or 0)
     kills: list[Kill] = []
     begun = float("inf")  # until all have started for the first time
     due: float | None = None
-    while job.poll() is None:
+    while job.poll() is None and not told:
         time.sleep(_POLL_S)
         now = time.monotonic()
         if flags.duration is not None and now - begun > flags.duration:
@@ -187,9 +215,12 @@ def run(flags: Namespace) -> int:
             if vars(flags)[name] is not None:
                 command += [f"--{name}", str(vars(flags)[name])]
         env = {**os.environ, _MARK: mark, "DIML_EVENTS": str(log.absolute())}
-        with subprocess.Popen([*command, "--", *flags.job], env=env) as job:
+        with (
+            subprocess.Popen([*command, "--", *flags.job], env=env) as job,
+            _passing_on(job) as told,
+        ):
             try:
-                kills, status = _torment(job, log, before, mark, flags)
+                kills, status = _torment(job, log, before, mark, flags, told)
             except KeyboardInterrupt:
                 job.wait()
                 raise

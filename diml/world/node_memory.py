@@ -1,7 +1,7 @@
 """The folder in a node's memory that a run under `diml run` keeps checkpoints in.
 
-Owns its name, and the removal of folders that a killed run has left behind. Must not know what is
-in them, nor import MPI.
+Owns its name, and the removal of folders that a killed run has left behind, and of what MPI leaves
+in that memory when its launcher is killed. Must not know what is in them, nor import MPI.
 
 Whoever uses a folder holds a shared lock on it (`hold`): the supervisor on its own host, and each
 rank on its host. The kernel gives it back when they die, so a folder that can be locked for itself
@@ -23,6 +23,8 @@ from pathlib import Path
 # Where a system has no such memory, a run's folder lies with the temporary files.
 SHARED_MEMORY = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
 _LEFT_ALONE_S = 3600.0
+# Open MPI's files, one a process, by which those of a host talk; and MPICH's.
+_SEGMENTS = ("sm_segment.", "mpich_shm_")
 # In the folder on the supervisor's host: there a lock that is free is enough.
 _SUPERVISED = ".supervised"
 
@@ -67,3 +69,14 @@ def sweep(parent: Path = SHARED_MEMORY) -> list[Path]:
         finally:
             os.close(descriptor)
     return gone
+
+
+def drop_segments(parent: Path = SHARED_MEMORY, maps: Path = Path("/proc/self/maps")) -> None:
+    """Remove the files by which this process and its peers talk through MPI.
+
+    For a job whose launcher is gone, which would have removed them: they are 16 MB a process.
+    """
+    for line in maps.read_text(errors="replace").splitlines():
+        path = Path(line[line.find("/") :])
+        if path.parent == parent and path.name.startswith(_SEGMENTS):
+            path.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from diml.world.calls import Calls, LateJudge
 from diml.world.host import Host, Process
 from diml.world.launch import singleton
+from diml.world.node_memory import drop_segments
 
 TICK_S = 0.25
 # For what a launcher still does on its way out.
@@ -148,6 +149,8 @@ class Watchdog:
         if self._alone_ticks >= ticks(_ALONE_MOST_S):
             with contextlib.suppress(OSError):
                 print("diml: the launcher is gone; ending", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                drop_segments()
             os._exit(1)
 
     def _give_up(self, entry: _Limit) -> None:

@@ -9,12 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-from diml.world.node_memory import hold, new_folder, sweep
+from diml.world.node_memory import drop_segments, hold, new_folder, sweep
 
 _HOLDS = """
 import sys, time
 from pathlib import Path
-from diml.world.node_memory import hold
+from diml.world.node_memory import drop_segments, hold
 hold(Path(sys.argv[1]), supervisor=sys.argv[2] == "supervisor")
 print("held", flush=True)
 time.sleep(600)
@@ -70,3 +70,15 @@ def test_what_is_not_ours_stays(tmp_path: Path) -> None:
     other.mkdir()
     assert sweep(tmp_path) == []
     assert theirs.exists() and link.is_symlink() and other.exists()
+
+
+def test_what_mpi_has_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    names = ("sm_segment.h.0.1.0", "sm_segment.h.0.1.1", "sm_segment.h.0.2.0", "else")
+    for name in names:
+        (tmp_path / name).touch()
+    shown = [
+        f"7f00-7f01 rw-s 00000000 00:19 12 {' ' * 9}{tmp_path}/{n}" for n in names if "2" not in n
+    ]
+    (tmp_path / "maps").write_text("\n".join([*shown, shown[0], "7f02-7f03 rw-p 0 00:00 0", ""]))
+    drop_segments(tmp_path, tmp_path / "maps")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["else", "maps", names[2]]
