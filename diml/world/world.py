@@ -39,8 +39,9 @@ _KEPT = b"kept"  # the word that workers have state of their own; the empty one:
 _IDLE_REPAIRS_MAX = 16
 # How long a rank that leaves in error waits for the others to hear of it.
 _END_DEADLINE_S = 10.0
-# How long the others stay when one says why all must leave and no agreement is possible any more.
-_LET_SPEAK_S = 1.0
+# How long the others stay when one says why all must leave and no agreement is possible any more:
+# mpirun ends the job when the second process leaves in error. On a busy machine a second is short.
+_LET_SPEAK_S = 2.0
 
 
 class World(Position):
