@@ -32,7 +32,10 @@ def parser() -> JobParser:
     add("--output_prefix", metavar="PREFIX", help="write PREFIX.L, PREFIX.R (or a .npz or .h5)")
     add("--one_based", action="store_true", help="ids in text files begin at 1")
     made.tuning.add_argument(
-        "--checkpoint_work", type=at_least(1), default=10_000_000, help="values between checkpoints"
+        "--checkpoint_work",
+        type=at_least(1),
+        default=10_000_000,
+        help="values between checkpoints (default 1e7)",
     )
     return made
 

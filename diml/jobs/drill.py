@@ -165,8 +165,10 @@ def main(arguments: Sequence[str]) -> int | None:
         "--program", choices=("model", "local", "lazy"), default="model",
         help="Rabit's recover programs: global state (default), local state, lazy checkpoints",
     )  # fmt: skip
-    parser.add_argument("--ndata", type=at_least(1), default=10_000, help="elements of the model")
-    parser.add_argument("--rounds", type=at_least(1), default=3, help="checkpoints")
+    parser.add_argument(
+        "--ndata", type=at_least(1), default=10_000, help="elements of the model (default 10000)"
+    )
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="checkpoints (default 3)")
     add = parser.add_argument_group("another job, its processes killed at random").add_argument
     add("--chaos", type=real(above=0), metavar="MTBF", help="mean seconds between two kills")
     add("--for", dest="duration", type=real(above=0), metavar="SECONDS", help="then no more kills")

@@ -64,7 +64,7 @@ def parser() -> JobParser:
         help="choose λ by F-fold cross-validation on a path of --path (100) values from λmax down "
         "to --lambda_ratio (0.001) of it; each worker then reads all of X")  # fmt: skip
     add("--loss", choices=("squared", "logistic"), default="squared",
-        help="logistic: y holds two classes, the larger number is the one predicted")  # fmt: skip
+        help="squared (default), or logistic: y holds two classes, the larger is predicted")  # fmt: skip
     add("--l1_ratio", type=real(above=0, most=1), default=1.0, metavar="R",
         help="elastic net: λ(R‖β‖₁ + ½(1−R)‖β‖²) (default 1)")  # fmt: skip
     add(
@@ -88,21 +88,22 @@ def parser() -> JobParser:
     add("--policy", choices=list(POLICIES), help="who is updated next (default working-set)")
     add("--data", choices=("sharded", "replicated"), default="sharded",
         help="a worker holds its own columns (default), or all of X")  # fmt: skip
-    tune("--max_iter", type=at_least(1), default=1_000_000, help="rounds for a λ")
+    tune("--max_iter", type=at_least(1), default=1_000_000, help="rounds for a λ (default 1e6)")
     tune("--schedule_size", type=at_least(1), default=32, help="variables in a block (default 32)")
     tune("--exact", action="store_true", help="published policies: update one after the other")
     tune("--infthreshold", "--rho", type=real(above=0, most=1), default=0.1,
          help="correlation that priority+dependency avoids (default 0.1)")  # fmt: skip
-    tune("--pipeline", type=at_least(0), default=0, help="published policies: blocks in flight")
+    tune("--pipeline", type=at_least(0), default=0,
+         help="published policies: results that a block may lack (default 0)")  # fmt: skip
     tune("--candidates", type=at_least(0), default=0, help="draws for a block (default 2 blocks)")
     tune("--weight_sampling", type=_yes, help="STRADS: true is --policy priority")
     tune("--check_interference", type=_yes, help="STRADS: both true is priority+dependency")
-    tune("--logfreq", type=at_least(1), default=1, help="rounds between lines of the log")
+    tune("--logfreq", type=at_least(1), default=1, help="rounds between log lines (default 1)")
     tune("--samples", type=at_least(0), default=0, help="rows that X must have (0: any)")
     tune("--columns", type=at_least(0), default=0, help="columns that X must have (0: any)")
     tune("--algorithm", choices=("lasso", "logistic"), help="STRADS: logistic is --loss logistic")
     tune("--checkpoint_work", type=at_least(1), default=2_000_000_000,
-         help="entries visited between two checkpoints")  # fmt: skip
+         help="entries visited between two checkpoints (default 2e9)")  # fmt: skip
     for name in _WITHOUT_EFFECT:
         tune(f"--{name}", help="STRADS: accepted, without effect")
     return made

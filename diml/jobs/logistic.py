@@ -83,7 +83,7 @@ def parser() -> JobParser:
     all_ways = "one table of the three ways, each with and without a death (start it alone)"
     add("--compare", metavar="DIR", nargs="?", const="compare", help=all_ways)
     tune("--workers", type=at_least(1), help="compare: workers of each run (the cores)")
-    tune("--target", type=real(above=0), default=0.02, help="compare: loss above the best")
+    tune("--target", type=real(above=0), default=0.02, help="compare: loss above the best (0.02)")
     return made
 
 

@@ -110,4 +110,4 @@ def train(run: Run, flags: Namespace) -> None:
             break
         own, common = iterate(run, own, common, tolerance)
         run.checkpoint(common.tree(), {"x": own.x, "u": own.u})
-    run.finish(losses, common.z)
+    run.finish(losses, common.z, common.done)

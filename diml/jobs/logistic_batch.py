@@ -152,8 +152,9 @@ class Run:
         self._account.units = self.part.passes * self.part.rows
         self._account.tell()
 
-    def finish(self, losses: Losses, w: Floats) -> None:
-        """Worker 0 writes the weights and says how it ended."""
+    def finish(self, losses: Losses, w: Floats, reached: bool) -> None:
+        """Worker 0 writes the weights and says how it ended, and whether the tolerance is
+        `reached`."""
         self._account.tell(last=True)
         if self._output is not None:
             self._output.finish(w)
@@ -164,6 +165,8 @@ class Run:
                 text += f", test accuracy {losses.test_accuracy:.4f}"
             text += tell_test(self.job, w, self._held_out)
             about = f"{self._flags.method}, {self.job.size} workers, {losses.epoch} iterations"
+            if not reached:
+                text += "; --tolerance was not reached, raise --num_iterations"
             print(f"logistic: {about}: {text}", flush=True)
 
     def __enter__(self) -> Run:

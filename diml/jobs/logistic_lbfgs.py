@@ -31,4 +31,4 @@ def train(run: Run, flags: Namespace) -> None:
         state = step(state, run.smooth, run.l1, memory=flags.memory, tolerance=tolerance)
         # States are never changed in place, so the checkpoint may keep a reference.
         run.checkpoint(state.tree(), lazy=True)
-    run.finish(losses, state.w)
+    run.finish(losses, state.w, state.done)

@@ -43,6 +43,15 @@ def _losses(path: Path) -> list[list[str]]:
     return [line[2:] for line in lines]
 
 
+@pytest.mark.parametrize("method", ["lbfgs", "admm"])
+def test_who_runs_out_of_iterations_says_so(method: str, tmp_path: Path) -> None:
+    data = write_examples(tmp_path / "x.svm")
+    words = "--tolerance was not reached, raise --num_iterations"
+    args = ["--datafile", data, "--method", method, "--l2", "1e-2"]
+    assert words in _run(1, *args, "--num_iterations", "2").stdout
+    assert words not in _run(1, *args, "--tolerance", "1e-2").stdout
+
+
 @pytest.mark.parametrize(
     ("method", "drills"),
     [("lbfgs", "1,2,1,0 0,5,0,0 1,6,1,1,inside"), ("admm", "0,3,1,0 1,5,1,0,inside")],
