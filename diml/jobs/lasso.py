@@ -64,7 +64,7 @@ def parser() -> JobParser:
         help="choose λ by F-fold cross-validation on a path of --path (100) values from λmax down "
         "to --lambda_ratio (0.001) of it; each worker then reads all of X")  # fmt: skip
     add("--loss", choices=("squared", "logistic"), default="squared",
-        help="squared (default); logistic: y holds two classes, the larger is predicted")  # fmt: skip
+        help="squared (default); logistic: y holds two classes, the larger predicted")  # fmt: skip
     add("--l1_ratio", type=real(above=0, most=1), default=1.0, metavar="R",
         help="elastic net: λ(R‖β‖₁ + ½(1−R)‖β‖²) (default 1)")  # fmt: skip
     add(
