@@ -146,11 +146,13 @@ class Watchdog:
         if self._launcher is None or os.getppid() == self._launcher:
             return
         self._alone_ticks += 1
+        if self._alone_ticks == 1:
+            # At once: MPI may end this process before the time is over.
+            with contextlib.suppress(OSError):
+                drop_segments()
         if self._alone_ticks >= ticks(_ALONE_MOST_S):
             with contextlib.suppress(OSError):
                 print("diml: the launcher is gone; ending", file=sys.stderr, flush=True)
-            with contextlib.suppress(OSError):
-                drop_segments()
             os._exit(1)
 
     def _give_up(self, entry: _Limit) -> None:
