@@ -12,7 +12,6 @@ is the same loop with a server that steps once a round, on the sum over all work
 from __future__ import annotations
 
 import math
-import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,7 +44,7 @@ ON_COLLECTIVES: dict[str, Callable[[Run, Namespace], None]] = {
 }
 METHODS = (*ON_SERVERS, *ON_COLLECTIVES)
 RULES = ("sgd", "adagrad", "adarevision", "ftrl")
-_COLUMNS = "epoch,seconds,train_loss,objective,train_accuracy,test_loss,test_accuracy"
+_COLUMNS = "epoch,seconds,train_loss,objective,train_accuracy,test_loss,test_accuracy,eval_seconds"
 
 
 def parser() -> JobParser:
@@ -112,13 +111,16 @@ def rule_options(flags: Namespace, examples_a_step: int) -> dict[str, Any]:
 
 
 class Output:
-    """Worker 0's files: PREFIX.loss, a flushed line an epoch, and the model at the end."""
+    """Worker 0's files: PREFIX.loss, a flushed line an epoch, and the model at the end.
+
+    `times` are `seconds` and `eval_seconds` of the last line.
+    """
 
     def __init__(self, prefix: str | None, train: Examples, intercept: bool) -> None:
         self._prefix = prefix
         self._facts: Any = (intercept, train.labels, train.base)
         self.epochs_written = 0
-        self._begun = time.time()
+        self.times = (0.0, 0.0)
 
     def begin(self, fresh: bool) -> None:
         """Open the losses: anew, or to go on with those of a run that this one continues."""
@@ -135,7 +137,8 @@ class Output:
             raise Misuse(f"--output_prefix: cannot write {path}: {error.strerror}") from None
         self.epochs_written = len(whole) - 1
         if self.epochs_written:
-            self._begun -= float(whole[-1].split(",")[1])
+            cells = whole[-1].split(",")
+            self.times = float(cells[1]), float(cells[-1])
 
     def write(self, losses: Losses) -> None:
         """One epoch's line."""
@@ -145,8 +148,8 @@ class Output:
         held_out = (losses.test_loss, losses.test_accuracy)
         cells = [f"{x:.9g}" for x in numbers]
         cells += ["" if math.isnan(x) else f"{x:.9g}" for x in held_out]
-        seconds = f"{time.time() - self._begun:.4f}"
-        self._file.write(",".join([str(losses.epoch), seconds, *cells]) + "\n")
+        seconds, evaluating = f"{losses.seconds:.4f}", f"{losses.eval_seconds:.4f}"
+        self._file.write(",".join([str(losses.epoch), seconds, *cells, evaluating]) + "\n")
         self._file.flush()
 
     def finish(self, weights: NDArray[Any]) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from diml.jobs.account import Account
 from diml.jobs.logistic_data import Examples, share_of
 from diml.jobs.logistic_model import auc, log_loss
-from diml.jobs.logistic_train import Losses
+from diml.jobs.logistic_train import Losses, Watch
 from diml.kernels.logistic import loss_and_hits
 from diml.kernels.logistic_batch import add_loss_gradient
 from diml.report.progress import Progress
@@ -33,6 +33,7 @@ class Output(Protocol):
     """The files of worker 0 (`diml.jobs.logistic.Output`)."""
 
     epochs_written: int
+    times: tuple[float, float]
 
     def begin(self, fresh: bool) -> None: ...
     def write(self, losses: Losses) -> None: ...
@@ -92,7 +93,7 @@ class Run:
         self._test_total = 0 if test is None else test.total
         self._held_out = test
         self._output, self._flags = output, flags
-        self._next = 0
+        self._next, self._watch = 0, Watch()
         self._progress = Progress.of(job, f"logistic {flags.method}", flags.num_iterations)
         self._account = Account(job, "examples")
 
@@ -102,6 +103,7 @@ class Run:
         if self._output is not None:
             self._output.begin(fresh=found[0] == 0 and self.job.incarnation == 0)
             self._next = self._output.epochs_written
+            self._watch.go_on(*self._output.times)
         return found
 
     def allreduce(self, mine: Floats) -> Floats:
@@ -126,17 +128,19 @@ class Run:
         """The model's losses and accuracies on all rows; one allreduce, in which the workers also
         tell their seconds of work."""
         mine = np.zeros(4 + self.job.size)
-        mine[:2] = self.part.loss_and_hits(w)
-        if self._test is not None:
-            mine[2:4] = self._test.loss_and_hits(w)
-        mine[4:] = self._account.busy(self.job.rank, self.job.size)
-        sums = self.allreduce(mine)
+        with self._watch.evaluation():
+            mine[:2] = self.part.loss_and_hits(w)
+            if self._test is not None:
+                mine[2:4] = self._test.loss_and_hits(w)
+            mine[4:] = self._account.busy(self.job.rank, self.job.size)
+            sums = self.allreduce(mine)
         self._account.compare(sums[4:])
         loss, hits = float(sums[0]) / self.total, float(sums[1]) / self.total
         held_out = (math.nan, math.nan)
         if self._test_total:
             held_out = (float(sums[2]) / self._test_total, float(sums[3]) / self._test_total)
-        return Losses(iteration, loss, loss + self.penalty(w), hits, *held_out)
+        times = self._watch.seconds, self._watch.eval_seconds
+        return Losses(iteration, loss, loss + self.penalty(w), hits, *held_out, *times)
 
     def tell(self, losses: Losses) -> None:
         """Worker 0 writes an iteration's line, once in the run; all write their events."""

@@ -8,7 +8,9 @@ replacement repeats it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,9 +25,8 @@ from diml.ps.client import ParameterServer
 from diml.ps.kv import KeyValues
 from diml.ps.table import Table
 
-# Columns of the table of losses.
-TRAIN_LOSS, TRAIN_HITS, TEST_LOSS, TEST_HITS, EXAMPLES = range(5)
-_COLUMNS = 5
+# Columns of the table of losses; the last three are worker 0's alone.
+TRAIN_LOSS, TRAIN_HITS, TEST_LOSS, TEST_HITS, EXAMPLES, PENALTY, SECONDS, EVAL_SECONDS = range(8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,10 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """The model after so many epochs, as all workers' parts of it were recorded."""
+    """The model after so many epochs, as all workers' parts of it were recorded.
+
+    `seconds` and `eval_seconds` are worker 0's: see `Watch`.
+    """
 
     epoch: int
     train_loss: float
@@ -53,6 +57,32 @@ class Losses:
     train_accuracy: float
     test_loss: float
     test_accuracy: float
+    seconds: float
+    eval_seconds: float
+
+
+class Watch:
+    """Wall time (s) since the data are in memory: of evaluation, and of all else."""
+
+    def __init__(self) -> None:
+        self._begun, self.eval_seconds = time.time(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Without the evaluation."""
+        return time.time() - self._begun - self.eval_seconds
+
+    def go_on(self, seconds: float, eval_seconds: float) -> None:
+        """Go on from what a former run, or a former life, has told last."""
+        self._begun = time.time() - seconds - eval_seconds
+        self.eval_seconds = eval_seconds
+
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """What is done in a `with` block is evaluation."""
+        begun = time.time()
+        yield
+        self.eval_seconds += time.time() - begun
 
 
 def check_finite(numbers: NDArray[np.float64], epoch: int) -> None:
@@ -118,9 +148,10 @@ class Training:
         self._train, self._test = share_of(train), None if test is None else share_of(test)
         self._examples = (train.total, test.total if test is not None else 0)
         self._batches = Minibatches(self._train, course.per_epoch, seed, ps.worker)
-        self._losses: Table = ps.table("losses", course.epochs + 1, _COLUMNS + 1, "float64")
+        self._losses: Table = ps.table("losses", course.epochs + 1, EVAL_SECONDS + 1, "float64")
         self._reported = 0
         self._gradient = Gradient(threads)
+        self._watch = Watch()
         self._account, self._pace = account, SharedPace(ps, ps.table, account)
 
     def run(self, report: Callable[[Losses], None], first_report: int) -> NDArray[np.float64]:
@@ -128,6 +159,9 @@ class Training:
         from `first_report` on, in order, once all workers' parts are there."""
         ps, course = self._ps, self._course
         self._reported = first_report
+        if ps.worker == 0 and ps.clock_now:
+            told = self._losses.get(np.arange(course.epochs + 1))
+            self._watch.go_on(*told[:, SECONDS:].max(axis=0))
         for clock in range(ps.clock_now, course.clocks):
             epoch, first = divmod(clock, course.per_epoch)
             if first == 0:
@@ -157,21 +191,23 @@ class Training:
 
     def _record(self, epoch: int) -> None:
         """Add this worker's part of the losses after so many epochs to the table."""
-        weights = self._account.waiting(self._weights.pull, self._keys)
-        row = np.zeros((1, _COLUMNS + 1))
-        parts = ((self._train, TRAIN_LOSS), (self._test, TEST_LOSS))
-        for part, column in parts:
-            if part is not None:
-                X = part.X
-                data = np.ascontiguousarray(X.data, np.float64)
-                row[0, column : column + 2] = loss_and_hits(
-                    X.indptr, X.indices, data, part.y, weights
-                )
+        row = np.zeros((1, EVAL_SECONDS + 1))
+        with self._watch.evaluation():
+            weights = self._account.waiting(self._weights.pull, self._keys)
+            parts = ((self._train, TRAIN_LOSS), (self._test, TEST_LOSS))
+            for part, column in parts:
+                if part is not None:
+                    X = part.X
+                    data = np.ascontiguousarray(X.data, np.float64)
+                    row[0, column : column + 2] = loss_and_hits(
+                        X.indptr, X.indices, data, part.y, weights
+                    )
         row[0, EXAMPLES] = len(self._train.y)
         if self._ps.worker == 0:
             with np.errstate(over="ignore"):
                 penalty = self._course.l1 * np.abs(weights).sum()
-                row[0, _COLUMNS] = penalty + 0.5 * self._course.l2 * weights @ weights
+                row[0, PENALTY] = penalty + 0.5 * self._course.l2 * weights @ weights
+            row[0, SECONDS:] = self._watch.seconds, self._watch.eval_seconds
         check_finite(row, epoch)
         self._losses.inc([epoch], row)
         self._pace.tell()
@@ -187,9 +223,9 @@ class Training:
                 return
             mean = row[TRAIN_LOSS] / train
             held_out = (row[TEST_LOSS] / test, row[TEST_HITS] / test) if test else (np.nan,) * 2
-            objective = mean + row[_COLUMNS]
+            objective = mean + row[PENALTY]
             check_finite(row, self._reported)
             hits = row[TRAIN_HITS] / train
             self._pace.hear()
-            report(Losses(self._reported, mean, objective, hits, *held_out))
+            report(Losses(self._reported, mean, objective, hits, *held_out, *row[SECONDS:]))
             self._reported += 1

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diml.events import read_events
+from tests.helpers.losses import loss_lines
 from tests.helpers.mpi import CHECKOUT, Finished, run_mpi
 
 DATA = CHECKOUT.parent / "shared/data/logistic"
@@ -38,9 +39,9 @@ def _run(n: int, *args: object, drills: str = "", spares: int = 0) -> Finished:
 
 def _losses(path: Path) -> list[list[str]]:
     """The loss file without its seconds, after the check that each iteration stands once."""
-    lines = [line.split(",") for line in path.read_text().splitlines()[1:]]
+    lines = loss_lines(path)
     assert [int(line[0]) for line in lines] == list(range(len(lines)))
-    return [line[2:] for line in lines]
+    return [line[2:-1] for line in lines]
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "admm"])

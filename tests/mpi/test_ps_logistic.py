@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.losses import loss_lines
 from tests.helpers.mpi import Finished, run_mpi, start_mpi
 
 JOB = ["-m", "diml.jobs.logistic"]
@@ -43,7 +44,7 @@ def _run(path: Path, name: str, *args: object, drills: str = "", spares: int = 0
 
 def _objectives(path: Path) -> list[float]:
     """Column by epoch, after the check that each epoch stands once."""
-    lines = [line.split(",") for line in path.read_text().splitlines()[1:]]
+    lines = loss_lines(path)
     assert [int(line[0]) for line in lines] == list(range(13))
     return [float(line[3]) for line in lines]
 
