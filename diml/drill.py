@@ -95,6 +95,6 @@ class DrillPlan:
     def strike(
         self, rank: int, version: int, sequence: int, incarnation: int, point: str
     ) -> str | None:
-        """The signal's name (KILL or STOP) if a drill is due exactly here, else None."""
+        """The signal's name (KILL or STOP) if a drill is due exactly here, else None. Once only."""
         assert point in POINTS, point
-        return self._signals.get((rank, version, sequence, incarnation, point))
+        return self._signals.pop((rank, version, sequence, incarnation, point), None)

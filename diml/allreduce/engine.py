@@ -362,6 +362,8 @@ class Engine:
             request.site,
             lambda: self._driver.perform(lambda: core.collective(request), execute),
         )
+        # It was not struck where the result has come out of a log: then no call was made.
+        self._world.drill(version, sequence, "inside")
         self._world.drill(version, sequence, "after")
         return result
 

@@ -60,6 +60,7 @@ def test_a_plan_strikes_at_its_coordinates_only() -> None:
     plan = DrillPlan(parse_drills("1,2,3,0 1,2,3,1,checkpoint,STOP"))
     assert plan.strike(1, 2, 3, 0, "entry") == "KILL"
     assert plan.strike(1, 2, 3, 1, "checkpoint") == "STOP"
+    assert plan.strike(1, 2, 3, 1, "checkpoint") is None, "it strikes once"
     for miss in [(0, 2, 3, 0), (1, 1, 3, 0), (1, 2, 2, 0), (1, 2, 3, 1), (1, 2, 3, 2)]:
         assert plan.strike(*miss, "entry") is None
     assert plan.strike(1, 2, 3, 0, "inside") is None
