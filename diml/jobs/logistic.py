@@ -43,7 +43,8 @@ ON_COLLECTIVES: dict[str, Callable[[Run, Namespace], None]] = {
     "admm": logistic_admm.train,
 }
 METHODS = (*ON_SERVERS, *ON_COLLECTIVES)
-RULES = ("sgd", "adagrad", "adarevision", "ftrl")
+# By rule, the step size where none is given.
+RULES = {"sgd": 5.0, "adagrad": 1.0, "adarevision": 0.1, "ftrl": 0.1}
 _COLUMNS = "epoch,seconds,train_loss,objective,train_accuracy,test_loss,test_accuracy,eval_seconds"
 
 
@@ -60,10 +61,11 @@ def parser() -> JobParser:
     add("--staleness", type=at_least(0), help="async: clocks that a read may lack (no bound)")
     add("--l1", type=real(least=0), default=0.0, help="weight λ1 on the mean loss (default 0)")
     add("--l2", type=real(least=0), default=0.0, help="weight λ2 on the mean loss (default 0)")
-    add("--rule", choices=RULES, default="sgd", help="the server's update rule (default sgd)")
-    add("--init_step_size", type=real(above=0), help="x of x(y+t)^-z (5), or of the rule (0.1)")
-    tune("--step_size_offset", type=real(least=0), default=100.0, help="y (default 100)")
-    tune("--step_size_pow", type=real(least=0), default=0.5, help="z (default 0.5)")
+    add("--rule", choices=RULES, default="adagrad", help="the server's update rule (adagrad)")
+    steps = "of the rule: adagrad 1, sgd 5 (x of x(y+t)^-z), others 0.1"
+    add("--init_step_size", type=real(above=0), help=steps)
+    tune("--step_size_offset", type=real(least=0), default=100.0, help="sgd: y (100)")
+    tune("--step_size_pow", type=real(least=0), default=0.5, help="sgd: z (0.5)")
     tolerance = real(least=0, most=1)
     tune("--tolerance", type=tolerance, help="when to stop: lbfgs (1e-6), admm (1e-4)")
     tune("--memory", type=at_least(1), default=10, help="lbfgs: pairs of differences kept (10)")
@@ -93,14 +95,13 @@ def rule_options(flags: Namespace, examples_a_step: int) -> dict[str, Any]:
     same whatever the batch size: the step of a sum is so much shorter, a penalty so much heavier.
     """
     penalties = {"l1": flags.l1 * examples_a_step, "l2": flags.l2 * examples_a_step}
+    step = flags.init_step_size or RULES[flags.rule]
     if flags.rule == "sgd":
-        step = (flags.init_step_size or 5.0) / examples_a_step
         schedule = {
             "step_size_offset": flags.step_size_offset,
             "step_size_pow": flags.step_size_pow,
         }
-        return {"step_size": step, **schedule, **penalties}
-    step = flags.init_step_size or 0.1
+        return {"step_size": step / examples_a_step, **schedule, **penalties}
     if flags.rule == "adagrad":
         return {"step_size": step, **penalties}
     if flags.rule == "ftrl":

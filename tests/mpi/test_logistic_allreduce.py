@@ -147,8 +147,8 @@ def test_admm_on_the_census_and_both_on_mushrooms() -> None:
 @needs_data
 @pytest.mark.parametrize("method", ["sync-sgd", "async-sgd"])
 def test_sgd_on_the_census_and_on_mushrooms(method: str) -> None:
-    # Epochs enough that the order in which the workers happen to arrive does not matter.
-    flags = ["--rule", "adagrad", "--init_step_size", 1.0, "--num_epochs", 60]
-    # Two workers and a server.
+    # Two workers and a server. Epochs enough that the order in which the workers happen to arrive
+    # does not matter; the default number is enough where there is one worker.
     assert _accuracy(3, method, *CENSUS, "--num_epochs", 5) >= 0.845
-    assert _accuracy(3, method, *MUSHROOMS, *flags) >= 0.999
+    assert _accuracy(3, method, *MUSHROOMS, "--num_epochs", 30) >= 0.999
+    assert _accuracy(1, method, *MUSHROOMS) >= 0.999
