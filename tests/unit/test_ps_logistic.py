@@ -87,9 +87,12 @@ def test_threads_share_a_minibatch() -> None:
 
 
 def test_steps_and_penalties_are_those_of_the_mean() -> None:
-    flags = parser().parse_args(["--datafile", "x", "--l1", "0.5", "--init_step_size", "3"])
+    words = ["--datafile", "x", "--l1", "0.5"]
+    flags = parser().parse_args([*words, "--rule", "sgd", "--init_step_size", "3"])
     assert rule_options(flags, 10)["step_size"] == pytest.approx(0.3)
     assert rule_options(flags, 10)["l1"] == pytest.approx(5)
+    # AdaGrad's step does not hang on the scale of the gradients.
+    assert rule_options(parser().parse_args(words), 10) == {"step_size": 1.0, "l1": 5.0, "l2": 0.0}
 
 
 def test_a_loss_that_is_not_finite_ends_with_what_to_do() -> None:
