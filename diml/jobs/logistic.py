@@ -132,6 +132,8 @@ class Output:
             if fresh or not path.exists():
                 path.write_text(_COLUMNS + "\n", encoding="ascii")
             whole = [line for line in path.read_text("ascii").splitlines(True) if "\n" in line]
+            if whole and whole[0] != _COLUMNS + "\n":
+                raise Misuse(f"--output_prefix: {path} has other columns: give another prefix")
             path.write_text("".join(whole), encoding="ascii")
             self._file = path.open("a", encoding="ascii")
         except OSError as error:

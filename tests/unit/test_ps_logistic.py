@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from diml.errors import DimlError, Misuse
-from diml.jobs.logistic import parser, rule_options
+from diml.jobs.logistic import Output, parser, rule_options
 from diml.jobs.logistic_data import Examples, Minibatches, load, share_of, widened
 from diml.jobs.logistic_train import Gradient, check_finite
 from diml.kernels.logistic import gradient_sum, loss_and_hits
@@ -93,6 +93,14 @@ def test_steps_and_penalties_are_those_of_the_mean() -> None:
     assert rule_options(flags, 10)["l1"] == pytest.approx(5)
     # AdaGrad's step does not hang on the scale of the gradients.
     assert rule_options(parser().parse_args(words), 10) == {"step_size": 1.0, "l1": 5.0, "l2": 0.0}
+
+
+def test_losses_with_other_columns_are_not_gone_on_with(tmp_path: Path) -> None:
+    X, y, _ = _problem()
+    (tmp_path / "m.loss").write_text("epoch,seconds,train_loss\n0,0.1,0.7\n")
+    train = Examples(X, y, 40, (-1.0, 1.0), 1)
+    with pytest.raises(Misuse, match=r"m\.loss has other columns: give another prefix"):
+        Output(str(tmp_path / "m"), train, intercept=False).begin(fresh=False)
 
 
 def test_a_loss_that_is_not_finite_ends_with_what_to_do() -> None:
